@@ -1,0 +1,90 @@
+// C functions beside RegisterCustomOps, reached by onnx_ternary/_native.py through ctypes: packers,
+// kernel lists, and one kernel run without a session. Functions that can fail return 0 on success
+// and otherwise write a message of at most error_bytes (terminated) to error.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define OTN_EXPORT __declspec(dllexport)
+#else
+#define OTN_EXPORT __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Raised when a function here changes; _native.py refuses another number.
+#define OTN_ABI_VERSION 1
+OTN_EXPORT int32_t otn_abi_version(void);
+
+// Valid until the next call on the same thread.
+OTN_EXPORT const char* otn_kernels_json(void);
+OTN_EXPORT int32_t otn_force_isa(const char* isa, char* error, size_t error_bytes);
+OTN_EXPORT int32_t otn_force_kernel(const char* kernel, char* error, size_t error_bytes);
+
+// One TernaryIndexedMatMul node: attributes by the names and values of docs/op_spec.md, tensors as
+// in docs/index_format.md. codes_element_bytes is 1, 2 or 4.
+typedef struct OtnNode {
+  int64_t K;
+  int64_t N;
+  const char* index_format;
+  const char* storage;
+  const char* alphabet;
+  int64_t block_size;
+  int64_t block_width;
+  const char* algorithm;
+  int64_t group_size;
+  const char* activation;
+  const char* activation_rule;
+  float activation_epsilon;
+  int64_t activation_qmin;
+  int64_t activation_qmax;
+  int64_t format_version;
+  const void* codes;
+  const int64_t* codes_shape;
+  size_t codes_rank;
+  size_t codes_element_bytes;
+  const uint32_t* aux;
+  const int64_t* aux_shape;
+  size_t aux_rank;
+  const float* scale;
+  const int64_t* scale_shape;
+  size_t scale_rank;
+  const float* bias;
+  const int64_t* bias_shape;
+  size_t bias_rank;
+} OtnNode;
+
+// Validates a node exactly as kernel creation does in a session.
+OTN_EXPORT int32_t otn_validate(const OtnNode* node, char* error, size_t error_bytes);
+
+// Y (rows, N) = X (rows, K) @ W + bias, float32, through the named kernel, or through the one the
+// selection table gives and with the op's own guards for non-finite and extreme rows where kernel is
+// null. Columns are split in num_parts parts, which run one after another (the result must not
+// depend on it). used (used_bytes) receives the kernel's name.
+OTN_EXPORT int32_t otn_run(const OtnNode* node, const char* kernel, const float* x, int64_t rows,
+                           int64_t num_parts, float* y, char* used, size_t used_bytes, char* error,
+                           size_t error_bytes);
+
+// Packs levels (K, N) int8 in {-1, 0, 1}, row-major, as docs/index_format.md section 2 says into
+// codes (codes_bytes, the full size of the tensor).
+OTN_EXPORT int32_t otn_pack(const int8_t* levels, int64_t K, int64_t N, const char* storage,
+                            const char* alphabet, int64_t block_size, uint8_t* codes,
+                            size_t codes_bytes, char* error, size_t error_bytes);
+OTN_EXPORT int32_t otn_unpack(const uint8_t* codes, size_t codes_bytes, int64_t K, int64_t N,
+                              const char* storage, const char* alphabet, int64_t block_size,
+                              int8_t* levels, char* error, size_t error_bytes);
+
+// Section 3. permutation has element_bytes 2 or 4; sizes are checked against the attributes.
+OTN_EXPORT int32_t otn_pack_rsr(const int8_t* levels, int64_t K, int64_t N, const char* storage,
+                                const char* alphabet, int64_t block_width, int64_t group_size,
+                                void* permutation, size_t element_bytes, size_t permutation_bytes,
+                                uint32_t* segment_offsets, size_t segment_offsets_bytes,
+                                char* error, size_t error_bytes);
+
+#ifdef __cplusplus
+}
+#endif

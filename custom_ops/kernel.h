@@ -1,0 +1,98 @@
+// What a kernel is: plain data and function pointers, so that files compiled for one instruction
+// set include C headers only (a weak C++ symbol compiled for AVX2 could be picked by the linker for
+// code that runs everywhere).
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace onnx_ternary {
+
+enum class IndexFormat : uint8_t { packed, rsr };
+enum class Storage : uint8_t { two_bit, dense, one_bit, planes, base3 };
+enum class Alphabet : uint8_t { ternary, binary_pm, binary_01 };
+enum class Algorithm : uint8_t { automatic, rsr, rsr_plus_plus };
+enum class Activation : uint8_t { float32, int8 };
+enum class ActivationRule : uint8_t { none, absmax_division, absmax_reciprocal };
+enum class ScaleKind : uint8_t { per_tensor, per_column, per_group };
+enum class Isa : uint8_t { scalar, portable, avx2 };
+
+// One weight matrix as kernels see it: validated, immutable, shared by concurrent calls.
+// Layouts: docs/index_format.md. Pointers have no alignment beyond that of bytes for `codes`
+// (memory-mapped files), natural alignment otherwise.
+struct Layer {
+  int64_t K;
+  int64_t N;
+  IndexFormat index_format;
+  Storage storage;  // never `dense`: expanded to two_bit when the layer is made
+  Alphabet alphabet;
+  Algorithm algorithm;
+  Activation activation;
+  ActivationRule activation_rule;
+
+  // packed: (num_column_tiles, num_k_blocks, 4, block_bytes) uint8
+  const uint8_t* codes;
+  int64_t block_size;
+  int64_t block_bytes;
+  int64_t num_k_blocks;
+  int64_t num_column_tiles;
+
+  // rsr: permutation (num_planes, num_blocks, K) uint16 or uint32, the one that is not null;
+  // segment_offsets (num_planes, num_blocks, num_groups, num_patterns + 1) uint32
+  const uint16_t* permutation_u16;
+  const uint32_t* permutation_u32;
+  const uint32_t* segment_offsets;
+  int64_t block_width;
+  int64_t num_blocks;
+  int64_t num_planes;
+  int64_t num_patterns;
+
+  // scale: (), (N,) or (num_groups, N) float32
+  const float* scale;
+  ScaleKind scale_kind;
+  int64_t group_size;  // rows a scale group; K where scales are not per group
+  int64_t num_groups;
+
+  const float* bias;  // (N,) float32, or null for no bias
+
+  float activation_epsilon;
+  int32_t activation_qmin;
+  int32_t activation_qmax;
+};
+
+// A kernel computes Y = X @ W (+ bias) for a tile of rows, columns split between calls.
+//
+//   x         (rows, K) float32, row-major, contiguous
+//   y         (rows, N) float32, row-major, contiguous; a call writes columns [begin, end)
+//   prepared  what depends on x alone (quantised rows, transposes); written by one prepare() call
+//             before any compute() of the tile, then read by all
+//   scratch   private to one compute() call
+//
+// prepared and scratch are 64-byte aligned. The result of a column depends neither on begin and end
+// nor on which thread runs the call. Nothing throws and nothing allocates.
+struct Kernel {
+  const char* name;
+  IndexFormat index_format;
+  Activation activation;
+  Isa isa;
+
+  // Whether the kernel can serve the layer at all (block size, storage, alphabet, algorithm).
+  bool (*accepts)(const Layer* layer);
+
+  int64_t max_rows;     // of a tile
+  int64_t column_step;  // begin and end are multiples of it (end may be N)
+
+  // Length of the longest chain of float32 additions for this layer, T of docs/op_spec.md.
+  int64_t (*addition_depth)(const Layer* layer);
+  // Rows are rounded to fixed point relative to their largest magnitude, so rows with an extreme
+  // crest factor go to another kernel.
+  bool fixed_point;
+
+  size_t (*prepared_bytes)(const Layer* layer, int64_t rows);
+  void (*prepare)(const Layer* layer, const float* x, int64_t rows, void* prepared);
+  size_t (*scratch_bytes)(const Layer* layer, int64_t rows, int64_t num_columns);
+  void (*compute)(const Layer* layer, const float* x, int64_t rows, const void* prepared,
+                  int64_t begin, int64_t end, float* y, void* scratch);
+};
+
+}  // namespace onnx_ternary
