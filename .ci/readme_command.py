@@ -11,9 +11,8 @@ from pathlib import Path
 def readme_command(name: str) -> str:
     """The shell lines of the named command; raises SystemExit if there is not exactly one."""
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(
-        rf"<!-- command: {re.escape(name)} -->\s*```(?:bash|console|sh)\n(.*?)```", readme, re.DOTALL
-    )
+    marker = rf"<!-- command: {re.escape(name)} -->"
+    blocks = re.findall(rf"{marker}\s*```(?:bash|sh)\n(.*?)```", readme, re.DOTALL)
     if len(blocks) != 1:
         raise SystemExit(f"README.md has {len(blocks)} commands named {name!r}, expected 1")
     return str(blocks[0]).strip()

@@ -25,10 +25,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
+from torch.nn import functional
 
 NUM_TEST_IMAGES = 450
 HIDDEN = 512
@@ -49,7 +49,7 @@ class TernaryLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_features) to (batch, out_features), float32."""
         straight_through = self.weight + (ternary(self.weight) - self.weight).detach()
-        return F.linear(x, straight_through, self.bias)
+        return functional.linear(x, straight_through, self.bias)
 
     def as_linear(self) -> nn.Linear:
         """The same layer with the ternary weights as its stored ones."""
@@ -73,7 +73,7 @@ def train(images: Tensor, labels: Tensor) -> nn.Sequential:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     for epoch in range(EPOCHS):
         for batch in torch.randperm(len(images)).split(BATCH_SIZE):
-            loss = F.cross_entropy(model(images[batch]), labels[batch])
+            loss = functional.cross_entropy(model(images[batch]), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
