@@ -1,0 +1,83 @@
+"""The digits example, float MatMul against the converted model, through onnxruntime sessions.
+
+python benchmarks/bench_example.py [--threads 1] [--rounds 31] [--json results.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from harness import Candidate, conditions, measure
+from rich.console import Console
+from rich.table import Table
+
+import onnx_ternary
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+BATCH_SIZES = (1, 8, 64, 450)
+
+
+def main() -> None:
+    """Convert, check, time and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    model = EXAMPLES / "digits_mlp.onnx"
+    with np.load(EXAMPLES / "digits_mlp.npz") as data:
+        images = data["images"]
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = arguments.threads
+    providers = ["CPUExecutionProvider"]
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder) / "converted.onnx"
+        onnx_ternary.optimize(model).save(converted)
+        sessions = {
+            "float MatMul": ort.InferenceSession(model, session_options, providers=providers),
+            "onnx-ternary": onnx_ternary.InferenceSession(converted, session_options),
+        }
+
+    rows = []
+    for batch_size in BATCH_SIZES:
+        batch = {"image": images[:batch_size]}
+        outputs = [session.run(None, batch)[0] for session in sessions.values()]
+        np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-4)
+        timings = measure(
+            [
+                Candidate(name, lambda session=session: session.run(None, batch)[0])
+                for name, session in sessions.items()
+            ],
+            rounds=arguments.rounds,
+            threads=arguments.threads,
+        )
+        ours, theirs = timings["onnx-ternary"], timings["float MatMul"]
+        rows.append(
+            {
+                "batch": batch_size,
+                "float MatMul us": theirs.median * 1e6,
+                "onnx-ternary us": ours.median * 1e6,
+                "spread": max(ours.spread, theirs.spread),
+                "times faster": ours.ratio_to(theirs),
+            }
+        )
+
+    console = Console()
+    facts = conditions() | {"threads": str(arguments.threads)}
+    console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" for value in row.values()))
+    console.print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"conditions": facts, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

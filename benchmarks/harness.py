@@ -1,0 +1,114 @@
+"""What every benchmark here shares: interleaved rounds, medians with spread, printed conditions.
+
+Candidates run in one process, one after the other in every round, in an order that rotates, so that
+a machine that slows down slows all of them. A ratio is the median of the rounds' ratios. Outputs
+are checked before anything is timed.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import onnx_ternary
+
+# onnxruntime's idle pool threads spin for a while after a run and would slow the next candidate.
+SPIN_DOWN_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One competitor: ``run`` does the timed work and returns its output."""
+
+    name: str
+    run: Callable[[], NDArray[np.floating]]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds a call, one entry a round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median over the rounds, seconds a call."""
+        return float(np.median(self.seconds))
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, relative to the median."""
+        low, high = np.percentile(self.seconds, [25, 75])
+        return float((high - low) / 2 / self.median)
+
+    def ratio_to(self, other: Timing) -> float:
+        """How many times faster than ``other``: the median of the rounds' ratios."""
+        return float(np.median(np.divide(other.seconds, self.seconds)))
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    *,
+    rounds: int = 15,
+    seconds_a_round: float = 0.02,
+    threads: int = 1,
+) -> dict[str, Timing]:
+    """Time all candidates side by side.
+
+    Args:
+        candidates: The competitors, at least one.
+        rounds: How often each is timed.
+        seconds_a_round: At least this long is each timed in a round.
+        threads: Threads each uses; above 1 their pools are left to stop spinning in between.
+
+    Returns:
+        The timing of each candidate by name.
+    """
+    calls = {}
+    for candidate in candidates:
+        candidate.run()
+        start = time.perf_counter()
+        candidate.run()
+        once = time.perf_counter() - start
+        calls[candidate.name] = max(1, int(seconds_a_round / once))
+    samples: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    for number in range(rounds):
+        shift = number % len(candidates)
+        for candidate in [*candidates[shift:], *candidates[:shift]]:
+            if threads > 1:
+                time.sleep(SPIN_DOWN_SECONDS)
+            candidate.run()
+            count = calls[candidate.name]
+            start = time.perf_counter()
+            for _ in range(count):
+                candidate.run()
+            samples[candidate.name].append((time.perf_counter() - start) / count)
+    return {name: Timing(tuple(seconds)) for name, seconds in samples.items()}
+
+
+def conditions() -> dict[str, str]:
+    """The processor and the versions a result was measured with."""
+    packages = ("onnxruntime", "onnx", "numpy")
+    return {
+        "cpu": _cpu_name(),
+        "isa": ", ".join(onnx_ternary.list_kernels()["cpu"]),
+        "python": platform.python_version(),
+        "onnx-ternary": onnx_ternary.__version__,
+        **{name: version(name) for name in packages},
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,425 @@
+"""The command line: ``onnx-ternary optimize | inspect | verify | info``.
+
+Exit codes are a contract: 0 done, 1 error, 2 usage, 3 verification failed, 4 a requirement not met.
+Nothing is written unless the code is 0.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import onnx_ternary
+from onnx_ternary.convert import Conversion, Requirements, convert
+from onnx_ternary.errors import OnnxTernaryError, RequirementError, VerificationError
+from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.report import Report
+from onnx_ternary.verify import VerificationReport, load_inputs, verify
+
+
+class ExitCode(IntEnum):
+    """What the process returns."""
+
+    DONE = 0
+    ERROR = 1
+    USAGE = 2
+    VERIFICATION_FAILED = 3
+    REQUIREMENT_NOT_MET = 4
+
+
+class _Group(click.Group):
+    """Turns this package's errors into a message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VerificationError as error:
+            code, message = ExitCode.VERIFICATION_FAILED, str(error)
+        except RequirementError as error:
+            code, message = ExitCode.REQUIREMENT_NOT_MET, str(error)
+        except OnnxTernaryError as error:
+            code, message = ExitCode.ERROR, str(error)
+        click.echo(f"Error: {message}", err=True)
+        ctx.exit(code)
+
+
+class _Output:
+    """Where a command prints; ``quiet`` keeps errors and warnings, ``verbose`` adds detail."""
+
+    def __init__(self, quiet: bool, verbose: bool) -> None:
+        self.console = Console(quiet=quiet)
+        self.errors = Console(stderr=True)
+        self.verbose = verbose
+        self.quiet = quiet
+
+    @contextmanager
+    def progress(self, description: str) -> Iterator[Callable[[str, int, int], None]]:
+        """A bar on stderr; yields ``update(node_name, done, total)``."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[node]}"),
+        )
+        hidden = self.quiet or not self.errors.is_terminal
+        with Progress(*columns, console=self.errors, transient=True, disable=hidden) as bar:
+            task = bar.add_task(description, total=None, node="")
+            yield lambda node, done, total: bar.update(task, completed=done, total=total, node=node)
+
+    def warn(self, message: str) -> None:
+        self.errors.print("Warning:", message, style="yellow", markup=False, highlight=False)
+
+
+def _quiet_and_verbose(command: Callable[..., None]) -> Callable[..., None]:
+    command = click.option("-v", "--verbose", is_flag=True, help="More detail.")(command)
+    return click.option("-q", "--quiet", is_flag=True, help="Errors and warnings only.")(command)
+
+
+def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that decide what is rewritten and how; shared by optimize and inspect."""
+    options = [
+        click.option(
+            "--include",
+            multiple=True,
+            metavar="GLOB",
+            help="Only nodes whose name matches (may be given more than once).",
+        ),
+        click.option(
+            "--exclude", multiple=True, metavar="GLOB", help="Not nodes whose name matches."
+        ),
+        click.option(
+            "--format",
+            "index_format",
+            type=click.Choice(["packed", "rsr"]),
+            default="packed",
+            show_default=True,
+            help="Index format: packed (fast, small) or rsr (the layout of arXiv 2411.06360).",
+        ),
+        click.option(
+            "--storage",
+            type=click.Choice(["2bit", "dense", "1bit", "planes", "base3"]),
+            help="Storage of the index; the default is 2bit (1bit for binary weights) or planes.",
+        ),
+        click.option(
+            "--block-width",
+            type=click.IntRange(1, 16),
+            help="rsr: columns a block (default: auto).",
+        ),
+        click.option("--algorithm", type=click.Choice(["rsr", "rsr++"]), help="rsr: which one."),
+        click.option(
+            "--activation",
+            type=click.Choice(["keep", "int8"]),
+            default="keep",
+            show_default=True,
+            help="int8 quantises each activation row (BitNet W1.58A8): faster, answers change.",
+        ),
+        click.option(
+            "--tolerance",
+            type=click.FloatRange(0.0, 0.5),
+            default=0.0,
+            show_default=True,
+            help="Admit weights this far (relative to the scale) from ternary; 0 means exact.",
+        ),
+        click.option(
+            "--min-elements",
+            type=click.IntRange(0),
+            default=OptimizeOptions().min_elements,
+            show_default=True,
+            help="Leave products with fewer weights alone.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(onnx_ternary.__version__, prog_name="onnx-ternary")
+def main() -> None:
+    """Make ONNX models with ternary weights smaller and faster, with the same answers."""
+
+
+@main.command("optimize")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path), required=False)
+@_selection_options
+@click.option(
+    "--verify/--no-verify",
+    "run_verify",
+    default=None,
+    help="Compare both models in onnxruntime before the output is written. Default: on for models "
+    "up to 2 GB.",
+)
+@click.option(
+    "--inputs",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Inputs for the verification, an .npz by input name (default: generated).",
+)
+@click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
+@click.option(
+    "--external-data",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Keep tensors in a file beside the model (auto: above 2 GB).",
+)
+@click.option(
+    "--function-body/--no-function-body",
+    default=True,
+    show_default=True,
+    help="Carry a definition in standard operators, so that the model runs without the library.",
+)
+@click.option("--require-rewrite", is_flag=True, help="Exit 4 if there is nothing to rewrite.")
+@click.option(
+    "--max-size-ratio",
+    type=click.FloatRange(0.0, min_open=True),
+    metavar="R",
+    help="Exit 4 if the output is larger than R times the input.",
+)
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report as JSON.",
+)
+@_quiet_and_verbose
+def optimize_command(
+    model: Path,
+    output: Path | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    index_format: Any,
+    storage: Any,
+    block_width: int | None,
+    algorithm: Any,
+    activation: Any,
+    tolerance: float,
+    min_elements: int,
+    run_verify: bool | None,
+    inputs: Path | None,
+    dry_run: bool,
+    external_data: Any,
+    function_body: bool,
+    require_rewrite: bool,
+    max_size_ratio: float | None,
+    report_path: Path | None,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Rewrite the ternary products of MODEL and write OUTPUT (default: MODEL.ternary.onnx)."""
+    out = _Output(quiet, verbose)
+    options = OptimizeOptions(
+        include=include,
+        exclude=exclude,
+        index_format=index_format,
+        storage=storage,
+        block_width=block_width,
+        algorithm=algorithm,
+        activation=activation,
+        tolerance=tolerance,
+        min_elements=min_elements,
+        external_data=external_data,
+        function_body=function_body,
+    )
+    target = output or model.with_suffix(".ternary.onnx")
+    with out.progress("Converting") as progress:
+        conversion = convert(
+            model,
+            None if dry_run else target,
+            options,
+            requirements=Requirements(rewrite=require_rewrite, max_size_ratio=max_size_ratio),
+            verify_result=run_verify,
+            inputs=load_inputs(inputs) if inputs else None,
+            report_path=report_path,
+            progress=progress,
+        )
+    _print_rewrites(out, conversion.report)
+    _print_notes(out, conversion.report)
+    _print_conversion(out, conversion, None if dry_run else target)
+
+
+@main.command("inspect")
+@click.argument("model", type=click.Path(path_type=Path))
+@_selection_options
+@click.option("--deep", is_flag=True, help="Check every index already in the model, code by code.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@_quiet_and_verbose
+def inspect_command(
+    model: Path,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    index_format: Any,
+    storage: Any,
+    block_width: int | None,
+    algorithm: Any,
+    activation: Any,
+    tolerance: float,
+    min_elements: int,
+    deep: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Say for every product of MODEL whether it would be rewritten, and if not, why."""
+    out = _Output(quiet, verbose)
+    options = OptimizeOptions(
+        include=include,
+        exclude=exclude,
+        index_format=index_format,
+        storage=storage,
+        block_width=block_width,
+        algorithm=algorithm,
+        activation=activation,
+        tolerance=tolerance,
+        min_elements=min_elements,
+    )
+    with out.progress("Reading") as progress:
+        report = optimize(model, options, progress=progress, check_indices=deep).report
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+        return
+    _print_rewrites(out, report)
+    _print_notes(out, report)
+
+
+@main.command("verify")
+@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("converted", type=click.Path(path_type=Path))
+@click.option(
+    "--inputs",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Inputs, an .npz by input name (default: generated from --seed).",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@_quiet_and_verbose
+def verify_command(
+    original: Path,
+    converted: Path,
+    inputs: Path | None,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Compare CONVERTED with ORIGINAL in onnxruntime, product by product and end to end."""
+    out = _Output(quiet, verbose)
+    report = verify(original, converted, inputs=load_inputs(inputs) if inputs else None, seed=seed)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        _print_verification(out, report)
+    if not report.passed:
+        raise VerificationError(report.summary())
+
+
+@main.command("info")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def info_command(as_json: bool) -> None:
+    """List the kernels: built, supported by this processor, selected for a number of rows."""
+    kernels = onnx_ternary.list_kernels()
+    if as_json:
+        click.echo(json.dumps(kernels, indent=2))
+        return
+    console = Console()
+    console.print(f"onnx-ternary {onnx_ternary.__version__}", highlight=False)
+    console.print(f"library: {onnx_ternary.get_library_path()}", highlight=False, soft_wrap=True)
+    console.print(f"processor: {', '.join(kernels['cpu']) or 'baseline'}", highlight=False)
+    table = Table("kernel", "format", "activation", "isa", "supported", "selected for rows")
+    for kernel in kernels["kernels"]:
+        rows = [
+            f"{row['rows_min']}-{row['rows_max'] or ''}"
+            for row in kernels["selection"]
+            if row["kernel"] == kernel["name"]
+        ]
+        table.add_row(
+            kernel["name"],
+            kernel["index_format"],
+            kernel["activation"],
+            kernel["isa"],
+            "yes" if kernel["supported"] else "no",
+            ", ".join(rows),
+        )
+    console.print(table)
+
+
+def _print_rewrites(out: _Output, report: Report) -> None:
+    table = Table("node", "operator", "K x N", "weights", "before", "after", "result")
+    for rewrite in report.rewrites:
+        table.add_row(
+            rewrite.node,
+            rewrite.pattern,
+            f"{rewrite.K} x {rewrite.N}",
+            f"{rewrite.alphabet}, scale {rewrite.scale_kind}",
+            _size(rewrite.bytes_before),
+            _size(rewrite.bytes_after),
+            "rewritten",
+        )
+    for rejection in report.rejections:
+        table.add_row(rejection.node, rejection.op_type, "", "", "", "", rejection.reason)
+    if table.row_count:
+        out.console.print(table)
+    else:
+        out.console.print("The model has no matrix products.")
+
+
+def _print_notes(out: _Output, report: Report) -> None:
+    for note in report.notes:
+        out.console.print("Note:", note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_conversion(out: _Output, conversion: Conversion, target: Path | None) -> None:
+    if not conversion.report.rewrites:
+        done = "nothing was written" if target is None else "the model was written unchanged"
+        out.warn(f"no product was rewritten; {done}.")
+    if conversion.verification is not None:
+        _print_verification(out, conversion.verification)
+    elif conversion.report.rewrites:
+        out.warn(f"not verified: {conversion.verification_skipped}.")
+    ratio = conversion.bytes_after / conversion.bytes_before
+    where = "would be written" if target is None else str(target)
+    out.console.print(
+        f"{_size(conversion.bytes_before)} -> {_size(conversion.bytes_after)} "
+        f"({ratio:.1%}): {where}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_verification(out: _Output, report: VerificationReport) -> None:
+    if out.verbose:
+        table = Table("product", "largest error / bound", "result")
+        for product in report.products:
+            table.add_row(
+                product.node,
+                f"{product.worst_ratio:.3g}",
+                "within its bound" if product.passed else "OUTSIDE its bound",
+            )
+        out.console.print(table)
+    out.console.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
+
+
+def _size(num_bytes: int) -> str:
+    """A size in the unit that gives three significant digits, powers of 1000."""
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""The command line as a user runs it: a process, its exit code, its output, its files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DIGITS = EXAMPLES / "digits_mlp.onnx"
+IMAGES = EXAMPLES / "digits_mlp.npz"
+
+
+def run(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    """Run ``onnx-ternary`` with the given arguments and expect an exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "onnx_ternary", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"COLUMNS": "240", **_environment()},
+    )
+    if check is not None:
+        assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONIOENCODING": "utf-8"}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("converted") / "digits.onnx"
+    run("optimize", DIGITS, target)
+    return target
+
+
+@pytest.fixture
+def float_model(tmp_path: Path) -> Path:
+    """A model whose only product has a float weight."""
+    weight = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "float",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "float.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_optimize_digits_is_small_and_gives_the_same_answers(converted: Path) -> None:
+    assert converted.stat().st_size < 200_000
+    onnx.checker.check_model(str(converted), full_check=True)
+    with np.load(IMAGES) as data:
+        images, labels = data["images"], data["labels"]
+    import onnx_ternary
+
+    (reference,) = ort.InferenceSession(DIGITS).run(None, {"image": images})
+    with_library = onnx_ternary.InferenceSession(converted).run(None, {"image": images})[0]
+    without_library = ort.InferenceSession(converted).run(None, {"image": images})[0]
+    for logits in (with_library, without_library):
+        assert int((logits.argmax(axis=1) == labels).sum()) == 440
+        assert np.abs(logits - reference).max() <= 1e-5 * np.abs(reference).max()
+
+
+def test_optimize_prints_every_product_and_the_verification(tmp_path: Path) -> None:
+    done = run("optimize", DIGITS, tmp_path / "out.onnx", "--inputs", _image_inputs(tmp_path), "-v")
+    for text in ("node_linear_2", "512 x 512", "rewritten", "distinct magnitudes", "bound"):
+        assert text in done.stdout
+
+
+def _image_inputs(tmp_path: Path) -> Path:
+    path = tmp_path / "inputs.npz"
+    with np.load(IMAGES) as data:
+        np.savez(path, image=data["images"])
+    return path
+
+
+def test_optimize_default_output_is_beside_the_model(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(DIGITS.read_bytes())
+    run("optimize", model)
+    assert (tmp_path / "model.ternary.onnx").exists()
+
+
+def test_optimize_report_is_json(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    run("optimize", DIGITS, tmp_path / "out.onnx", "--report", report)
+    content = json.loads(report.read_text())
+    assert [row["K"] for row in content["rewrites"]] == [64, 512, 512]
+    assert len(content["rejections"]) == 1
+    assert content["file_bytes_after"] == (tmp_path / "out.onnx").stat().st_size
+    assert content["verification"]["passed"] is True
+
+
+def test_optimize_dry_run_writes_nothing(tmp_path: Path) -> None:
+    done = run("optimize", DIGITS, tmp_path / "out.onnx", "--dry-run")
+    assert "would be written" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_optimize_nothing_to_rewrite_copies_with_a_warning(
+    float_model: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "copy.onnx"
+    done = run("optimize", float_model, target)
+    assert "no product was rewritten" in done.stderr
+    assert target.read_bytes() == float_model.read_bytes()
+
+
+def test_optimize_require_rewrite_fails_and_writes_nothing(
+    float_model: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "copy.onnx"
+    done = run("optimize", float_model, target, "--require-rewrite", check=4)
+    assert "inspect" in done.stderr
+    assert not target.exists()
+
+
+def test_optimize_max_size_ratio(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    run("optimize", DIGITS, out, "--max-size-ratio", "0.01", check=4)
+    assert list(tmp_path.iterdir()) == []
+    run("optimize", DIGITS, out, "--max-size-ratio", "0.1")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"this is not a model", "not an ONNX model"),
+        (DIGITS.read_bytes()[:100_000], "cut short"),
+        (b"", "not an ONNX model"),
+        (None, "no file"),
+    ],
+    ids=["text", "truncated", "empty", "missing"],
+)
+def test_optimize_bad_input_is_a_clear_error(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    model = tmp_path / "model.onnx"
+    if content is not None:
+        model.write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    done = run("optimize", model, tmp_path / "out.onnx", check=1)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_optimize_unwritable_targets(tmp_path: Path) -> None:
+    missing = run("optimize", DIGITS, tmp_path / "missing" / "out.onnx", check=1)
+    assert "no folder" in missing.stderr
+    directory = run("optimize", DIGITS, tmp_path, check=1)
+    assert "directory" in directory.stderr
+    report = tmp_path / "missing" / "report.json"
+    done = run("optimize", DIGITS, tmp_path / "out.onnx", "--report", report, check=1)
+    assert "report" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_optimize_usage_error_is_2() -> None:
+    run("optimize", "--format", "nonsense", DIGITS, check=2)
+    run("optimize", check=2)
+
+
+def test_optimize_rsr_and_int8_options(tmp_path: Path) -> None:
+    out = tmp_path / "rsr.onnx"
+    run("optimize", DIGITS, out, "--format", "rsr", "--algorithm", "rsr", "--block-width", "5")
+    node = next(n for n in onnx.load(out).graph.node if n.op_type == "TernaryIndexedMatMul")
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    assert (attributes["index_format"], attributes["algorithm"]) == (b"rsr", b"rsr")
+    assert attributes["block_width"] == 5
+    run("optimize", DIGITS, tmp_path / "int8.onnx", "--activation", "int8")
+
+
+def test_inspect_says_why_the_float_layer_stays() -> None:
+    done = run("inspect", DIGITS)
+    assert "distinct magnitudes" in done.stdout
+    content = json.loads(run("inspect", DIGITS, "--json").stdout)
+    (kept,) = content["rejections"]
+    assert kept["node"] == "node_linear_3"
+
+
+def test_inspect_deep_finds_a_damaged_index(converted: Path, tmp_path: Path) -> None:
+    run("inspect", "--deep", converted)
+    model = onnx.load(converted)
+    codes = next(t for t in model.graph.initializer if t.name.endswith(".codes"))
+    codes.raw_data = bytes([codes.raw_data[0] ^ 1]) + codes.raw_data[1:]
+    damaged = tmp_path / "damaged.onnx"
+    onnx.save(model, damaged)
+    done = run("inspect", "--deep", damaged, check=1)
+    assert "node_linear" in done.stderr
+
+
+def test_verify_passes_and_fails_with_exit_code_3(converted: Path, tmp_path: Path) -> None:
+    done = run("verify", DIGITS, converted)
+    assert "within" in done.stdout
+    model = onnx.load(converted)
+    scale = next(t for t in model.graph.initializer if t.name.endswith(".scale"))
+    array = numpy_helper.to_array(scale) * np.float32(1.001)
+    scale.CopyFrom(numpy_helper.from_array(array.astype(np.float32), scale.name))
+    wrong = tmp_path / "wrong.onnx"
+    onnx.save(model, wrong)
+    failed = run("verify", DIGITS, wrong, check=3)
+    assert "node_linear" in failed.stderr
+
+
+def test_verify_wrong_inputs_are_named(converted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "inputs.npz"
+    np.savez(path, picture=np.zeros((1, 64), np.float32))
+    done = run("verify", DIGITS, converted, "--inputs", path, check=1)
+    assert "picture" in done.stderr or "image" in done.stderr
+
+
+def test_info_lists_kernels() -> None:
+    content = json.loads(run("info", "--json").stdout)
+    names = {kernel["name"] for kernel in content["kernels"]}
+    assert {kernel["isa"] for kernel in content["kernels"]} >= {"scalar", "portable"}
+    assert all(row["kernel"] in names for row in content["selection"])
+    assert "scalar" in run("info").stdout
+
+
+def test_help_and_version() -> None:
+    assert "optimize" in run("--help").stdout
+    assert "onnx-ternary" in run("--version").stdout
