@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from harness import Candidate, conditions, measure
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +22,13 @@ import onnx_ternary
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 BATCH_SIZES = (1, 8, 64, 450)
+
+
+def _run(
+    session: ort.InferenceSession, batch: dict[str, NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    (logits,) = session.run(None, batch)
+    return np.asarray(logits)
 
 
 def main() -> None:
@@ -50,10 +59,7 @@ def main() -> None:
         outputs = [session.run(None, batch)[0] for session in sessions.values()]
         np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-4)
         timings = measure(
-            [
-                Candidate(name, lambda session=session: session.run(None, batch)[0])
-                for name, session in sessions.items()
-            ],
+            [Candidate(name, partial(_run, session, batch)) for name, session in sessions.items()],
             rounds=arguments.rounds,
             threads=arguments.threads,
         )

@@ -50,7 +50,7 @@ class _Group(click.Group):
         except OnnxTernaryError as error:
             code, message = ExitCode.ERROR, str(error)
         click.echo(f"Error: {message}", err=True)
-        ctx.exit(code)
+        return ctx.exit(code)
 
 
 class _Output:

@@ -184,20 +184,14 @@ def _staged_json(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]
         yield lambda content: None
         return
     try:
-        file = tempfile.NamedTemporaryFile(  # noqa: SIM115: it outlives this block on success
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        )
+        folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise ModelError(f"The report '{path}' cannot be written: {error.strerror}.") from error
+    with folder as name:
+        staged = Path(name) / path.name
 
-    def write(content: dict[str, Any]) -> None:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.close()
-        Path(file.name).replace(path)
+        def write(content: dict[str, Any]) -> None:
+            staged.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            staged.replace(path)
 
-    try:
         yield write
-    finally:
-        file.close()
-        Path(file.name).unlink(missing_ok=True)
