@@ -1,0 +1,1 @@
+"""Index formats: building, decoding and checking the tensors of a weight matrix."""
