@@ -6,6 +6,8 @@ in C++.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -67,7 +69,7 @@ def unpack(
     digits = columns_last[:, None] // places % _BASE[storage]
     digits = digits.reshape(blocks, -1, tiles, COLUMN_TILE)[:, :block_size]
     digits = digits.reshape(blocks * block_size, tiles * COLUMN_TILE)[:K, :N]
-    levels: NDArray[np.int8] = digits.astype(np.int8)
+    levels: NDArray[np.int8] = digits.astype(np.int8, order="C")
     if storage != "1bit":
         levels -= np.int8(1)
     elif alphabet == "binary_pm":
@@ -78,3 +80,39 @@ def unpack(
 def _place_values(storage: Storage) -> NDArray[np.uint8]:
     """What the digit of field j of a byte is multiplied by."""
     return np.power(_BASE[storage], np.arange(_FIELDS[storage])).astype(np.uint8)
+
+
+def pack_native(
+    levels: NDArray[np.int8], *, storage: Storage, alphabet: Alphabet, block_size: int
+) -> NDArray[np.uint8]:
+    """`pack` in C++.
+
+    Raises:
+        LibraryError: if the library is missing.
+    """
+    native = import_module("onnx_ternary._native")
+    codes: NDArray[np.uint8] = native.pack(
+        levels, storage=storage, alphabet=alphabet, block_size=block_size
+    )
+    return codes
+
+
+def unpack_native(
+    codes: NDArray[np.uint8],
+    K: int,
+    N: int,
+    *,
+    storage: Storage,
+    alphabet: Alphabet,
+    block_size: int,
+) -> NDArray[np.int8]:
+    """`unpack` in C++.
+
+    Raises:
+        LibraryError: if the library is missing.
+    """
+    native = import_module("onnx_ternary._native")
+    levels: NDArray[np.int8] = native.unpack(
+        codes, K, N, storage=storage, alphabet=alphabet, block_size=block_size
+    )
+    return levels
