@@ -62,9 +62,10 @@ typedef struct OtnNode {
 OTN_EXPORT int32_t otn_validate(const OtnNode* node, char* error, size_t error_bytes);
 
 // Y (rows, N) = X (rows, K) @ W + bias, float32, through the named kernel, or through the one the
-// selection table gives and with the op's own guards for non-finite and extreme rows where kernel is
-// null. Columns are split in num_parts parts, which run one after another (the result must not
-// depend on it). used (used_bytes) receives the kernel's name.
+// selection table gives and with the op's own guards for non-finite and extreme rows where kernel
+// is null. Columns are split in num_parts parts, which run one after another (the result must not
+// depend on it). used (used_bytes) receives the kernel's name, or the names of all that ran with
+// commas between, in the order they were first needed.
 OTN_EXPORT int32_t otn_run(const OtnNode* node, const char* kernel, const float* x, int64_t rows,
                            int64_t num_parts, float* y, char* used, size_t used_bytes, char* error,
                            size_t error_bytes);
