@@ -32,6 +32,9 @@ int32_t Guard(char* error, size_t error_bytes, const Body& body) noexcept {
     try {
       body();
       return 0;
+    } catch (const RunError& exception) {
+      CopyText(exception.what(), error, error_bytes);
+      return 2;
     } catch (const std::bad_alloc&) {
       message = "out of memory";
     } catch (const std::exception& exception) {
@@ -90,16 +93,15 @@ const Kernel* NamedKernel(const std::string& name, const Layer& layer) {
     for (const Kernel* built : BuiltKernels()) {
       available += (available.empty() ? "" : ", ") + std::string(built->name);
     }
-    throw std::invalid_argument("kernel '" + name + "' does not exist. Available: " + available +
-                                ".");
+    throw RunError("kernel '" + name + "' does not exist. Available: " + available + ".");
   }
   if (!IsaSupported(kernel->isa)) {
-    throw std::invalid_argument("kernel '" + name + "' needs " + IsaName(kernel->isa) +
-                                "; this CPU has: " + CpuFeatures() + ".");
+    throw RunError("kernel '" + name + "' needs " + IsaName(kernel->isa) +
+                   "; this CPU has: " + CpuFeatures() + ".");
   }
   if (kernel->index_format != layer.index_format || kernel->activation != layer.activation ||
       !kernel->accepts(&layer)) {
-    throw std::invalid_argument("kernel '" + name + "' cannot serve this node's format.");
+    throw RunError("kernel '" + name + "' cannot serve this node's format.");
   }
   return kernel;
 }

@@ -1,6 +1,7 @@
 // C functions beside RegisterCustomOps, reached by onnx_ternary/_native.py through ctypes: packers,
-// kernel lists, and one kernel run without a session. Functions that can fail return 0 on success
-// and otherwise write a message of at most error_bytes (terminated) to error.
+// kernel lists, and one kernel run without a session. Functions that can fail return 0 on success;
+// otherwise they write a message of at most error_bytes (terminated) to error and return 2 where a
+// kernel is missing or cannot run, 1 for anything else.
 #pragma once
 
 #include <stddef.h>
