@@ -14,7 +14,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, INPUT_NAMES, OP_TYPE, OpAttributes
+from onnx_ternary.schema import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    INPUT_NAMES,
+    OP_TYPE,
+    ActivationRule,
+    OpAttributes,
+)
 
 PACKED = {"2bit": (4, 2, 4), "dense": (5, 3, 3), "1bit": (8, 1, 2)}
 ELEMENT_TYPES = {
@@ -76,7 +83,8 @@ def pack_rsr(
             for group, start in enumerate(starts):
                 rows = range(start, min(num_rows, start + group_rows))
                 permutation[plane, block, rows.start : rows.stop] = sorted(
-                    rows, key=lambda row, of=patterns: of[row]  # type: ignore[misc]
+                    rows,
+                    key=lambda row, of=patterns: of[row],  # type: ignore[misc]
                 )
                 for pattern in range(base**width + 1):
                     offsets[plane, block, group, pattern] = start + sum(
@@ -140,9 +148,7 @@ def make_node(
     if attributes.group_size:
         shape = (attributes.num_groups, N)
     scale = np.asarray(rng.uniform(0.5, 2.0, shape), np.float32)
-    bias = (
-        rng.standard_normal(N).astype(np.float32) if per_column else np.zeros((), np.float32)
-    )
+    bias = rng.standard_normal(N).astype(np.float32) if per_column else np.zeros((), np.float32)
     return Node(attributes, levels, codes, aux, scale, bias)
 
 
@@ -172,7 +178,7 @@ def attribute_variants(K: int, N: int) -> list[OpAttributes]:
     ]
 
 
-def int8(attributes: OpAttributes, rule: str = "absmax_division") -> OpAttributes:
+def int8(attributes: OpAttributes, rule: ActivationRule = "absmax_division") -> OpAttributes:
     """The same with BitNet's activation rule."""
     return replace(
         attributes,
@@ -185,7 +191,12 @@ def int8(attributes: OpAttributes, rule: str = "absmax_division") -> OpAttribute
 
 
 def label(attributes: OpAttributes) -> str:
-    parts = [attributes.index_format, attributes.storage, attributes.alphabet, attributes.algorithm]
+    parts: list[str] = [
+        attributes.index_format,
+        attributes.storage,
+        attributes.alphabet,
+        attributes.algorithm,
+    ]
     if attributes.group_size:
         parts.append(f"group{attributes.group_size}")
     return "-".join(parts)

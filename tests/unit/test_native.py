@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError, LibraryError
-from onnx_ternary.schema import Alphabet, OpAttributes, Storage
+from onnx_ternary.schema import ActivationRule, Alphabet, OpAttributes, Storage
 from tests.single_node import Node, attribute_variants, int8, label, make_node, pack, pack_rsr
 
 SIZES = [(1, 1), (15, 3), (16, 4), (17, 5), (127, 7), (128, 64), (129, 65), (300, 70)]
@@ -55,7 +55,8 @@ def int8_product(node: Node, x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def run(node: Node, x: NDArray[np.float32], **options: Any) -> tuple[NDArray[np.float32], str]:
-    return _native.run(node.attributes, *node.tensors, x, **options)
+    codes, aux, scale, bias = node.tensors
+    return _native.run(node.attributes, codes, aux, scale, bias, x, **options)
 
 
 # ---- Packing ----
@@ -95,8 +96,7 @@ def test_pack_rsr_equals_the_written_format(
     alphabet: Alphabet,
     block_width: int,
 ) -> None:
-    if block_width == 9 and K > 20:
-        pytest.skip("512 patterns in plain Python are slow")
+    K = min(K, 17) if block_width == 9 else K  # 512 patterns in plain Python are slow
     attributes = OpAttributes(
         K,
         N,
@@ -142,9 +142,7 @@ def test_pack_level_outside_the_alphabet_is_named(
     with pytest.raises(IndexFormatError, match=message):
         _native.pack(levels, storage="2bit", alphabet=alphabet, block_size=128)
     with pytest.raises(IndexFormatError, match=message):
-        _native.pack_rsr(
-            levels, storage="planes", alphabet=alphabet, block_width=3, group_size=0
-        )
+        _native.pack_rsr(levels, storage="planes", alphabet=alphabet, block_width=3, group_size=0)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +195,7 @@ def test_float_kernels_are_within_the_bound(
 @pytest.mark.parametrize("rule", ["absmax_division", "absmax_reciprocal"])
 @pytest.mark.parametrize("attributes", VARIANTS, ids=label)
 def test_int8_kernels_follow_the_rule_exactly(
-    rng: np.random.Generator, attributes: OpAttributes, rule: str
+    rng: np.random.Generator, attributes: OpAttributes, rule: ActivationRule
 ) -> None:
     node = make_node(rng, int8(attributes, rule), per_column=True)
     x = rng.standard_normal((9, attributes.K)).astype(np.float32)
@@ -263,9 +261,7 @@ def test_parts_do_not_change_bits(
     node = make_node(rng, attributes)
     x = rng.standard_normal((11, attributes.K)).astype(np.float32)
     for kernel in [None, *SCALAR_KERNELS]:
-        if kernel and not (
-            kernel.startswith(attributes.index_format) and activation in kernel
-        ):
+        if kernel and not (kernel.startswith(attributes.index_format) and activation in kernel):
             continue
         whole, _ = run(node, x, kernel=kernel)
         for num_parts in (2, 3, 9, 1000):
@@ -387,7 +383,7 @@ def test_validate_repeated_row_is_refused(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("tensor", "value", "message"),
     [
-        ("codes", np.zeros((1, 1, 4, 31), np.uint8), r"codes shape = \(1, 1, 4, 31\), expected \(1, 1, 4, 32\)"),
+        ("codes", np.zeros((1, 1, 4, 31), np.uint8), r"\(1, 1, 4, 31\), expected \(1, 1, 4, 32\)"),
         ("codes", np.zeros(128, np.uint8), r"codes shape = \(128,\), expected"),
         ("codes", np.zeros((1, 1, 4, 32), np.uint16), "codes dtype = uint16, expected uint8"),
         ("aux", np.zeros((), np.uint32), r"aux shape = \(\), expected \(1,\)"),
@@ -449,7 +445,7 @@ def test_unknown_names_are_refused(rng: np.random.Generator) -> None:
         _native.force_isa("avx9000")
     with pytest.raises(LibraryError):
         _native.force_kernel("no_such_kernel")
-    with pytest.raises(LibraryError, match="'no_such_kernel' does not exist. Available: "):
+    with pytest.raises(LibraryError, match=r"'no_such_kernel' does not exist\. Available: "):
         run(node, x, kernel="no_such_kernel")
     with pytest.raises(LibraryError, match="cannot serve"):
         run(node, x, kernel="rsr_gemv_float_scalar")
