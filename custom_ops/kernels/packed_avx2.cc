@@ -3,9 +3,9 @@
 // 2411.06360 turned round).
 //
 // Layout: docs/index_format.md section 2.1 with blocks of 128 inputs. One block of one column is 32
-// bytes, one register; bits 2j..2j+1 of byte i are the code (level + 1) of input 32 j + i. Codes come
-// in tiles of four columns: (column tile, block, 4 columns, 32 bytes), one stream. Loads of codes are
-// unaligned (memory-mapped files); everything in prepared and scratch is 64-byte aligned.
+// bytes, one register; bits 2j..2j+1 of byte i are the code (level + 1) of input 32 j + i. Codes
+// come in tiles of four columns: (column tile, block, 4 columns, 32 bytes), one stream. Loads of
+// codes are unaligned (memory-mapped files); everything in prepared and scratch is 64-byte aligned.
 //
 // Ranges. Codes are 0, 1, 2 (3 only in damaged files: sums then wrap, which intrinsics define).
 // d is an int8 in [-128, 127].
@@ -115,8 +115,8 @@ int32_t SumBytes(const int8_t* q, int64_t num_bytes) {
   const __m256i one_i16 = _mm256_set1_epi16(1);
   __m256i sum = _mm256_setzero_si256();
   for (int64_t i = 0; i < num_bytes; i += 32) {
-    sum = _mm256_add_epi32(
-        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(one_u8, LoadA(q + i)), one_i16));
+    sum = _mm256_add_epi32(sum,
+                           _mm256_madd_epi16(_mm256_maddubs_epi16(one_u8, LoadA(q + i)), one_i16));
   }
   return _mm_cvtsi128_si32(HorizontalSums(sum, sum, sum, sum));
 }
@@ -324,9 +324,9 @@ void PrepareGemvFloat(const Layer* layer, const float* x, int64_t rows, void* pr
   const int64_t blocks_per_group = BlocksPerGroup(layer);
   const __m256i half_i32 = _mm256_set1_epi32(128);
   // Byte 0 of each int32, lane by lane, then the int32 of both lanes in order.
-  const __m256i low_bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-                                             -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-                                             -1, -1);
+  const __m256i low_bytes =
+      _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1,
+                       -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
   for (int64_t row = 0; row < rows; ++row) {
     const float* x_row = x + row * K;
     char* base = (char*)prepared + (size_t)row * layout.bytes;
@@ -402,8 +402,7 @@ __m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, int64_t b
         const __m256i field3 = _mm256_and_si256(s, mask12);
         for (int d = 0; d < kDigits; ++d) {
           const int8_t* p = digits_block + d * kBlock;
-          scale1_i16[d] =
-              _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field0, LoadA(p)));
+          scale1_i16[d] = _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field0, LoadA(p)));
           scale4_i16[d] =
               _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field1, LoadA(p + 32)));
           scale1_i16[d] =
@@ -419,9 +418,9 @@ __m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, int64_t b
   }
   __m256d total = _mm256_setzero_pd();
   for (int d = kDigits - 1; d >= 0; --d) {
-    const __m128i sum = _mm_sub_epi32(
-        HorizontalSums(sum_i32[d][0], sum_i32[d][1], sum_i32[d][2], sum_i32[d][3]),
-        _mm_set1_epi32(sums[d]));
+    const __m128i sum =
+        _mm_sub_epi32(HorizontalSums(sum_i32[d][0], sum_i32[d][1], sum_i32[d][2], sum_i32[d][3]),
+                      _mm_set1_epi32(sums[d]));
     total = _mm256_add_pd(_mm256_mul_pd(total, _mm256_set1_pd(256.0)), _mm256_cvtepi32_pd(sum));
   }
   return total;
@@ -444,9 +443,8 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
       __m256d total = _mm256_setzero_pd();
       for (int64_t g = 0; g < num_groups; ++g) {
         const int64_t first = g * blocks_per_group;
-        const __m256d sum =
-            DotFixedPoint(codes, digits, first, Min(first + blocks_per_group, num_blocks),
-                          sums + g * kDigits);
+        const __m256d sum = DotFixedPoint(
+            codes, digits, first, Min(first + blocks_per_group, num_blocks), sums + g * kDigits);
         total = AddGroup(layer, total, sum, g, n);
       }
       const __m256d result = _mm256_add_pd(_mm256_mul_pd(total, unit), bias);
@@ -596,22 +594,38 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
     const float* s = (const float*)(base + layout.s_offset) + row;
     float* y_rows = y + row * layer->N;
     switch (Min(rows - row, kRowGroup)) {
-      case 1: GemmInt8RowGroup<1>(layer, q, sums, s, begin, end, y_rows); break;
-      case 2: GemmInt8RowGroup<2>(layer, q, sums, s, begin, end, y_rows); break;
-      case 3: GemmInt8RowGroup<3>(layer, q, sums, s, begin, end, y_rows); break;
-      case 4: GemmInt8RowGroup<4>(layer, q, sums, s, begin, end, y_rows); break;
-      case 5: GemmInt8RowGroup<5>(layer, q, sums, s, begin, end, y_rows); break;
-      case 6: GemmInt8RowGroup<6>(layer, q, sums, s, begin, end, y_rows); break;
-      case 7: GemmInt8RowGroup<7>(layer, q, sums, s, begin, end, y_rows); break;
-      default: GemmInt8RowGroup<8>(layer, q, sums, s, begin, end, y_rows); break;
+      case 1:
+        GemmInt8RowGroup<1>(layer, q, sums, s, begin, end, y_rows);
+        break;
+      case 2:
+        GemmInt8RowGroup<2>(layer, q, sums, s, begin, end, y_rows);
+        break;
+      case 3:
+        GemmInt8RowGroup<3>(layer, q, sums, s, begin, end, y_rows);
+        break;
+      case 4:
+        GemmInt8RowGroup<4>(layer, q, sums, s, begin, end, y_rows);
+        break;
+      case 5:
+        GemmInt8RowGroup<5>(layer, q, sums, s, begin, end, y_rows);
+        break;
+      case 6:
+        GemmInt8RowGroup<6>(layer, q, sums, s, begin, end, y_rows);
+        break;
+      case 7:
+        GemmInt8RowGroup<7>(layer, q, sums, s, begin, end, y_rows);
+        break;
+      default:
+        GemmInt8RowGroup<8>(layer, q, sums, s, begin, end, y_rows);
+        break;
     }
   }
 }
 
 // ---------------------------------------------------------------------------------------------
 // packed_gemm_float_8x8: lookup over the batch. Lanes are eight rows of X. The 81 sums
-// +-x0 +-x1 +-x2 +-x3 of a group of four inputs (those of one byte) are built once; each column then
-// adds one table row per four weights: a quarter of the additions of a dense product, and no
+// +-x0 +-x1 +-x2 +-x3 of a group of four inputs (those of one byte) are built once; each column
+// then adds one table row per four weights: a quarter of the additions of a dense product, and no
 // multiplication. Longest chain: two additions a table row, then one a byte of the column.
 //
 // Eight tables at a time (20 KB) stay in L1. A block's bytes are transcoded to base 3 (digit 3, in
@@ -619,12 +633,13 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 // in scratch, (column, 8 rows), between blocks.
 //
 // prepared: x (row blocks, num_k_blocks, 32 bytes, 4 fields, 8 rows) float32, zero past K and rows.
-// scratch:  tables | codes (4, columns) uint64 | scales (columns) | per row block: sums (columns, 8)
+// scratch:  tables | codes (4, columns) uint64 | scales (columns) | per row block: sums (columns,
+// 8)
 //           and, with scales per group, totals (columns, 8)
 
 constexpr int64_t kLanes = 8;
 constexpr int64_t kPatterns = 81;
-constexpr int64_t kTables = 8;                    // groups of four inputs in L1 at a time
+constexpr int64_t kTables = 8;                     // groups of four inputs in L1 at a time
 constexpr int64_t kSteps = kBlockBytes / kTables;  // a block
 constexpr int64_t kTableSet = 4;  // tables interleaved: a code times 128 bytes finds its row in any
 constexpr int64_t kTableRow = kTableSet * kLanes;  // floats from one pattern to the next
@@ -653,8 +668,8 @@ GemmScratch GemmScratchLayout(const Layer* layer, int64_t rows, int64_t num_colu
   layout.scales_offset = layout.codes_offset + RoundUp64((size_t)kSteps * columns * 8);
   layout.sums_offset = layout.scales_offset + RoundUp64(columns * sizeof(float));
   layout.tile_bytes = columns * kLanes * sizeof(float);
-  layout.bytes = layout.sums_offset +
-                 layout.tile_bytes * (size_t)RowBlocks(rows) * (PerGroup(layer) ? 2 : 1);
+  layout.bytes =
+      layout.sums_offset + layout.tile_bytes * (size_t)RowBlocks(rows) * (PerGroup(layer) ? 2 : 1);
   return layout;
 }
 
@@ -733,7 +748,8 @@ void PairSums(__m256 a, __m256 b, __m256* sums) {
   sums[1] = _mm256_sub_ps(zero, b);
 }
 
-// Tables of eight bytes from x (8 bytes, 4 fields, 8 rows): (2 sets, 81 patterns, 4 tables, 8 rows).
+// Tables of eight bytes from x (8 bytes, 4 fields, 8 rows): (2 sets, 81 patterns, 4 tables, 8
+// rows).
 void BuildTables(const float* x, float* tables) {
   for (int64_t t = 0; t < kTables; ++t) {
     __m256 low[9], high[9];
@@ -754,9 +770,8 @@ void BuildTables(const float* x, float* tables) {
 void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns, int64_t stride,
                uint64_t* codes) {
   // Low nibble: d0 + 3 d1; high nibble: 9 d2 + 27 d3; digit 3 counts as 0.
-  const __m256i low_pattern =
-      _mm256_setr_epi8(0, 1, 2, 0, 3, 4, 5, 3, 6, 7, 8, 6, 0, 1, 2, 0, 0, 1, 2, 0, 3, 4, 5, 3, 6, 7,
-                       8, 6, 0, 1, 2, 0);
+  const __m256i low_pattern = _mm256_setr_epi8(0, 1, 2, 0, 3, 4, 5, 3, 6, 7, 8, 6, 0, 1, 2, 0, 0, 1,
+                                               2, 0, 3, 4, 5, 3, 6, 7, 8, 6, 0, 1, 2, 0);
   const __m256i high_pattern =
       _mm256_setr_epi8(0, 9, 18, 0, 27, 36, 45, 27, 54, 63, 72, 54, 0, 9, 18, 0, 0, 9, 18, 0, 27,
                        36, 45, 27, 54, 63, 72, 54, 0, 9, 18, 0);
@@ -819,8 +834,8 @@ void LookupStep(const uint64_t* codes, int64_t num_columns, const float* tables,
     OTN_UNROLL8
     for (int c = 0; c < kColumns; ++c) {
       code[c] = codes[n + c];
-      acc[c] = kStart == Start::zero ? _mm256_setzero_ps()
-                                     : _mm256_load_ps(sums + (n + c) * kLanes);
+      acc[c] =
+          kStart == Start::zero ? _mm256_setzero_ps() : _mm256_load_ps(sums + (n + c) * kLanes);
     }
     OTN_UNROLL8
     for (int t = 0; t < kTables; ++t) {
