@@ -1,0 +1,15 @@
+// The int8 activation rule of docs/op_spec.md for one row, shared by the kernels (C headers only:
+// the files of an instruction set include it).
+#pragma once
+
+#include <stdint.h>
+
+#include "../kernel.h"
+
+namespace onnx_ternary {
+
+// q: (K,) int8. Returns s, or NaN (and writes zeros) where the row has NaN or inf, so that
+// sum / s is NaN in every column.
+float QuantiseActivationRow(const Layer* layer, const float* x, int8_t* q);
+
+}  // namespace onnx_ternary

@@ -1,0 +1,497 @@
+"""Every kernel of the library, forced by name, against float64 within the bound it states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from onnx_ternary import _native
+from onnx_ternary.errors import IndexFormatError, LibraryError
+from onnx_ternary.schema import OpAttributes
+
+U = 2.0**-24
+LIST = _native.kernels()
+BUILT = LIST["kernels"]
+SUPPORTED = [kernel for kernel in BUILT if kernel["supported"]]
+BY_NAME = {kernel["name"]: kernel for kernel in BUILT}
+
+each_kernel = pytest.mark.parametrize("name", [kernel["name"] for kernel in SUPPORTED])
+each_packed_kernel = pytest.mark.parametrize(
+    "name", [kernel["name"] for kernel in SUPPORTED if kernel["index_format"] == "packed"]
+)
+each_float_kernel = pytest.mark.parametrize(
+    "name", [kernel["name"] for kernel in SUPPORTED if kernel["activation"] == "float"]
+)
+each_int8_kernel = pytest.mark.parametrize(
+    "name", [kernel["name"] for kernel in SUPPORTED if kernel["activation"] == "int8"]
+)
+quick = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+
+# Around 1, the lanes, the blocks and the column tiles.
+K_VALUES = (1, 2, 3, 4, 5, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 385, 1000)
+N_VALUES = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 33, 65)
+ROWS = (1, 2, 3, 7, 8, 9, 16, 17, 64, 65)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node with what it stands for."""
+
+    attributes: OpAttributes
+    levels: NDArray[np.int8]  # (K, N)
+    codes: NDArray[Any]
+    aux: NDArray[np.uint32]
+    scale: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def run(
+        self, x: NDArray[np.float32], kernel: str | None, num_parts: int = 1
+    ) -> tuple[NDArray[np.float32], str]:
+        return _native.run(
+            self.attributes,
+            self.codes,
+            self.aux,
+            self.scale,
+            self.bias,
+            x,
+            kernel=kernel,
+            num_parts=num_parts,
+        )
+
+    def row_scales(self) -> NDArray[np.float64]:
+        """Scale of every weight, (K, N)."""
+        scale = self.scale.astype(np.float64)
+        if scale.ndim == 2:
+            return np.repeat(scale, self.attributes.group_size, axis=0)[: self.attributes.K]
+        return np.broadcast_to(scale, self.levels.shape)
+
+    def bound(self, x: NDArray[np.float32], kernel: str) -> NDArray[np.float64]:
+        """The bound of docs/op_spec.md on a float kernel's error, (M, N)."""
+        weights = self.levels * self.row_scales()
+        bias = np.abs(self.bias.astype(np.float64))
+        magnitude = np.abs(x.astype(np.float64)) @ np.abs(weights) + bias
+        attributes = self.attributes
+        depth = attributes.K
+        if "gemm" in kernel and attributes.index_format == "packed":
+            depth = min(
+                depth, -(-attributes.K // attributes.block_size) * attributes.block_size // 4 + 4
+            )
+        steps = depth + attributes.num_groups + 3
+        bound = steps * U / (1 - steps * U) * magnitude + magnitude * U
+        if BY_NAME[kernel]["fixed_point"]:
+            absmax = np.max(np.abs(x), axis=1, keepdims=True).astype(np.float64)
+            bound += np.abs(weights).sum(axis=0) * absmax * 2.0**-22.99
+        return bound + 2.0**-149 * (attributes.K + 1)
+
+
+def make_node(
+    rng: np.random.Generator,
+    index_format: str,
+    activation: str,
+    K: int,
+    N: int,
+    *,
+    alphabet: str = "ternary",
+    storage: str | None = None,
+    block_size: int = 128,
+    block_width: int = 4,
+    algorithm: str = "rsr++",
+    scale_kind: str = "column",
+    num_group_blocks: int = 1,
+    with_bias: bool = True,
+    rule: str = "absmax_division",
+    levels: NDArray[np.int8] | None = None,
+) -> Node:
+    choices = {"ternary": (-1, 0, 1), "binary_pm": (-1, 1), "binary_01": (0, 1)}[alphabet]
+    if levels is None:
+        levels = rng.choice(np.array(choices, np.int8), (K, N))
+    packed = index_format == "packed"
+    group_size = (block_size if packed else 24) * num_group_blocks if scale_kind == "group" else 0
+    integer = activation == "int8"
+    attributes = OpAttributes(
+        K=K,
+        N=N,
+        index_format=index_format,  # type: ignore[arg-type]  # drawn from the schema's values
+        storage=storage or ("2bit" if packed else "planes"),  # type: ignore[arg-type]
+        alphabet=alphabet,  # type: ignore[arg-type]
+        block_size=block_size if packed else 0,
+        block_width=0 if packed else block_width,
+        algorithm="auto" if packed else algorithm,  # type: ignore[arg-type]
+        group_size=group_size,
+        activation=activation,  # type: ignore[arg-type]
+        activation_rule=rule if integer else "none",  # type: ignore[arg-type]
+        activation_epsilon=1e-5 if integer else 0.0,
+        activation_qmin=-128 if integer else 0,
+        activation_qmax=127 if integer else 0,
+    )
+    if packed:
+        codes: NDArray[Any] = _native.pack(
+            levels, storage=attributes.storage, alphabet=attributes.alphabet, block_size=block_size
+        )
+        aux = np.zeros(1, np.uint32)
+    else:
+        codes, aux = _native.pack_rsr(
+            levels,
+            storage=attributes.storage,
+            alphabet=attributes.alphabet,
+            block_width=block_width,
+            group_size=group_size,
+        )
+    shape: tuple[int, ...] = {"tensor": (), "column": (N,)}.get(
+        scale_kind, (attributes.num_groups, N)
+    )
+    scale = rng.uniform(0.01, 2.0, shape).astype(np.float32)
+    bias = rng.normal(size=N).astype(np.float32) if with_bias else np.zeros((), np.float32)
+    return Node(attributes, levels, codes, aux, np.asarray(scale, np.float32), bias)
+
+
+@st.composite
+def nodes(draw: st.DrawFn, index_format: str, activation: str) -> tuple[Node, NDArray[np.float32]]:
+    """A node of any shape, storage, alphabet and scale, and activations for it."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    K = draw(st.sampled_from(K_VALUES))
+    N = draw(st.sampled_from(N_VALUES))
+    storages = {
+        "packed": {
+            "ternary": ("2bit", "dense"),
+            "binary_pm": ("2bit", "1bit"),
+            "binary_01": ("2bit", "1bit"),
+        },
+        "rsr": {
+            "ternary": ("planes", "base3"),
+            "binary_pm": ("planes",),
+            "binary_01": ("planes",),
+        },
+    }[index_format]
+    alphabet = draw(st.sampled_from(sorted(storages)))
+    node = make_node(
+        rng,
+        index_format,
+        activation,
+        K,
+        N,
+        alphabet=alphabet,
+        storage=draw(st.sampled_from(storages[alphabet])),
+        block_size=draw(st.sampled_from((16, 32, 64, 128, 128, 128))),
+        block_width=draw(st.integers(1, 6)),
+        algorithm=draw(st.sampled_from(("rsr", "rsr++"))),
+        scale_kind=draw(st.sampled_from(("tensor", "column", "group"))),
+        num_group_blocks=draw(st.integers(1, 3)),
+        with_bias=draw(st.booleans()),
+        rule=draw(st.sampled_from(("absmax_division", "absmax_reciprocal"))),
+    )
+    rows = draw(st.sampled_from(ROWS))
+    x = rng.normal(size=(rows, K)).astype(np.float32)
+    x *= np.float32(draw(st.sampled_from((1.0, 1e-3, 1e-41, 1e30))))
+    return node, x
+
+
+def quantised(node: Node, x: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """q (M, K) and s (M, 1) of the int8 rule."""
+    attributes = node.attributes
+    absmax = np.maximum(np.max(np.abs(x), axis=1), np.float32(attributes.activation_epsilon))
+    qmax = np.float32(attributes.activation_qmax)
+    if attributes.activation_rule == "absmax_division":
+        s = qmax / absmax
+    else:
+        s = (np.float32(1) / absmax) * qmax
+    rounded = np.rint(x * s[:, None])
+    q = np.clip(rounded, attributes.activation_qmin, attributes.activation_qmax)
+    return q.astype(np.int64), s[:, None].astype(np.float32)
+
+
+def int8_answer(node: Node, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rule in the operations docs/op_spec.md names: exact sums, then float32."""
+    q, s = quantised(node, x)
+    levels = node.levels.astype(np.int64)
+    if node.scale.ndim < 2:
+        return (q @ levels).astype(np.float32) / s * node.scale + node.bias
+    size = node.attributes.group_size
+    total = np.zeros((x.shape[0], node.attributes.N))
+    for group, scale in enumerate(node.scale.astype(np.float64)):
+        part = slice(group * size, (group + 1) * size)
+        total += (q[:, part] @ levels[part]) * scale
+    return total.astype(np.float32) / s + node.bias
+
+
+def check(node: Node, x: NDArray[np.float32], y: NDArray[np.float32], kernel: str) -> None:
+    if node.attributes.activation == "int8":
+        np.testing.assert_array_equal(y, int8_answer(node, x))
+        return
+    exact = x.astype(np.float64) @ (node.levels * node.row_scales()) + node.bias
+    assert np.all(np.abs(y - exact) <= node.bound(x, kernel))
+
+
+def run_or_skip(node: Node, x: NDArray[np.float32], kernel: str, **options: int) -> Any:
+    """A kernel that does not take the node refuses by name; anything else fails the test."""
+    try:
+        y, used = node.run(x, kernel, **options)
+    except LibraryError as error:
+        assert kernel in str(error)
+        assume(False)
+        raise
+    assert used == kernel
+    return y
+
+
+def test_registry_names_are_unique_and_skipped_kernels_are_listed() -> None:
+    assert len(BY_NAME) == len(BUILT)
+    skipped = [kernel["name"] for kernel in BUILT if not kernel["supported"]]
+    print("built but not supported here:", skipped or "none")
+    assert {entry["kernel"] for entry in LIST["selection"]} <= set(BY_NAME)
+
+
+@each_kernel
+def test_kernel_any_node(name: str) -> None:
+    kernel = BY_NAME[name]
+    answered = 0
+
+    @quick
+    @given(nodes(kernel["index_format"], kernel["activation"]))
+    def run(drawn: tuple[Node, NDArray[np.float32]]) -> None:
+        nonlocal answered
+        node, x = drawn
+        check(node, x, run_or_skip(node, x, name), name)
+        answered += 1
+
+    run()
+    assert answered >= 10
+
+
+@each_kernel
+def test_kernel_any_column_split_same_bits(name: str) -> None:
+    kernel = BY_NAME[name]
+
+    @quick
+    @given(nodes(kernel["index_format"], kernel["activation"]), st.integers(2, 9))
+    def run(drawn: tuple[Node, NDArray[np.float32]], num_parts: int) -> None:
+        node, x = drawn
+        whole = run_or_skip(node, x, name)
+        parts = run_or_skip(node, x, name, num_parts=num_parts)
+        np.testing.assert_array_equal(whole.view(np.uint32), parts.view(np.uint32))
+
+    run()
+
+
+@each_packed_kernel
+@pytest.mark.parametrize("offset", [1, 3, 31])
+def test_kernel_misaligned_codes(name: str, offset: int) -> None:
+    rng = np.random.default_rng(offset)
+    node = make_node(rng, "packed", BY_NAME[name]["activation"], 300, 21)
+    memory = np.full(node.codes.nbytes + 64, 0xA5, np.uint8)
+    memory[offset : offset + node.codes.nbytes] = node.codes.reshape(-1)
+    moved = memory[offset : offset + node.codes.nbytes].reshape(node.codes.shape)
+    shifted = Node(node.attributes, node.levels, moved, node.aux, node.scale, node.bias)
+    x = rng.normal(size=(9, 300)).astype(np.float32)
+    np.testing.assert_array_equal(shifted.run(x, name)[0], node.run(x, name)[0])
+
+
+@each_packed_kernel
+@pytest.mark.parametrize("scale_kind", ["column", "group"])
+def test_kernel_code_three_is_memory_safe(name: str, scale_kind: str) -> None:
+    """Any byte gives some number; columns without the bad code keep theirs."""
+    rng = np.random.default_rng(3)
+    node = make_node(rng, "packed", BY_NAME[name]["activation"], 257, 12, scale_kind=scale_kind)
+    x = rng.normal(size=(9, 257)).astype(np.float32)
+    expected, _ = node.run(x, name)
+    codes = node.codes.copy()
+    codes[1] = rng.integers(0, 256, codes[1].shape, np.uint8)
+    codes[1, 0, 0] = 0xFF
+    damaged = Node(node.attributes, node.levels, codes, node.aux, node.scale, node.bias)
+    y, used = damaged.run(x, name)
+    assert used == name
+    np.testing.assert_array_equal(y[:, :4], expected[:, :4])
+    np.testing.assert_array_equal(y[:, 8:], expected[:, 8:])
+
+
+@each_int8_kernel
+@pytest.mark.parametrize("level", [-1, 1])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_int8_kernel_largest_sums_exact(name: str, level: int, sign: int) -> None:
+    """All weights alike, all activations at the end of the range, more of them than 2^16."""
+    K = 65537
+    rng = np.random.default_rng(0)
+    levels = np.full((K, 5), level, np.int8)
+    index_format = BY_NAME[name]["index_format"]
+    node = make_node(
+        rng, index_format, "int8", K, 5, scale_kind="tensor", with_bias=False, levels=levels
+    )
+    x = np.full((9, K), sign * 3.0, np.float32)
+    y, used = node.run(x, name)
+    assert used == name
+    np.testing.assert_array_equal(y, int8_answer(node, x))
+
+
+@each_packed_kernel
+def test_kernel_lowest_digits_do_not_overflow(name: str) -> None:
+    """-128 in every int8 position: sums over eight blocks reach exactly -32768."""
+    K = 128 * 19
+    rng = np.random.default_rng(0)
+    levels = np.ones((K, 4), np.int8)
+    node = make_node(
+        rng,
+        "packed",
+        BY_NAME[name]["activation"],
+        K,
+        4,
+        scale_kind="tensor",
+        with_bias=False,
+        levels=levels,
+    )
+    # As fixed point with absmax 2^22: low and middle digit -128.
+    x = np.full((8, K), -(128.0 + 128.0 * 256.0), np.float32)
+    x[:, 0] = 2.0**22
+    check(node, x, node.run(x, name)[0], name)
+
+
+@each_float_kernel
+def test_float_kernel_integers_are_exact(name: str) -> None:
+    rng = np.random.default_rng(5)
+    node = make_node(
+        rng, BY_NAME[name]["index_format"], "float", 1000, 33, scale_kind="tensor", with_bias=False
+    )
+    node.scale[...] = 0.5
+    x = rng.integers(-2000, 2001, (9, 1000)).astype(np.float32)
+    y, _ = node.run(x, name)
+    np.testing.assert_array_equal(y, (x @ node.levels.astype(np.float32)) * np.float32(0.5))
+
+
+@pytest.mark.parametrize("index_format", ["packed", "rsr"])
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_rows_with_nan_and_inf_follow_ieee(index_format: str, rows: int) -> None:
+    rng = np.random.default_rng(6)
+    node = make_node(rng, index_format, "float", 200, 21)
+    x = rng.normal(size=(rows + 3, 200)).astype(np.float32)
+    x[0, 5], x[1, 7], x[2, 0] = np.nan, np.inf, -np.inf
+    y, used = node.run(x, None)
+    assert any("reference" in name for name in used.split(","))
+    weights = node.levels * node.row_scales()
+    with np.errstate(invalid="ignore"):
+        expected = (x.astype(np.float64)[:, :, None] * weights).sum(axis=1) + node.bias
+    np.testing.assert_array_equal(np.isnan(y[:3]), np.isnan(expected[:3]))
+    finite_or_inf = ~np.isnan(expected[:3])
+    np.testing.assert_array_equal(
+        y[:3][finite_or_inf], expected[:3][finite_or_inf].astype(np.float32)
+    )
+    np.testing.assert_allclose(y[3:], expected[3:], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("index_format", ["packed", "rsr"])
+def test_int8_rows_with_nan_and_inf_are_nan(index_format: str) -> None:
+    rng = np.random.default_rng(7)
+    node = make_node(rng, index_format, "int8", 200, 21)
+    x = rng.normal(size=(5, 200)).astype(np.float32)
+    x[0, 5], x[2, 7] = np.nan, -np.inf
+    y, _ = node.run(x, None)
+    assert np.isnan(y[[0, 2]]).all()
+    rest = [1, 3, 4]
+    np.testing.assert_array_equal(y[rest], int8_answer(node, x[rest]))
+
+
+@each_int8_kernel
+def test_int8_kernel_nan_rows_are_nan(name: str) -> None:
+    rng = np.random.default_rng(8)
+    node = make_node(rng, BY_NAME[name]["index_format"], "int8", 150, 9, scale_kind="group")
+    x = rng.normal(size=(9, 150)).astype(np.float32)
+    x[4, 149] = np.inf
+    y, _ = node.run(x, name)
+    assert np.isnan(y[4]).all()
+    rest = [row for row in range(9) if row != 4]
+    np.testing.assert_array_equal(y[rest], int8_answer(node, x[rest]))
+
+
+def test_extreme_row_does_not_use_fixed_point() -> None:
+    rng = np.random.default_rng(9)
+    node = make_node(rng, "packed", "float", 1024, 16)
+    x = np.zeros((1, 1024), np.float32)
+    x[0, 0] = 1e20
+    x[0, 1:] = rng.normal(size=1023)
+    y, used = node.run(x, None)
+    assert not any(BY_NAME[name]["fixed_point"] for name in used.split(","))
+    exact = x.astype(np.float64) @ (node.levels * node.row_scales()) + node.bias
+    assert np.all(np.abs(y - exact) <= node.bound(x, used))
+
+
+@pytest.mark.parametrize("entry", LIST["selection"], ids=lambda entry: entry["kernel"])
+def test_selection_forced_isa_uses_its_kernels(entry: Any) -> None:
+    rng = np.random.default_rng(10)
+    node = make_node(rng, entry["index_format"], entry["activation"], 128, 8)
+    rows = entry["rows_min"]
+    isa = BY_NAME[entry["kernel"]]["isa"]
+    with _native.forced(isa=isa):
+        _, used = node.run(rng.normal(size=(rows, 128)).astype(np.float32), None)
+    first = next(
+        other["kernel"]
+        for other in LIST["selection"]
+        if other["index_format"] == entry["index_format"]
+        and other["activation"] == entry["activation"]
+        and BY_NAME[other["kernel"]]["isa"] == isa
+        and other["rows_min"] <= rows
+        and (other["rows_max"] is None or rows <= other["rows_max"])
+    )
+    assert used == first
+
+
+@each_kernel
+def test_forced_kernel_is_the_one_that_runs(name: str) -> None:
+    rng = np.random.default_rng(11)
+    kernel = BY_NAME[name]
+    node = make_node(rng, kernel["index_format"], kernel["activation"], 128, 8)
+    with _native.forced(kernel=name):
+        _, used = node.run(rng.normal(size=(5, 128)).astype(np.float32), None)
+    assert used == name
+
+
+def test_forced_kernel_of_another_format_refuses() -> None:
+    rng = np.random.default_rng(12)
+    node = make_node(rng, "rsr", "float", 20, 8)
+    x = np.ones((1, 20), np.float32)
+    with (
+        _native.forced(kernel="packed_gemm_float_portable"),
+        pytest.raises((LibraryError, IndexFormatError), match="cannot serve this node"),
+    ):
+        node.run(x, None)
+
+
+def test_layer_no_avx2_kernel_takes_falls_to_the_next() -> None:
+    rng = np.random.default_rng(13)
+    node = make_node(rng, "packed", "float", 96, 8, block_size=32)
+    x = rng.normal(size=(4, 96)).astype(np.float32)
+    y, used = node.run(x, None)
+    assert used == "packed_gemm_float_portable"
+    check(node, x, y, used)
+
+
+@pytest.mark.parametrize(
+    ("force", "message"),
+    [
+        (_native.force_isa, "unknown instruction set 'nope'. Available: scalar, portable"),
+        (_native.force_kernel, "unknown kernel 'nope'. Available: packed_reference_float_scalar"),
+    ],
+)
+def test_force_unknown_name(force: Any, message: str) -> None:
+    with pytest.raises(LibraryError) as error:
+        force("nope")
+    assert message in str(error.value)
+
+
+def test_check_rejects_a_wrong_answer() -> None:
+    """The comparison itself can fail."""
+    rng = np.random.default_rng(14)
+    for activation in ("float", "int8"):
+        node = make_node(rng, "packed", activation, 129, 9)
+        x = rng.normal(size=(3, 129)).astype(np.float32)
+        name = f"packed_gemm_{activation}_portable"
+        y = node.run(x, name)[0].copy()
+        check(node, x, y, name)
+        y[2, 8] += np.float32(1e-3)
+        with pytest.raises(AssertionError):
+            check(node, x, y, name)
