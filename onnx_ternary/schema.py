@@ -128,4 +128,4 @@ class OpAttributes:
     @property
     def num_patterns(self) -> int:
         """Patterns of one column block of an `rsr` index."""
-        return (3 if self.storage == "base3" else 2) ** self.block_width
+        return int((3 if self.storage == "base3" else 2) ** self.block_width)

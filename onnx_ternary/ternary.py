@@ -1,0 +1,319 @@
+"""Which float matrices are ternary or binary, and their levels and scales.
+
+A weight matrix W of shape (K, N) is ternary when every element is 0 or plus or minus one magnitude:
+one for the matrix, one a column, or one a column and group of consecutive rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_ternary.schema import MAX_K, MAX_N, Alphabet
+
+# Elements looked at in one step: the temporaries of a step stay in the second-level cache.
+_TILE_ELEMENTS = 1 << 17
+_SMALLEST_NORMAL = np.finfo(np.float32).tiny
+_DTYPES = tuple(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
+
+
+@dataclass(frozen=True, slots=True)
+class TernaryWeight:
+    """A matrix W = levels * scale.
+
+    Attributes:
+        levels: (K, N) int8 in {-1, 0, 1}, C-contiguous.
+        scale: float32, () for the matrix, (N,) for the columns or (num_groups, N) for groups of
+            `group_size` rows; finite and positive, 1.0 where all levels are 0.
+        group_size: rows a scale group; 0 unless `scale` is (num_groups, N).
+        alphabet: "binary_pm" if no level is 0, else "binary_01" if none is -1, else "ternary".
+        max_relative_change: largest ``|levels * scale - w| / scale``; 0.0 for an exact match.
+    """
+
+    levels: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    group_size: int
+    alphabet: Alphabet
+    max_relative_change: float
+
+    def dense(self) -> NDArray[np.float32]:
+        """The (K, N) float32 matrix levels * scale, without rounding."""
+        scale = self.scale
+        if self.group_size:
+            scale = np.repeat(scale, self.group_size, axis=0)[: self.levels.shape[0]]
+        return np.multiply(self.levels, scale, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class NotTernary:
+    """Why a matrix is not ternary, as a sentence part: "contains NaN"."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """Levels (K, N) and scales (num_groups, N) of a matrix found ternary."""
+
+    levels: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    change: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Misfit:
+    """A column that is not ternary, and by how much it misses where a tolerance was given."""
+
+    column: int
+    change: float = 0.0
+
+
+def ternarise(
+    weight: NDArray[Any],
+    *,
+    tolerance: float = 0.0,
+    group_sizes: Sequence[int] = (16, 32, 64, 128, 256),
+) -> TernaryWeight | NotTernary:
+    """Finds the levels and scales of a ternary or binary weight matrix.
+
+    The coarsest scales that fit are taken: one for the matrix, then one a column, then one a group,
+    the largest group size first. Exact matches go before matches within the tolerance. Magnitudes
+    of float16 and bfloat16 weights are compared in their own dtype, so scales rounded to it fit.
+
+    Args:
+        weight: (K, N) float16, bfloat16, float32 or float64, any memory order.
+        tolerance: how far a weight may lie from 0 or from plus or minus the scale, relative to the
+            scale, which is then the mean magnitude of the nonzero weights.
+        group_sizes: rows a scale group that are tried.
+
+    Returns:
+        The levels and scales, or the reason why the matrix is not ternary.
+
+    Raises:
+        ValueError: if `tolerance` is not in [0, 1/3) (a larger one cannot tell 0 from the scale) or
+            a group size is not positive.
+    """
+    if not 0 <= tolerance < 1 / 3:
+        raise ValueError(f"tolerance is {tolerance}, expected from 0 to below 1/3")
+    if any(size < 1 for size in group_sizes):
+        raise ValueError(f"group_sizes is {tuple(group_sizes)}, expected positive sizes")
+    refusal = _refuse_form(weight)
+    if refusal is not None:
+        return refusal
+    magnitudes = _column_magnitudes(weight)
+    if not np.isfinite(magnitudes).all():
+        if np.isnan(magnitudes).any():
+            return NotTernary("contains NaN")
+        return NotTernary("contains a weight that is infinite or too large for float32")
+
+    K = weight.shape[0]
+    sizes = sorted({size for size in group_sizes if size < K}, reverse=True)
+    misfit = found = _match_exactly(weight, K, magnitudes)
+    group_size = K
+    for size in sizes:
+        if isinstance(found, _Match):
+            break
+        found, group_size = _match_exactly(weight, size), size
+    if tolerance > 0 and isinstance(found, _Misfit):
+        misfit = found = _match_nearly(weight, K, tolerance, whole=True)
+        group_size = K
+        for size in (K, *sizes):
+            if isinstance(found, _Match):
+                break
+            found, group_size = _match_nearly(weight, size, tolerance, whole=False), size
+            misfit = found if size == K else misfit
+    if isinstance(found, _Match):
+        return _finish(found, 0 if group_size == K else group_size)
+    assert isinstance(misfit, _Misfit)
+    return NotTernary(_misfit_reason(weight, misfit, tolerance))
+
+
+def _refuse_form(weight: NDArray[Any]) -> NotTernary | None:
+    if weight.dtype not in _DTYPES:
+        return NotTernary(
+            f"weight has dtype {weight.dtype}, expected float16, bfloat16, float32 or float64"
+        )
+    if weight.ndim != 2:
+        return NotTernary(f"weight has rank {weight.ndim}, expected 2")
+    K, N = weight.shape
+    if K == 0 or N == 0:
+        return NotTernary(f"weight is empty, shape ({K}, {N})")
+    if K > MAX_K or N > MAX_N:
+        return NotTernary(f"weight is too large, shape ({K}, {N})")
+    return None
+
+
+def _tiles(weight: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
+    """Cuts a matrix across its slowest axis, so that a tile is one piece of memory."""
+    K, N = weight.shape
+    if abs(weight.strides[0]) >= abs(weight.strides[1]):
+        step = max(1, _TILE_ELEMENTS // N)
+        for start in range(0, K, step):
+            yield slice(start, start + step), slice(0, N)
+    else:
+        step = max(1, _TILE_ELEMENTS // K)
+        for start in range(0, N, step):
+            yield slice(0, K), slice(start, start + step)
+
+
+def _float32(tile: NDArray[Any]) -> NDArray[np.float32]:
+    return tile.astype(np.float32, order="K", copy=False)
+
+
+def _column_magnitudes(weight: NDArray[Any]) -> NDArray[np.float32]:
+    """Largest magnitude of each column, (N,); NaN or inf where the column holds one."""
+    magnitudes = np.zeros(weight.shape[1], np.float32)
+    with np.errstate(over="ignore"):
+        for rows, columns in _tiles(weight):
+            largest = np.abs(_float32(weight[rows, columns])).max(axis=0)
+            np.maximum(magnitudes[columns], largest, out=magnitudes[columns])
+    return magnitudes
+
+
+def _row_groups(K: int, group_size: int) -> Iterator[tuple[int, slice]]:
+    for group, start in enumerate(range(0, K, group_size)):
+        yield group, slice(start, start + group_size)
+
+
+def _match_exactly(
+    weight: NDArray[Any], group_size: int, magnitudes: NDArray[np.float32] | None = None
+) -> _Match | _Misfit:
+    K, N = weight.shape
+    levels = np.empty((K, N), np.int8)
+    scale = np.empty((-(-K // group_size), N), np.float32)
+    for group, rows in _row_groups(K, group_size):
+        block = weight[rows]
+        scale[group] = _column_magnitudes(block) if magnitudes is None else magnitudes
+        # A magnitude no element has: a column of zeros then needs no case of its own.
+        expected = np.where(scale[group] == 0, np.float32(1), scale[group])
+        misfit = _fill_levels(block, expected, levels[rows])
+        if misfit is not None:
+            return misfit
+    return _Match(levels, scale)
+
+
+def _fill_levels(
+    weight: NDArray[Any], magnitudes: NDArray[np.float32], levels: NDArray[np.int8]
+) -> _Misfit | None:
+    """Writes the signs of `weight`, whose elements are 0 or the magnitude of their column."""
+    for rows, columns in _tiles(weight):
+        original = weight[rows, columns]
+        tile = _float32(original)
+        size = np.abs(tile)
+        misfits = (size == magnitudes[columns]) != (size != 0)
+        if original.dtype == np.float64:
+            misfits |= tile != original
+        if misfits.any():
+            return _Misfit(columns.start + int(misfits.any(axis=0).argmax()))
+        np.subtract((tile > 0).view(np.int8), (tile < 0).view(np.int8), out=levels[rows, columns])
+    return None
+
+
+def _match_nearly(
+    weight: NDArray[Any], group_size: int, tolerance: float, *, whole: bool
+) -> _Match | _Misfit:
+    """Matches within the tolerance; `whole` takes one scale for all columns."""
+    K, N = weight.shape
+    levels = np.empty((K, N), np.int8)
+    scale = np.empty((-(-K // group_size), N), np.float32)
+    change = 0.0
+    for group, rows in _row_groups(K, group_size):
+        block = weight[rows]
+        magnitudes = _column_magnitudes(block)
+        if whole:
+            magnitudes[:] = magnitudes.max()
+        # Between 0 and the scale: a nonzero weight is at least (1 - tolerance) / (1 + tolerance),
+        # more than half, of the largest one.
+        threshold = magnitudes * np.float32(0.5)
+        scale[group] = _mean_magnitudes(block, threshold, whole)
+        changes = _fill_nearest(block, threshold, scale[group], levels[rows])
+        change = max(change, float(changes.max()))
+        if change > tolerance:
+            return _Misfit(int(changes.argmax()), change)
+    return _Match(levels, scale, change)
+
+
+def _mean_magnitudes(
+    weight: NDArray[Any], threshold: NDArray[np.float32], whole: bool
+) -> NDArray[np.float32]:
+    """Mean magnitude, a column or `whole`, of the elements above the threshold; 0 of none."""
+    sums = np.zeros(weight.shape[1], np.float64)
+    counts = np.zeros(weight.shape[1], np.int64)
+    for rows, columns in _tiles(weight):
+        size = np.abs(_float32(weight[rows, columns]))
+        nonzero = size > threshold[columns]
+        sums[columns] += np.sum(size, axis=0, dtype=np.float64, where=nonzero)
+        counts[columns] += np.count_nonzero(nonzero, axis=0)
+    if whole:
+        sums[:], counts[:] = sums.sum(), counts.sum()
+    means: NDArray[np.float32] = (sums / np.maximum(counts, 1)).astype(np.float32)
+    return means
+
+
+def _fill_nearest(
+    weight: NDArray[Any],
+    threshold: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    levels: NDArray[np.int8],
+) -> NDArray[np.float64]:
+    """Writes the nearest levels; returns each column's largest change relative to its scale."""
+    changes = np.zeros(weight.shape[1], np.float64)
+    for rows, columns in _tiles(weight):
+        original = weight[rows, columns]
+        tile = _float32(original)
+        size = np.abs(tile)
+        nonzero = size > threshold[columns]
+        np.subtract(
+            (nonzero & (tile > 0)).view(np.int8),
+            (nonzero & (tile < 0)).view(np.int8),
+            out=levels[rows, columns],
+        )
+        change = np.abs(np.abs(original) - np.where(nonzero, scale[columns], np.float32(0)))
+        np.maximum(changes[columns], change.max(axis=0), out=changes[columns])
+    relative: NDArray[np.float64] = changes / np.where(scale == 0, np.float32(1), scale)
+    return relative
+
+
+def _finish(match: _Match, group_size: int) -> TernaryWeight | NotTernary:
+    levels, scale = match.levels, match.scale
+    used = scale[scale > 0]
+    if used.size and used.min() < _SMALLEST_NORMAL:
+        return NotTernary(f"scale {used.min():g} is a denormal float32")
+    if group_size:
+        scale = np.where(scale == 0, np.float32(1), scale)
+    elif used.size == 0 or used.min() == used.max():
+        scale = np.array(used[0] if used.size else 1, np.float32)
+    else:
+        scale = np.where(scale[0] == 0, np.float32(1), scale[0])
+    return TernaryWeight(levels, scale, group_size, _alphabet(levels), match.change)
+
+
+def _alphabet(levels: NDArray[np.int8]) -> Alphabet:
+    if np.count_nonzero(levels) == levels.size:
+        return "binary_pm"
+    return "binary_01" if levels.min() >= 0 else "ternary"
+
+
+def _misfit_reason(weight: NDArray[Any], misfit: _Misfit, tolerance: float) -> str:
+    column = weight[:, misfit.column]
+    if tolerance > 0:
+        return (
+            f"weights of column {misfit.column} lie {misfit.change:.3g} of their scale from the "
+            f"nearest ternary ones, more than the tolerance {tolerance:g}"
+        )
+    if not np.array_equal(column, _float32(column)):
+        return f"weight is float64 and column {misfit.column} is not exact in float32"
+    values = np.unique(_float32(column))
+    values = values[values != 0]
+    magnitudes = np.unique(np.abs(values))
+    if values.size == 2 and values[0] < 0 < values[1]:
+        return (
+            f"weight has asymmetric levels {values[0]:g} and {values[1]:g} in column "
+            f"{misfit.column}, expected one magnitude"
+        )
+    return f"weight has {magnitudes.size} distinct magnitudes in column {misfit.column}, expected 1"
