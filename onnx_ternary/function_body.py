@@ -251,8 +251,11 @@ class _Nodes:
 
     def reduce_last(self, op_type: str, value: str) -> str:
         if self.opset < REDUCE_AXES_INPUT_OPSET:
-            return self(op_type, value, axes=[-1], keepdims=1)
-        return self(op_type, value, self.constant([-1], np.int64), keepdims=1)
+            reduced = self(op_type, value, axes=[-1], keepdims=1)
+        else:
+            reduced = self(op_type, value, self.constant([-1], np.int64), keepdims=1)
+        # ONNX Runtime leaves an empty tensor's last axis as it is; (0, K) has to become (0, 1).
+        return self.first(reduced, self.constant([1], np.int64), [-1])
 
 
 def _function(variant: BodyVariant, opset: int, overload: str) -> FunctionProto:
