@@ -11,7 +11,6 @@ import onnxruntime as ort
 
 from onnx_ternary._library import get_library_path
 from onnx_ternary.errors import LibraryError
-from onnx_ternary.schema import DOMAIN
 
 MIN_ONNXRUNTIME = (1, 17)
 
@@ -90,9 +89,9 @@ def InferenceSession(  # noqa: N802 - takes the place of onnxruntime's class
             disabled_optimizers=disabled_optimizers,
         )
     except Exception as error:  # onnxruntime raises types of its own that share no base
-        if DOMAIN in str(error) and "already" in str(error).lower():
+        if "Domain already set" in str(error):
             raise LibraryError(
-                "The onnx-ternary library is registered twice on these SessionOptions; leave out "
-                "your own call of register_custom_ops_library."
+                "A custom operator library is registered twice on these SessionOptions; if it is "
+                "onnx-ternary's, leave out your own call of register_custom_ops_library."
             ) from error
         raise

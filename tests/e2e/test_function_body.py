@@ -8,7 +8,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from converted_models import (
+from onnx import ModelProto, TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from onnx_ternary import runtime
+from onnx_ternary.function_body import NoBody, make_function_body
+from onnx_ternary.reference import int8_error_bound, ternary_indexed_matmul
+from onnx_ternary.schema import DOMAIN, OP_TYPE
+from tests.e2e.converted_models import (
     INT8,
     Product,
     body,
@@ -19,13 +26,6 @@ from converted_models import (
     random_weight,
     supported_opsets,
 )
-from onnx import ModelProto, TensorProto, helper
-from onnx.reference import ReferenceEvaluator
-
-from onnx_ternary import runtime
-from onnx_ternary.function_body import NoBody, make_function_body
-from onnx_ternary.reference import int8_error_bound, ternary_indexed_matmul
-from onnx_ternary.schema import DOMAIN, OP_TYPE
 
 LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_ALL")
 SUPPORTED = supported_opsets()

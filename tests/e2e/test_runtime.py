@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from converted_models import Product, converted_model, random_weight
 
 from onnx_ternary import get_library_path, runtime
 from onnx_ternary.errors import LibraryError
+from tests.e2e.converted_models import Product, converted_model, random_weight
 
 
 @pytest.fixture
