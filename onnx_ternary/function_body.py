@@ -1,0 +1,443 @@
+"""The op as standard operators: a model-local function that runs where the library is missing.
+
+The function decodes the index tensors of docs/index_format.md, folds the scale into the decoded
+weights (level * scale is the original weight, bit for bit), and multiplies. Everything up to the
+product depends on initializers alone, so ONNX Runtime's basic optimisations fold it at load; from
+opset 12 on the folded model is the original one.
+
+A function must import exactly the model's own opset, so bodies are generated per opset; the
+operators used are the ones whose kernels ONNX Runtime's CPU provider has at every opset from 11 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnx_ternary.schema import (
+    DOMAIN,
+    INPUT_NAMES,
+    MAX_BLOCK_WIDTH,
+    OP_TYPE,
+    Activation,
+    ActivationRule,
+    Alphabet,
+    IndexFormat,
+    OpAttributes,
+    Storage,
+)
+
+# BitShift, Range, CumSum, ScatterElements, Pad and Round with their present meaning.
+MIN_OPSET = 11
+# Constant's value_int and value_float, through which a body reads the node's attributes.
+ATTRIBUTE_REFERENCE_OPSET = 12
+CAST_LIKE_OPSET = 15
+# ReduceMax and ReduceMean take their axes as an input.
+REDUCE_AXES_INPUT_OPSET = 18
+# Model-local functions, and several functions under one name.
+MIN_IR_VERSION = 8
+OVERLOAD_IR_VERSION = 10
+
+_INT64_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class NoBody:
+    """Why a model gets no function body; it then needs the library to run."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BodyVariant:
+    """What a body depends on and cannot read from the node: equal variants share one function.
+
+    Fields are empty or zero where the body reads the value from the node's attributes or from
+    tensor shapes: `x_dtype` (an onnx.TensorProto type) from opset 15 on, `block_size`,
+    `group_size` and the `activation_*` numbers from opset 12 on, `alphabet` where the storage
+    decodes all alphabets alike.
+    """
+
+    index_format: IndexFormat
+    storage: Storage
+    alphabet: Alphabet
+    per_group: bool
+    activation: Activation
+    activation_rule: ActivationRule
+    # Below opset 12 N comes from the shape of scale or bias, so one of them has to have it.
+    has_n: bool = True
+    x_dtype: int = 0
+    block_size: int = 0
+    group_size: int = 0
+    activation_epsilon: float = 0.0
+    activation_qmin: int = 0
+    activation_qmax: int = 0
+
+    @classmethod
+    def of(
+        cls, attributes: OpAttributes, *, x_dtype: int, scale_rank: int, bias_rank: int, opset: int
+    ) -> BodyVariant:
+        """The variant of one node.
+
+        Args:
+            attributes: the node's attributes.
+            x_dtype: onnx.TensorProto type of X and Y (FLOAT, FLOAT16 or BFLOAT16).
+            scale_rank: rank of the scale, 0, 1 or 2.
+            bias_rank: rank of the bias. Below opset 12 a node whose scale is () needs its bias
+                written as (N,), zeros if there is none: nothing else tells the body N.
+            opset: the model's ai.onnx opset.
+        """
+        by_reference = opset >= ATTRIBUTE_REFERENCE_OPSET
+        splits_alphabets = attributes.storage in ("1bit", "planes")
+        packed_in_base3 = attributes.storage == "dense"
+        return cls(
+            index_format=attributes.index_format,
+            storage=attributes.storage,
+            alphabet=attributes.alphabet if splits_alphabets else "ternary",
+            per_group=scale_rank == 2,
+            activation=attributes.activation,
+            activation_rule=attributes.activation_rule,
+            has_n=by_reference or scale_rank > 0 or bias_rank > 0,
+            x_dtype=0 if opset >= CAST_LIKE_OPSET else x_dtype,
+            block_size=0 if by_reference or not packed_in_base3 else attributes.block_size,
+            group_size=0 if by_reference or scale_rank < 2 else attributes.group_size,
+            activation_epsilon=0.0 if by_reference else attributes.activation_epsilon,
+            activation_qmin=0 if by_reference else attributes.activation_qmin,
+            activation_qmax=0 if by_reference else attributes.activation_qmax,
+        )
+
+    @property
+    def name(self) -> str:
+        """A readable name, unique among variants of one model; used as the overload."""
+        parts: list[str] = [self.index_format, self.storage]
+        if self.storage in ("1bit", "planes"):
+            parts.append(self.alphabet)
+        if self.per_group:
+            parts.append(f"group{self.group_size or ''}")
+        if self.activation == "int8":
+            parts.append(self.activation_rule.replace("absmax", "int8"))
+            if self.activation_qmax:
+                parts.append(f"{self.activation_epsilon!r}_{self.activation_qmin}")
+                parts.append(str(self.activation_qmax))
+        if self.block_size:
+            parts.append(f"block{self.block_size}")
+        if self.x_dtype:
+            parts.append(TensorProto.DataType.Name(self.x_dtype).lower())
+        if not self.has_n:
+            parts.append("no_n")
+        return "_".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionBody:
+    """The functions to add to a model, and the overload each node names.
+
+    `overloads[variant]` goes into the node's `overload` field; it is "" where one function serves
+    all nodes.
+    """
+
+    protos: tuple[FunctionProto, ...]
+    overloads: Mapping[BodyVariant, str]
+
+
+def make_function_body(
+    variants: Sequence[BodyVariant], opset: int, ir_version: int
+) -> FunctionBody | NoBody:
+    """Builds the functions for a model whose nodes have these variants.
+
+    Args:
+        variants: one per node, in any order, with repetitions; made for the same opset.
+        opset: the ai.onnx opset the model imports.
+        ir_version: the model's IR version, as it will be saved.
+
+    Returns:
+        The functions, or why there are none.
+    """
+    distinct = list(dict.fromkeys(variants))
+    if not distinct:
+        return NoBody("the model has no TernaryIndexedMatMul node")
+    if opset < MIN_OPSET:
+        return NoBody(
+            f"the model's opset is {opset}; decoding needs operators of opset {MIN_OPSET}"
+        )
+    if ir_version < MIN_IR_VERSION:
+        return NoBody(f"the model's IR version is {ir_version}; functions need {MIN_IR_VERSION}")
+    if not all(variant.has_n for variant in distinct):
+        return NoBody(
+            f"at opset {opset} a function finds N only in the shape of scale or bias, and a node "
+            "has neither with N entries; write its bias as (N,)"
+        )
+    if len(distinct) > 1 and ir_version < OVERLOAD_IR_VERSION:
+        return NoBody(
+            f"the nodes need {len(distinct)} different functions under one name "
+            f"({', '.join(variant.name for variant in distinct)}), which takes IR version "
+            f"{OVERLOAD_IR_VERSION}; the model has {ir_version}"
+        )
+    overloads = {variant: variant.name if len(distinct) > 1 else "" for variant in distinct}
+    protos = tuple(_function(variant, opset, overload) for variant, overload in overloads.items())
+    return FunctionBody(protos, MappingProxyType(overloads))
+
+
+class _Nodes:
+    """Appends nodes to a function body and names their outputs."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.protos: list[NodeProto] = []
+
+    def __call__(self, op_type: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        name = output or f"{op_type.lower()}_{len(self.protos)}"
+        self.protos.append(helper.make_node(op_type, list(inputs), [name], **attributes))
+        return name
+
+    def constant(self, value: Any, dtype: type[np.generic]) -> str:
+        return self("Constant", value=numpy_helper.from_array(np.array(value, dtype)))
+
+    def reference(self, attribute: str, value_name: str) -> str:
+        """The scalar the node's own attribute holds, as int64 (value_int) or float32."""
+        proto = AttributeProto(name=value_name, ref_attr_name=attribute)
+        proto.type = AttributeProto.INT if value_name == "value_int" else AttributeProto.FLOAT
+        name = self("Constant")
+        self.protos[-1].attribute.append(proto)
+        return name
+
+    def integer(self, attribute: str, baked: int) -> str:
+        """int64 (1,): the node's attribute, or the variant's number below opset 12."""
+        if self.opset < ATTRIBUTE_REFERENCE_OPSET:
+            return self.constant([baked], np.int64)
+        return self.reshape(self.reference(attribute, "value_int"), [-1])
+
+    def number(self, attribute: str, baked: float, value_name: str) -> str:
+        """float32 (): the node's attribute, or the variant's number below opset 12."""
+        if self.opset < ATTRIBUTE_REFERENCE_OPSET:
+            return self.constant(baked, np.float32)
+        value = self.reference(attribute, value_name)
+        return self.cast(value, TensorProto.FLOAT) if value_name == "value_int" else value
+
+    def cast(self, value: str, dtype: int) -> str:
+        return self("Cast", value, to=dtype)
+
+    def reshape(self, value: str, shape: list[int]) -> str:
+        return self("Reshape", value, self.constant(shape, np.int64))
+
+    def first(self, value: str, counts: str, axes: list[int]) -> str:
+        """The first counts[i] entries along axes[i]."""
+        starts = self.constant([0] * len(axes), np.int64)
+        return self("Slice", value, starts, counts, self.constant(axes, np.int64))
+
+    def last_dim(self, value: str) -> str:
+        """int64 (1,): the last dimension; empty for a scalar."""
+        return self(
+            "Slice", self("Shape", value), self.constant([-1], np.int64), *self.to_end_of(0)
+        )
+
+    def to_end_of(self, axis: int) -> tuple[str, str]:
+        """Slice's ends and axes for the rest of an axis."""
+        return self.constant([_INT64_MAX], np.int64), self.constant([axis], np.int64)
+
+    def sort(self, value: str) -> tuple[str, str]:
+        """Values ascending along the last axis, and where each stood (int64)."""
+        values, places = f"sorted_{len(self.protos)}", f"sorted_at_{len(self.protos)}"
+        count = self.last_dim(value)
+        self.protos.append(
+            helper.make_node("TopK", [value, count], [values, places], axis=-1, largest=0)
+        )
+        return values, places
+
+    def reduce_last(self, op_type: str, value: str) -> str:
+        if self.opset < REDUCE_AXES_INPUT_OPSET:
+            reduced = self(op_type, value, axes=[-1], keepdims=1)
+        else:
+            reduced = self(op_type, value, self.constant([-1], np.int64), keepdims=1)
+        # ONNX Runtime leaves an empty tensor's last axis as it is; (0, K) has to become (0, 1).
+        return self.first(reduced, self.constant([1], np.int64), [-1])
+
+
+def _function(variant: BodyVariant, opset: int, overload: str) -> FunctionProto:
+    nodes = _Nodes(opset)
+    decode = _packed_levels if variant.index_format == "packed" else _rsr_levels
+    _product(nodes, variant, decode(nodes, variant))
+    function = helper.make_function(
+        DOMAIN,
+        OP_TYPE,
+        list(INPUT_NAMES),
+        ["Y"],
+        nodes.protos,
+        [helper.make_opsetid("", opset)],
+        attributes=[field.name for field in fields(OpAttributes)],
+        doc_string="Y = X @ W + bias in standard operators; onnx-ternary's library runs it faster "
+        "and without expanding W.",
+    )
+    if overload:
+        function.overload = overload
+    return function
+
+
+def _num_columns(nodes: _Nodes) -> str:
+    """int64 (1,): N."""
+    if nodes.opset >= ATTRIBUTE_REFERENCE_OPSET:
+        return nodes.integer("N", 0)
+    # Broadcasting gives (N,) or (num_groups, N) whichever of the two is a scalar.
+    return nodes.last_dim(nodes("Add", "scale", "bias"))
+
+
+def _packed_levels(nodes: _Nodes, variant: BodyVariant) -> str:
+    """Levels as float32 (K, N) from packed codes; (rows padded to a block, N) below opset 12."""
+    # (column tiles, K blocks, 4, block_bytes) -> (.., 4, fields a byte, block_bytes)
+    codes = nodes.reshape("codes", [0, 0, 0, 1, -1])
+    if variant.storage == "dense":
+        digits = nodes.constant([[3**d] for d in range(5)], np.int32)
+        codes = nodes("Div", nodes.cast(codes, TensorProto.INT32), digits)
+        codes = nodes("Mod", codes, nodes.constant(3, np.int32))
+    else:
+        bits = 2 if variant.storage == "2bit" else 1
+        shifts = nodes.constant([[shift] for shift in range(0, 8, bits)], np.uint8)
+        codes = nodes("BitShift", codes, shifts, direction="RIGHT")
+        codes = nodes("Mod", codes, nodes.constant(1 << bits, np.uint8))
+    codes = nodes.reshape(codes, [0, 0, 0, -1])
+    if variant.storage == "dense":  # five digits a byte may hold more than a block
+        codes = nodes.first(codes, nodes.integer("block_size", variant.block_size), [3])
+    codes = nodes("Transpose", codes, perm=[1, 3, 0, 2])
+    codes = nodes("Flatten", codes, axis=2)
+    if nodes.opset >= ATTRIBUTE_REFERENCE_OPSET:
+        shape = nodes("Concat", nodes.integer("K", 0), _num_columns(nodes), axis=0)
+        codes = nodes.first(codes, shape, [0, 1])
+    else:
+        codes = nodes.first(codes, _num_columns(nodes), [1])
+    levels = nodes.cast(codes, TensorProto.FLOAT)
+    if variant.storage == "1bit":
+        return _bits_to_levels(nodes, variant, levels)
+    return nodes("Sub", levels, nodes.constant(1, np.float32))
+
+
+def _bits_to_levels(nodes: _Nodes, variant: BodyVariant, bits: str) -> str:
+    if variant.alphabet == "binary_01":
+        return bits
+    return nodes("Sub", nodes("Add", bits, bits), nodes.constant(1, np.float32))
+
+
+def _rsr_levels(nodes: _Nodes, variant: BodyVariant) -> str:
+    """Levels as float32 (K, N) from a permutation and segment offsets."""
+    permutation = nodes.cast("codes", TensorProto.INT64)  # (num_planes, num_blocks, K)
+    # (num_planes, num_blocks, num_groups, num_patterns + 1) -> groups and patterns in one axis
+    all_offsets = nodes.cast("aux", TensorProto.INT64)
+    offsets = nodes.reshape(all_offsets, [0, 0, -1])
+
+    # The row at sorted position j has the pattern that the number of offsets <= j tells. Offsets
+    # and positions are sorted together (2 * offset < 2 * j + 1 <=> offset <= j) and counted.
+    positions = nodes(
+        "CumSum",
+        nodes("Add", nodes("Mul", permutation, _zero(nodes)), _one(nodes)),
+        nodes.constant(2, np.int64),
+        exclusive=1,
+    )
+    two = nodes.constant(2, np.int64)
+    keys = nodes(
+        "Concat",
+        nodes("Mul", offsets, two),
+        nodes("Add", nodes("Mul", positions, two), _one(nodes)),
+        axis=2,
+    )
+    sorted_keys, sorted_at = nodes.sort(keys)
+    is_offset = nodes("Sub", _one(nodes), nodes("Mod", sorted_keys, two))
+    counts = nodes("CumSum", is_offset, nodes.constant(2, np.int64))
+    counts = nodes("ScatterElements", keys, sorted_at, counts, axis=2)
+    counts = nodes("Slice", counts, nodes.last_dim(offsets), *nodes.to_end_of(2))
+    # Every group before a row adds num_patterns + 1, its own start adds one.
+    patterns = nodes("Mod", nodes("Sub", counts, _one(nodes)), nodes.last_dim(all_offsets))
+    by_row = nodes("ScatterElements", permutation, permutation, patterns, axis=2)
+
+    base = 3 if variant.storage == "base3" else 2
+    widest = MAX_BLOCK_WIDTH[variant.storage]
+    powers = nodes.constant([base**d for d in reversed(range(widest))], np.int64)
+    num_patterns = nodes("Sub", nodes.last_dim(all_offsets), _one(nodes))
+    # base^(block_width - 1) .. 1: the powers below num_patterns, the last block_width ones.
+    is_used = nodes.cast(nodes("Less", powers, num_patterns), TensorProto.INT64)
+    block_width = nodes("ReduceSum", is_used, keepdims=1)
+    powers = nodes("Slice", powers, nodes("Neg", block_width), *nodes.to_end_of(0))
+    digits = nodes(
+        "Div",
+        nodes.cast(nodes.reshape(by_row, [0, 0, 0, 1]), TensorProto.INT32),
+        nodes.cast(powers, TensorProto.INT32),
+    )
+    digits = nodes("Mod", digits, nodes.constant(base, np.int32))
+    levels = nodes.cast(digits, TensorProto.FLOAT)  # (num_planes, num_blocks, K, block_width)
+    first = nodes("Gather", levels, nodes.constant(0, np.int64), axis=0)
+    if variant.storage == "base3":
+        levels = nodes("Sub", first, nodes.constant(1, np.float32))
+    elif variant.alphabet == "ternary":
+        second = nodes("Gather", levels, nodes.constant(1, np.int64), axis=0)
+        levels = nodes("Sub", first, second)
+    else:
+        levels = _bits_to_levels(nodes, variant, first)
+    levels = nodes("Flatten", nodes("Transpose", levels, perm=[1, 0, 2]), axis=1)
+    return nodes.first(levels, _num_columns(nodes), [1])
+
+
+def _zero(nodes: _Nodes) -> str:
+    return nodes.constant(0, np.int64)
+
+
+def _one(nodes: _Nodes) -> str:
+    return nodes.constant(1, np.int64)
+
+
+def _product(nodes: _Nodes, variant: BodyVariant, levels: str) -> None:
+    """Y from X and the levels, (K, N) or padded along K below opset 12."""
+    # Integer sums of quantised activations are exact; a scale of the whole column waits for them.
+    scale_last = variant.activation == "int8" and not variant.per_group
+    weight = levels if scale_last else _scaled(nodes, variant, levels)
+    x = "X"
+    if variant.x_dtype != TensorProto.FLOAT:
+        x = nodes.cast(x, TensorProto.FLOAT)
+    if nodes.opset < ATTRIBUTE_REFERENCE_OPSET and variant.index_format == "packed":
+        weight = nodes.first(weight, nodes.last_dim("X"), [0])
+
+    if variant.activation == "int8":
+        quantised, row_scale = _quantised(nodes, variant, x)
+        sums = nodes("Div", nodes("MatMul", quantised, weight), row_scale)
+        if scale_last:
+            sums = nodes("Mul", sums, "scale")
+    else:
+        sums = nodes("MatMul", x, weight)
+
+    if variant.x_dtype == TensorProto.FLOAT:
+        nodes("Add", sums, "bias", output="Y")
+    elif variant.x_dtype:
+        nodes("Cast", nodes("Add", sums, "bias"), output="Y", to=variant.x_dtype)
+    else:
+        nodes("CastLike", nodes("Add", sums, "bias"), "X", output="Y")
+
+
+def _scaled(nodes: _Nodes, variant: BodyVariant, levels: str) -> str:
+    if not variant.per_group:
+        return nodes("Mul", levels, "scale")
+    # (num_groups, N) -> (num_groups, group_size, N) -> (rows, N), the last group cut.
+    scale = nodes.reshape("scale", [0, 1, -1])
+    group_size = nodes.integer("group_size", variant.group_size)
+    one = nodes.constant([1], np.int64)
+    scale = nodes("Expand", scale, nodes("Concat", one, group_size, one, axis=0))
+    rows = nodes.first(nodes("Shape", levels), nodes.constant([1], np.int64), [0])
+    return nodes("Mul", levels, nodes.first(nodes("Flatten", scale, axis=2), rows, [0]))
+
+
+def _quantised(nodes: _Nodes, variant: BodyVariant, x: str) -> tuple[str, str]:
+    """Integer-valued float32 rows and their scale s (..., 1): docs/op_spec.md's int8 rule."""
+    epsilon = nodes.number("activation_epsilon", variant.activation_epsilon, "value_float")
+    qmin = nodes.number("activation_qmin", variant.activation_qmin, "value_int")
+    qmax = nodes.number("activation_qmax", variant.activation_qmax, "value_int")
+    absmax = nodes("Max", nodes.reduce_last("ReduceMax", nodes("Abs", x)), epsilon)
+    # 0 * x is NaN where x is NaN or inf, and maxima may drop it: carry it to the whole row.
+    nothing = nodes("Mul", x, nodes.constant(0, np.float32))
+    absmax = nodes("Add", absmax, nodes.reduce_last("ReduceMean", nothing))
+    if variant.activation_rule == "absmax_division":
+        row_scale = nodes("Div", qmax, absmax)
+    else:
+        row_scale = nodes("Mul", nodes("Reciprocal", absmax), qmax)
+    rounded = nodes("Round", nodes("Mul", x, row_scale))
+    return nodes("Clip", rounded, qmin, qmax), row_scale
