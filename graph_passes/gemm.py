@@ -1,6 +1,7 @@
 """Gemm with a constant ternary B.
 
-    Gemm(A, B, C) [-> Mul|Div ...] [-> Add]   =>   [Transpose ->] TernaryIndexedMatMul [-> [Mul ->] Add]
+    Gemm(A, B, C) [-> Mul|Div ...] [-> Add]
+      =>   [Transpose ->] TernaryIndexedMatMul [-> [Mul ->] Add]
 
 1. transB: B is read transposed. 2. transA: a Transpose of A stays in front.
 3. alpha goes into the scale (positive and finite, else refused), beta into the bias.

@@ -143,10 +143,8 @@ def finish(product: Product, context: Context) -> TernaryMatMul | Rejection:
     )
 
 
-def _scaled(
-    scale: NDArray[np.float32], factor: NDArray[np.float64]
-) -> NDArray[np.float32] | None:
-    """scale * factor rounded once; None where that is not a normal positive float32."""
+def _scaled(scale: NDArray[np.float32], factor: NDArray[np.float64]) -> NDArray[np.float32] | None:
+    """Scale times factor, rounded once; None where that is not a normal positive float32."""
     with np.errstate(over="ignore", under="ignore"):
         result = np.asarray(scale.astype(np.float64) * factor, dtype=np.float32)
     normal = np.isfinite(result) & (result >= _TINY)

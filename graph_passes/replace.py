@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Hashable, Iterable, Iterator
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_ternary import __version__
-from onnx_ternary.errors import IndexFormatError, ModelError
+from onnx_ternary.errors import IndexFormatError, LibraryError, ModelError
 from onnx_ternary.function_body import BodyVariant, NoBody, make_function_body
 from onnx_ternary.index import Index, build_index
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
@@ -143,6 +145,7 @@ class Replacer:
             storage=options.storage,
             block_width=options.block_width,
             algorithm=options.algorithm,
+            native=_has_native_packers(),
         )
         if options.activation == "keep":
             return index
@@ -299,7 +302,7 @@ class Replacer:
         for node, variant in zip(nodes, variants, strict=True):
             node.overload = body.overloads[variant]
         for proto in body.protos:
-            function = ir.from_proto(proto)
+            function = ir.serde.deserialize_function(proto)
             functions[function.identifier()] = function
         return ""
 
@@ -334,6 +337,16 @@ def read_attributes(node: ir.Node) -> OpAttributes:
             "again with 'onnx-ternary optimize'."
         )
     return OpAttributes(**values)
+
+
+@cache
+def _has_native_packers() -> bool:
+    """Whether the C++ library can pack; numpy does the same, a hundred times slower."""
+    try:
+        import_module("onnx_ternary._native").library()
+    except (ImportError, LibraryError):
+        return False
+    return True
 
 
 def _attributes(attributes: OpAttributes) -> list[ir.Attr]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError
+
+# The package ships no types, and its stubs are not among our development tools.
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.options import ExternalData
@@ -75,7 +76,8 @@ def constant_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
-    for owner in (model.graph, *model.functions.values()):
+    owners: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
+    for owner in owners:
         for node in ir.traversal.RecursiveGraphIterator(owner):
             for attr in node.attributes.values():
                 if attr.is_ref():
@@ -111,7 +113,7 @@ def check_external_data(model: ir.Model, name: str) -> None:
         path = tensor.path
         if path not in sizes:
             try:
-                sizes[path] = os.stat(path).st_size
+                sizes[path] = Path(path).stat().st_size
             except OSError as error:
                 raise ModelError(
                     f"'{name}' keeps tensor '{tensor.name}' in '{path}', which cannot be read: "
@@ -120,8 +122,8 @@ def check_external_data(model: ir.Model, name: str) -> None:
         end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
         if end > sizes[path]:
             raise ModelError(
-                f"'{name}' keeps tensor '{tensor.name}' in '{path}' up to byte {end}, but that file "
-                f"has {sizes[path]} bytes; it is cut short."
+                f"'{name}' keeps tensor '{tensor.name}' in '{path}' up to byte {end}, but "
+                f"the file has {sizes[path]} bytes; it is cut short."
             )
 
 
