@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .match import Addend, Context, Rejection, TernaryMatMul
-from .product import Product, constant_weight, finish, per_column, small_constant
+from .product import Product, constant_weight, finish, small_constant
 
 
 class Gemm:
@@ -55,20 +55,10 @@ class Gemm:
         )
         c = node.inputs[2] if len(node.inputs) > 2 else None
         if c is not None and beta != 0 and len(weight.shape) == 2:
-            self._add_bias(product, c, beta)
+            constant = small_constant(c, product.num_columns)
+            if constant is None or not product.set_bias(constant, beta):  # case 4
+                product.addend = Addend(c, beta)  # case 5
         return finish(product, context)
-
-    @staticmethod
-    def _add_bias(product: Product, c: ir.Value, beta: float) -> None:
-        N = product.num_columns
-        constant = small_constant(c, N)
-        numbers = None if constant is None else per_column(constant, N, product.rank)
-        if numbers is not None:
-            bias = np.broadcast_to(numbers * beta, (N,))
-            if bool((np.abs(bias) <= float(np.finfo(np.float32).max)).all()):
-                product.bias = bias  # case 4
-                return
-        product.addend = Addend(c, beta)  # case 5
 
 
 RULES = (Gemm(),)

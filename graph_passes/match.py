@@ -52,6 +52,7 @@ class TernaryMatMul:
         levels: its levels; ``levels.scale`` does not hold the absorbed factors.
         scale: float32 (), (N,) or (num_groups, N), absorbed factors included.
         bias: float32 (N,), or None.
+        bias_value: an initializer of the product's graph that holds exactly `bias`, or None.
         addend: a term that stays an Add.
         output: the value the last replaced node produces; its name is kept.
     """
@@ -65,6 +66,7 @@ class TernaryMatMul:
     levels: TernaryWeight
     scale: NDArray[np.float32]
     bias: NDArray[np.float32] | None
+    bias_value: ir.Value | None
     addend: Addend | None
     output: ir.Value
 

@@ -41,6 +41,7 @@ class Product:
     transpose_x: bool = False
     factor: NDArray[np.float64] = field(default_factory=lambda: np.ones((), np.float64))
     bias: NDArray[np.float64] | None = None
+    bias_value: ir.Value | None = None
     addend: Addend | None = None
     before: list[ir.Node] = field(default_factory=list)
     after: list[ir.Node] = field(default_factory=list)
@@ -49,6 +50,19 @@ class Product:
     def num_columns(self) -> int:
         """N."""
         return self.weight.shape[1]
+
+    def set_bias(self, constant: Constant, factor: float = 1.0) -> bool:
+        """Take ``factor * constant`` as the bias, if it is one; else change nothing."""
+        N = self.num_columns
+        numbers = per_column(constant, N, self.rank)
+        if numbers is None or not _finite(numbers * factor):
+            return False
+        self.bias = np.broadcast_to(numbers * factor, (N,))
+        root = constant.root
+        unchanged = factor == 1.0 and constant.dtype == ir.DataType.FLOAT and not constant.nodes
+        if unchanged and constant.shape == (N,) and root.graph is self.node.graph:
+            self.bias_value = root if root.is_initializer() else None
+        return True
 
     @property
     def output(self) -> ir.Value:
@@ -138,6 +152,7 @@ def finish(product: Product, context: Context) -> TernaryMatMul | Rejection:
         levels=levels,
         scale=scale,
         bias=None if product.bias is None else product.bias.astype(np.float32),
+        bias_value=product.bias_value,
         addend=product.addend,
         output=product.output,
     )
@@ -250,15 +265,13 @@ def _absorb_after(product: Product, scale: NDArray[np.float32]) -> None:
                 bias = product.bias * factor
                 if not _finite(bias):
                     return
-                product.bias = bias
+                product.bias, product.bias_value = bias, None
             product.factor = product.factor * factor
         elif node.domain == "" and node.op_type == "Add" and product.bias is None:
             other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
             constant = None if other is value else small_constant(other, N)
-            numbers = None if constant is None else per_column(constant, N, product.rank)
-            if numbers is None or not _finite(numbers):
+            if constant is None or not product.set_bias(constant):
                 return
-            product.bias = np.broadcast_to(numbers, (N,))
         else:
             return
         product.after.append(node)

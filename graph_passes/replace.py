@@ -56,7 +56,7 @@ class Replacer:
         self._names = set(_value_names(model))
         self._indices: dict[Hashable, _StoredIndex] = {}
         self._tensors: dict[Hashable, ir.Value] = {}
-        self._roots: dict[str, ir.Value] = {}
+        self._roots: dict[int, ir.Value] = {}
 
     def replace(self, match: TernaryMatMul, where: str) -> Rewrite | Rejection:
         """Replace one product, or refuse it where the index cannot be built or does not pay.
@@ -89,7 +89,7 @@ class Replacer:
         inputs = [match.x, stored.codes, stored.aux, scale, self._bias(match, graph, name)]
         self._insert(match, graph, inputs, attributes)
         self._remove(match)
-        self._roots[weight.name] = weight.root
+        self._roots[id(weight.root)] = weight.root
         return Rewrite(
             node=name,
             op_type=product.op_type,
@@ -172,6 +172,8 @@ class Replacer:
         return stored
 
     def _bias(self, match: TernaryMatMul, graph: ir.Graph, name: str) -> ir.Value:
+        if match.bias_value is not None:
+            return match.bias_value
         if match.bias is not None:
             return self._add(graph, f"{name}.bias", match.bias)
         needs_n = self._opset < _FIRST_OPSET_WITH_SCALAR_BIAS and match.scale.ndim == 0

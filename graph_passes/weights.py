@@ -11,6 +11,7 @@ Another way to find constants (a whole constant expression evaluated at once) on
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,7 +98,9 @@ class Constant:
         """Let go of the mapped file, if the tensor is external."""
         tensor = self.root.const_value
         if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()
+            # Somebody else may hold a view of the mapping, which then lives on.
+            with suppress(BufferError):
+                tensor.release()
 
 
 @dataclass(frozen=True, slots=True)
