@@ -100,7 +100,12 @@ class OpAttributes:
             self.activation_rule in ("absmax_division", "absmax_reciprocal"),
             "absmax_division or absmax_reciprocal for int8",
         )
-        self._require("activation_epsilon", 0 < self.activation_epsilon < 1e30, "positive")
+        # qmax / epsilon stays finite, so that a row of zeros gives zeros.
+        self._require(
+            "activation_epsilon",
+            1e-30 <= self.activation_epsilon < 1e30,
+            "from 1e-30 to below 1e30",
+        )
         self._require("activation_qmax", 0 < self.activation_qmax <= 127, "from 1 to 127")
         self._require("activation_qmin", -128 <= self.activation_qmin < 0, "from -128 to -1")
 

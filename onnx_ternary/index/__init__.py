@@ -206,104 +206,99 @@ def _error(node: str, what: str, found: object, expected: str) -> IndexFormatErr
     )
 
 
-def _shape_text(shape: tuple[int, ...]) -> str:
-    return "(" + ", ".join(map(str, shape)) + ")"
-
-
-def _require_array(
-    array: NDArray[Any], what: str, dtype: type[Any], shape: tuple[int, ...], node: str
+def _require_dtype(
+    array: NDArray[Any], what: str, dtypes: tuple[type[Any], ...], node: str
 ) -> None:
-    if array.dtype != dtype:
-        raise _error(node, f"element type of {what}", array.dtype, np.dtype(dtype).name)
-    if array.shape != shape:
-        raise _error(node, f"shape of {what}", _shape_text(array.shape), _shape_text(shape))
+    if array.dtype not in dtypes:
+        expected = " or ".join(np.dtype(dtype).name for dtype in dtypes)
+        raise _error(node, f"{what} dtype", array.dtype, expected)
+
+
+def _require_shape(
+    array: NDArray[Any], what: str, shapes: tuple[tuple[int, ...], ...], node: str
+) -> None:
+    if array.shape not in shapes:
+        raise _error(node, f"{what} shape", array.shape, " or ".join(map(str, shapes)))
 
 
 def _validate_tensors(
     attributes: OpAttributes, codes: NDArray[Any], aux: NDArray[np.uint32], node: str
 ) -> None:
+    K = attributes.K
+    _require_dtype(aux, "aux", (np.uint32,), node)
     if attributes.index_format == "packed":
         shape = packed.codes_shape(
-            attributes.K,
-            attributes.N,
-            storage=attributes.storage,
-            block_size=attributes.block_size,
+            K, attributes.N, storage=attributes.storage, block_size=attributes.block_size
         )
-        _require_array(codes, "codes", np.uint8, shape, node)
-        _require_array(aux, "aux", np.uint32, (1,), node)
-        if aux[0] != 0:
-            raise _error(node, "aux[0]", aux[0], "0")
+        _require_dtype(codes, "codes", (np.uint8,), node)
+        _require_shape(codes, "codes", (shape,), node)
+        _require_shape(aux, "aux", ((1,),), node)
         return
-    K, num_groups, num_planes = attributes.K, attributes.num_groups, attributes.num_planes
+    num_planes, num_groups = attributes.num_planes, attributes.num_groups
     num_blocks = -(-attributes.N // attributes.block_width)
-    permutation_shape = (num_planes, num_blocks, K)
     offsets_shape = (num_planes, num_blocks, num_groups, attributes.num_patterns + 1)
-    _require_array(codes, "codes", rsr.permutation_dtype(K), permutation_shape, node)
-    _require_array(aux, "aux", np.uint32, offsets_shape, node)
-    _validate_offsets(attributes, aux, node)
+    dtypes = (np.uint16, np.uint32) if rsr.permutation_dtype(K) is np.uint16 else (np.uint32,)
+    _require_dtype(codes, "codes", dtypes, node)
+    _require_shape(codes, "codes", ((num_planes, num_blocks, K),), node)
+    _require_shape(aux, "aux", (offsets_shape,), node)
     _validate_permutation(attributes, codes, node)
+    _validate_offsets(attributes, aux, node)
+
+
+def _validate_permutation(attributes: OpAttributes, permutation: NDArray[Any], node: str) -> None:
+    K, group_rows = attributes.K, attributes.group_size or attributes.K
+    rows = permutation.astype(np.int64)
+    begins = np.arange(K) // group_rows * group_rows
+    ends = np.minimum(begins + group_rows, K)
+    wrong = (rows < begins) | (rows >= ends)
+    if not wrong.any():
+        # Equal rows are neighbours after a stable sort; the later of two is the wrong one.
+        order = np.argsort(rows, axis=-1, kind="stable")
+        ordered = np.take_along_axis(rows, order, axis=-1)
+        repeated = np.zeros(rows.shape, bool)
+        repeated[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+        np.put_along_axis(wrong, order, repeated, axis=-1)
+    if wrong.any():
+        position = tuple(map(int, np.argwhere(wrong)[0]))
+        expected = f"each row from {begins[position[-1]]} to {ends[position[-1]] - 1} once"
+        raise _error(node, f"permutation{list(position)}", rows[position], expected)
 
 
 def _validate_offsets(attributes: OpAttributes, aux: NDArray[np.uint32], node: str) -> None:
     group_rows = attributes.group_size or attributes.K
-    starts = np.arange(attributes.num_groups) * group_rows
-    ends = np.minimum(starts + group_rows, attributes.K)
-    for position, bounds, end in ((0, starts, "first"), (-1, ends, "last")):
-        wrong = aux[..., position] != bounds
-        if wrong.any():
-            plane, block, group = np.argwhere(wrong)[0]
-            what = f"{end} segment offset of plane {plane}, block {block}, group {group}"
-            raise _error(node, what, aux[plane, block, group, position], str(bounds[group]))
-    falls = aux[..., 1:] < aux[..., :-1]
-    if falls.any():
-        plane, block, group, pattern = np.argwhere(falls)[0]
-        what = f"segment_offsets[{plane}, {block}, {group}, {pattern + 1}]"
-        previous = aux[plane, block, group, pattern]
-        found = aux[plane, block, group, pattern + 1]
-        raise _error(node, what, found, f"at least the one before, {previous}")
-
-
-def _validate_permutation(attributes: OpAttributes, permutation: NDArray[Any], node: str) -> None:
-    K = attributes.K
-    group_rows = attributes.group_size or K
-    rows = permutation.astype(np.int64)
-    groups = np.arange(K) // group_rows
-    wrong = (rows >= K) | (rows // group_rows != groups)
+    offsets = aux.astype(np.int64)
+    begins = np.arange(attributes.num_groups)[:, None] * group_rows
+    ends = np.minimum(begins + group_rows, attributes.K)
+    smallest = np.broadcast_to(begins, offsets.shape).copy()
+    smallest[..., 1:] = np.maximum(smallest[..., 1:], offsets[..., :-1])
+    smallest[..., -1:] = ends
+    largest = np.broadcast_to(ends, offsets.shape).copy()
+    largest[..., :1] = begins
+    wrong = (offsets < smallest) | (offsets > largest)
     if wrong.any():
-        plane, block, position = np.argwhere(wrong)[0]
-        start = groups[position] * group_rows
-        raise _error(
-            node,
-            f"permutation[{plane}, {block}, {position}]",
-            rows[plane, block, position],
-            f"a row from {start} to {min(K, start + group_rows) - 1}",
-        )
-    repeated = np.diff(np.sort(rows, axis=-1), axis=-1) == 0
-    if repeated.any():
-        plane, block, position = np.argwhere(repeated)[0]
-        row = np.sort(rows[plane, block])[position]
-        what = f"row {row} in the permutation of plane {plane}, block {block}"
-        raise _error(node, what, "repeated", "every row once")
+        position = tuple(map(int, np.argwhere(wrong)[0]))
+        low, high = smallest[position], largest[position]
+        expected = str(low) if low == high else f"from {low} to {high}"
+        raise _error(node, f"segment_offsets{list(position)}", offsets[position], expected)
 
 
 def _validate_scale(attributes: OpAttributes, scale: NDArray[np.float32], node: str) -> None:
+    _require_dtype(scale, "scale", (np.float32,), node)
+    N = attributes.N
+    shapes: tuple[tuple[int, ...], ...] = ((), (N,))
     if attributes.group_size:
-        _require_array(scale, "scale", np.float32, (attributes.num_groups, attributes.N), node)
-    elif scale.shape != ():
-        _require_array(scale, "scale", np.float32, (attributes.N,), node)
-    else:
-        _require_array(scale, "scale", np.float32, (), node)
+        shapes = ((attributes.num_groups, N),)
+    _require_shape(scale, "scale", shapes, node)
     wrong = ~(np.isfinite(scale) & (scale >= 0))
     if wrong.any():
         position = tuple(map(int, np.argwhere(wrong)[0]))
-        subscript = "[" + ", ".join(map(str, position)) + "]" if position else ""
-        raise _error(node, f"scale{subscript}", scale[position], "finite and not negative")
+        subscript = str(list(position)) if position else ""
+        found = f"{scale[position]:g}"
+        raise _error(node, f"scale{subscript}", found, "a finite number of at least 0")
 
 
 def _validate_bias(attributes: OpAttributes, bias: NDArray[np.float32], node: str) -> None:
-    if bias.shape == ():
-        _require_array(bias, "bias", np.float32, (), node)
-        if bias != 0:
-            raise _error(node, "scalar bias", bias, "0, or a bias of shape (N,)")
-        return
-    _require_array(bias, "bias", np.float32, (attributes.N,), node)
+    _require_dtype(bias, "bias", (np.float32,), node)
+    _require_shape(bias, "bias", ((), (attributes.N,)), node)
+    if bias.shape == () and bias != 0:
+        raise _error(node, "bias", f"{bias:g}", "0, or one value a column")
