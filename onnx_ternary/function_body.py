@@ -11,9 +11,8 @@ operators used are the ones whose kernels ONNX Runtime's CPU provider has at eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from types import MappingProxyType
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -39,9 +38,9 @@ ATTRIBUTE_REFERENCE_OPSET = 12
 CAST_LIKE_OPSET = 15
 # ReduceMax and ReduceMean take their axes as an input.
 REDUCE_AXES_INPUT_OPSET = 18
-# Model-local functions, and several functions under one name.
+# Model-local functions. Overloads (IR version 10) would allow several bodies in one model, but
+# onnxruntime up to 1.26 runs the last one for every node, silently.
 MIN_IR_VERSION = 8
-OVERLOAD_IR_VERSION = 10
 
 _INT64_MAX = 2**63 - 1
 
@@ -112,43 +111,29 @@ class BodyVariant:
         )
 
     @property
-    def name(self) -> str:
-        """A readable name, unique among variants of one model; used as the overload."""
+    def description(self) -> str:
+        """The fields that differ from a plain float product, for messages."""
         parts: list[str] = [self.index_format, self.storage]
         if self.storage in ("1bit", "planes"):
             parts.append(self.alphabet)
         if self.per_group:
-            parts.append(f"group{self.group_size or ''}")
+            parts.append(f"groups of {self.group_size}" if self.group_size else "groups")
         if self.activation == "int8":
-            parts.append(self.activation_rule.replace("absmax", "int8"))
+            parts.append(self.activation_rule)
             if self.activation_qmax:
-                parts.append(f"{self.activation_epsilon!r}_{self.activation_qmin}")
-                parts.append(str(self.activation_qmax))
+                clip = f"{self.activation_qmin}..{self.activation_qmax}"
+                parts.append(f"epsilon {self.activation_epsilon:g} clip {clip}")
         if self.block_size:
-            parts.append(f"block{self.block_size}")
+            parts.append(f"blocks of {self.block_size}")
         if self.x_dtype:
             parts.append(TensorProto.DataType.Name(self.x_dtype).lower())
-        if not self.has_n:
-            parts.append("no_n")
-        return "_".join(parts)
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionBody:
-    """The functions to add to a model, and the overload each node names.
-
-    `overloads[variant]` goes into the node's `overload` field; it is "" where one function serves
-    all nodes.
-    """
-
-    protos: tuple[FunctionProto, ...]
-    overloads: Mapping[BodyVariant, str]
+        return " ".join(parts)
 
 
 def make_function_body(
     variants: Sequence[BodyVariant], opset: int, ir_version: int
-) -> FunctionBody | NoBody:
-    """Builds the functions for a model whose nodes have these variants.
+) -> FunctionProto | NoBody:
+    """Builds the function for a model whose nodes have these variants.
 
     Args:
         variants: one per node, in any order, with repetitions; made for the same opset.
@@ -156,31 +141,33 @@ def make_function_body(
         ir_version: the model's IR version, as it will be saved.
 
     Returns:
-        The functions, or why there are none.
+        The function, or why there is none.
     """
-    distinct = list(dict.fromkeys(variants))
-    if not distinct:
-        return NoBody("the model has no TernaryIndexedMatMul node")
+    if not variants:
+        return NoBody(f"the model has no {OP_TYPE} node")
     if opset < MIN_OPSET:
         return NoBody(
-            f"the model's opset is {opset}; decoding needs operators of opset {MIN_OPSET}"
+            f"the model's opset is {opset}; decoding takes operators of opset {MIN_OPSET}"
         )
     if ir_version < MIN_IR_VERSION:
-        return NoBody(f"the model's IR version is {ir_version}; functions need {MIN_IR_VERSION}")
-    if not all(variant.has_n for variant in distinct):
+        return NoBody(
+            f"the model's IR version is {ir_version}; functions begin at {MIN_IR_VERSION}"
+        )
+    if not all(variant.has_n for variant in variants):
         return NoBody(
             f"at opset {opset} a function finds N only in the shape of scale or bias, and a node "
-            "has neither with N entries; write its bias as (N,)"
+            "has neither with N entries; its bias has to be written as (N,)"
         )
-    if len(distinct) > 1 and ir_version < OVERLOAD_IR_VERSION:
+    # The body for groups serves the other scales too; the plain one is smaller.
+    per_group = opset >= ATTRIBUTE_REFERENCE_OPSET and any(v.per_group for v in variants)
+    distinct = {replace(v, per_group=per_group or v.per_group): None for v in variants}
+    if len(distinct) > 1:
         return NoBody(
-            f"the nodes need {len(distinct)} different functions under one name "
-            f"({', '.join(variant.name for variant in distinct)}), which takes IR version "
-            f"{OVERLOAD_IR_VERSION}; the model has {ir_version}"
+            f"the nodes would need {len(distinct)} functions under one name "
+            f"({', '.join(variant.description for variant in distinct)}); convert with one storage "
+            "for all"
         )
-    overloads = {variant: variant.name if len(distinct) > 1 else "" for variant in distinct}
-    protos = tuple(_function(variant, opset, overload) for variant, overload in overloads.items())
-    return FunctionBody(protos, MappingProxyType(overloads))
+    return _function(next(iter(distinct)), opset)
 
 
 class _Nodes:
@@ -258,11 +245,11 @@ class _Nodes:
         return self.first(reduced, self.constant([1], np.int64), [-1])
 
 
-def _function(variant: BodyVariant, opset: int, overload: str) -> FunctionProto:
+def _function(variant: BodyVariant, opset: int) -> FunctionProto:
     nodes = _Nodes(opset)
     decode = _packed_levels if variant.index_format == "packed" else _rsr_levels
     _product(nodes, variant, decode(nodes, variant))
-    function = helper.make_function(
+    return helper.make_function(
         DOMAIN,
         OP_TYPE,
         list(INPUT_NAMES),
@@ -273,9 +260,6 @@ def _function(variant: BodyVariant, opset: int, overload: str) -> FunctionProto:
         doc_string="Y = X @ W + bias in standard operators; onnx-ternary's library runs it faster "
         "and without expanding W.",
     )
-    if overload:
-        function.overload = overload
-    return function
 
 
 def _num_columns(nodes: _Nodes) -> str:
@@ -417,12 +401,16 @@ def _product(nodes: _Nodes, variant: BodyVariant, levels: str) -> None:
 def _scaled(nodes: _Nodes, variant: BodyVariant, levels: str) -> str:
     if not variant.per_group:
         return nodes("Mul", levels, "scale")
-    # (num_groups, N) -> (num_groups, group_size, N) -> (rows, N), the last group cut.
-    scale = nodes.reshape("scale", [0, 1, -1])
+    # (num_groups, N) -> (num_groups, group_size, N) -> (rows, N), the last group cut. () and (N,)
+    # are one group of all rows.
+    rows = nodes.first(nodes("Shape", levels), nodes.constant([1], np.int64), [0])
     group_size = nodes.integer("group_size", variant.group_size)
+    is_grouped = nodes.cast(group_size, TensorProto.BOOL)
+    group_size = nodes("Where", is_grouped, group_size, rows)
+    scale = nodes("Add", "scale", nodes.constant([[0]], np.float32))
+    scale = nodes.reshape(scale, [0, 1, -1])
     one = nodes.constant([1], np.int64)
     scale = nodes("Expand", scale, nodes("Concat", one, group_size, one, axis=0))
-    rows = nodes.first(nodes("Shape", levels), nodes.constant([1], np.int64), [0])
     return nodes("Mul", levels, nodes.first(nodes("Flatten", scale, axis=2), rows, [0]))
 
 
