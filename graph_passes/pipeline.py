@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.report import Kept, Rewrite
+from onnx_ternary.report import Kept
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 
 from . import gemm, matmul, unhandled
 from .match import Context, Rejection, Rule, TernaryMatMul
-from .replace import Replacer
+from .replace import Replaced, Replacer
 
 RULES: tuple[Rule, ...] = (*matmul.RULES, *gemm.RULES, *unhandled.RULES)
 
@@ -29,11 +29,9 @@ Progress = Callable[[str, int, int], None]
 class PassResult:
     """What `run` did."""
 
-    rewrites: tuple[Rewrite, ...]
+    replaced: Replaced
     rejections: tuple[Kept, ...]
     already_converted: tuple[str, ...]
-    notes: tuple[str, ...]
-    has_function_body: bool
 
 
 def run(model: ir.Model, options: OptimizeOptions, progress: Progress | None = None) -> PassResult:
@@ -47,7 +45,6 @@ def run(model: ir.Model, options: OptimizeOptions, progress: Progress | None = N
     context = Context(options)
     replacer = Replacer(model, options)
     whole_model = _refusal_of_model(model)
-    rewrites: list[Rewrite] = []
     rejections: list[Kept] = []
     already = [
         node.name or ""
@@ -59,17 +56,11 @@ def run(model: ir.Model, options: OptimizeOptions, progress: Progress | None = N
         if progress is not None:
             progress(node.name or node.op_type, position, len(products))
         found = _match(node, where, whole_model, context)
-        done = replacer.replace(found, where) if isinstance(found, TernaryMatMul) else found
-        if isinstance(done, Rewrite):
-            rewrites.append(done)
-        else:
-            name, op_type = done.node.name or "", done.node.op_type
-            rejections.append(Kept(name, op_type, where, done.weight, done.reason))
-    notes: list[str] = []
-    has_body = any(key[:2] == (DOMAIN, OP_TYPE) for key in model.functions)
-    if rewrites:
-        notes, has_body = replacer.finish()
-    return PassResult(tuple(rewrites), tuple(rejections), tuple(already), tuple(notes), has_body)
+        refused = replacer.replace(found, where) if isinstance(found, TernaryMatMul) else found
+        if refused is not None:
+            name, op_type = refused.node.name or "", refused.node.op_type
+            rejections.append(Kept(name, op_type, where, refused.weight, refused.reason))
+    return PassResult(replacer.finish(), tuple(rejections), tuple(already))
 
 
 def _products(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from onnx_ternary import __version__
 from onnx_ternary.errors import IndexFormatError, LibraryError, ModelError
 from onnx_ternary.function_body import BodyVariant, NoBody, make_function_body
-from onnx_ternary.index import Index, build_index
+from onnx_ternary.index import Index, build_index, decode_index
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
 from onnx_ternary.report import Rewrite
 from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE, OpAttributes
+from onnx_ternary.ternary import TernaryWeight
 
 from .match import Rejection, TernaryMatMul
 from .weights import Constant
@@ -46,6 +47,15 @@ class _StoredIndex:
     first_user: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replaced:
+    """What a `Replacer` did: rows and notes for the report, and whether there is a body."""
+
+    rewrites: tuple[Rewrite, ...]
+    notes: tuple[str, ...]
+    has_function_body: bool
+
+
 class Replacer:
     """Edits one model, one product after the other."""
 
@@ -57,8 +67,9 @@ class Replacer:
         self._indices: dict[Hashable, _StoredIndex] = {}
         self._tensors: dict[Hashable, ir.Value] = {}
         self._roots: dict[int, ir.Value] = {}
+        self._done: list[tuple[Rewrite, ir.Node]] = []
 
-    def replace(self, match: TernaryMatMul, where: str) -> Rewrite | Rejection:
+    def replace(self, match: TernaryMatMul, where: str) -> Rejection | None:
         """Replace one product, or refuse it where the index cannot be built or does not pay.
 
         Args:
@@ -87,10 +98,10 @@ class Replacer:
         scale = self._tensor(graph, weight, "scale", match.scale)
         attributes = stored.attributes
         inputs = [match.x, stored.codes, stored.aux, scale, self._bias(match, graph, name)]
-        self._insert(match, graph, inputs, attributes)
+        node = self._insert(match, graph, inputs, attributes)
         self._remove(match)
         self._roots[id(weight.root)] = weight.root
-        return Rewrite(
+        row = Rewrite(
             node=name,
             op_type=product.op_type,
             pattern=match.pattern,
@@ -111,13 +122,14 @@ class Replacer:
             shares_index_with=shared_with,
             max_relative_change=match.levels.max_relative_change,
         )
+        self._done.append((row, node))
+        return None
 
-    def finish(self) -> tuple[list[str], bool]:
-        """Imports, metadata and the function body.
-
-        Returns:
-            Notes for the report, and whether the model carries a body.
-        """
+    def finish(self) -> Replaced:
+        """Add imports, metadata and the function body, if anything was replaced."""
+        if not self._done:
+            has_body = any(key[:2] == (DOMAIN, OP_TYPE) for key in self._model.functions)
+            return Replaced((), (), has_body)
         imported = self._model.opset_imports.setdefault(DOMAIN, DOMAIN_VERSION)
         if imported != DOMAIN_VERSION:
             raise ModelError(
@@ -129,10 +141,12 @@ class Replacer:
             self._options.to_dict(), sort_keys=True
         )
         notes = [note for root in self._roots.values() if (note := _kept_note(root))]
+        if self._options.function_body and self._options.storage is None:
+            notes += self._unify_storage()
         reason = self._attach_body()
         if reason:
             notes.append(f"no function body, so the model needs the library to run: {reason}")
-        return notes, not reason
+        return Replaced(tuple(map(_refreshed, self._done)), tuple(notes), not reason)
 
     def _build(self, match: TernaryMatMul) -> Index:
         options = self._options
@@ -164,7 +178,11 @@ class Replacer:
         stored = _StoredIndex(
             attributes=index.attributes,
             codes=self._add(graph, f"{weight.name}.codes", index.codes),
-            aux=self._tensor(graph, weight, "aux", index.aux),
+            aux=(
+                self._tensor(graph, weight, "aux", index.aux)
+                if index.aux.size == 1
+                else self._add(graph, f"{weight.name}.aux", index.aux)
+            ),
             nbytes=index.codes.nbytes + index.aux.nbytes,
             first_user=first_user,
         )
@@ -217,7 +235,7 @@ class Replacer:
         graph: ir.Graph,
         inputs: list[ir.Value],
         attributes: OpAttributes,
-    ) -> None:
+    ) -> ir.Node:
         product, old = match.product, match.output
         dtype = match.weight.dtype
         nodes: list[ir.Node] = []
@@ -250,7 +268,7 @@ class Replacer:
             doc_string=old.doc_string,
             metadata_props=dict(old.metadata_props),
         )
-        add(
+        product_value = add(
             DOMAIN,
             OP_TYPE,
             inputs,
@@ -267,10 +285,12 @@ class Replacer:
                 factor = self._add(graph, f"{product.name}.beta", beta)
                 scaled = temporary("addend", term.shape)
                 term = add("", "Mul", [term, factor], scaled, name=f"{product.name}.scale_addend")
-            product_value = nodes[-1 if term is match.addend.value else -2].outputs[0]
             add("", "Add", [product_value, term], output, name=f"{product.name}.add")
         graph.insert_before(product, nodes)
         old.replace_all_uses_with(output, replace_graph_outputs=True)
+        node = product_value.producer()
+        assert node is not None
+        return node
 
     @staticmethod
     def _remove(match: TernaryMatMul) -> None:
@@ -282,30 +302,75 @@ class Replacer:
         for value in operands:
             _prune(value)
 
+    def _unify_storage(self) -> list[str]:
+        """Store binary weights as ternary ones where a model has both.
+
+        A model can carry one function body only, and bodies differ by storage and, where the
+        storage depends on it, by alphabet.
+        """
+        nodes = [(node, read_attributes(node)) for node in _op_nodes(self._model)]
+        kinds = {
+            (each.storage, each.alphabet if each.storage in ("1bit", "planes") else "")
+            for _, each in nodes
+        }
+        if len(kinds) < 2:
+            return []
+        rebuilt: dict[int, Index] = {}
+        for node, old in nodes:
+            if old.storage != "1bit" and (old.storage != "planes" or old.alphabet == "ternary"):
+                continue
+            codes, aux, scale = (_array(value) for value in node.inputs[1:4])
+            key = id(node.inputs[1])
+            if key not in rebuilt:
+                binary = old.storage == "1bit"
+                levels = TernaryWeight(
+                    levels=decode_index(old, codes, aux),
+                    scale=scale,
+                    group_size=old.group_size,
+                    alphabet=old.alphabet if binary else "ternary",
+                    max_relative_change=0.0,
+                )
+                rebuilt[key] = build_index(
+                    levels,
+                    index_format=old.index_format,
+                    storage="2bit" if binary else "planes",
+                    block_width=old.block_width or None,
+                    algorithm=None if binary else old.algorithm,
+                    native=_has_native_packers(),
+                )
+            index = rebuilt[key]
+            _set_array(node.inputs[1], index.codes)
+            if index.aux.size > 1:  # the one zero of packed indices is everybody's
+                _set_array(node.inputs[2], index.aux)
+            new = dataclasses.replace(
+                old, storage=index.attributes.storage, alphabet=index.attributes.alphabet
+            )
+            for attribute in _attributes(new):
+                node.attributes[attribute.name] = attribute
+        names = ", ".join(f"'{node.name}'" for node, old in nodes if id(node.inputs[1]) in rebuilt)
+        return [
+            f"binary weights of {names} are stored as ternary ones, because one function body has "
+            "to serve the whole model; without a body they take half the space"
+        ]
+
     def _attach_body(self) -> str:
         """Replace the model's bodies of the op; returns why there are none, or nothing."""
         functions = self._model.functions
         for key in [key for key in functions if key[:2] == (DOMAIN, OP_TYPE)]:
             del functions[key]
-        nodes = list(_op_nodes(self._model))
-        for node in nodes:
-            node.overload = ""
         if not self._options.function_body:
             return "not asked for"
         variants: list[BodyVariant] = []
-        for node in nodes:
+        for node in _op_nodes(self._model):
             variant = self._variant(node)
             if variant is None:
-                return f"the type of '{node.inputs[0]}' is unknown"
+                return f"the type of the output of '{node.name}' is unknown"
             variants.append(variant)
         body = make_function_body(variants, self._opset, self._model.ir_version)
         if isinstance(body, NoBody):
             return body.reason
-        for node, variant in zip(nodes, variants, strict=True):
-            node.overload = body.overloads[variant]
-        for proto in body.protos:
-            function = ir.serde.deserialize_function(proto)
-            functions[function.identifier()] = function
+        function = ir.serde.deserialize_function(body)
+        functions[function.identifier()] = function
         return ""
 
     def _variant(self, node: ir.Node) -> BodyVariant | None:
@@ -365,6 +430,29 @@ def _attributes(attributes: OpAttributes) -> list[ir.Attr]:
 
 def _output_shape(shape: ir.Shape | None, num_columns: int) -> ir.Shape | None:
     return None if shape is None else ir.Shape([*shape[:-1], num_columns])
+
+
+def _array(value: ir.Value | None) -> NDArray[Any]:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _set_array(value: ir.Value | None, array: NDArray[Any]) -> None:
+    assert value is not None
+    value.const_value = ir.Tensor(array, name=value.name)
+    value.shape = ir.Shape(array.shape)
+
+
+def _refreshed(done: tuple[Rewrite, ir.Node]) -> Rewrite:
+    """The row of a node whose index may have been stored another way since."""
+    row, node = done
+    attributes = read_attributes(node)
+    return dataclasses.replace(
+        row,
+        storage=attributes.storage,
+        alphabet=attributes.alphabet,
+        bytes_after=sum(_array(value).nbytes for value in node.inputs[1:4]),
+    )
 
 
 def _scale_kind(scale: NDArray[np.float32], group_size: int) -> str:

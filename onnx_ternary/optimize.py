@@ -87,13 +87,13 @@ def optimize(
     bytes_before = model_io.constant_bytes(converted)
     done = pipeline.run(converted, options, progress)
     report = Report(
-        rewrites=done.rewrites,
+        rewrites=done.replaced.rewrites,
         rejections=done.rejections,
         already_converted=done.already_converted,
-        notes=done.notes,
+        notes=done.replaced.notes,
         bytes_before=bytes_before,
         bytes_after=model_io.constant_bytes(converted),
-        has_function_body=done.has_function_body,
+        has_function_body=done.replaced.has_function_body,
         options=options.to_dict(),
         versions={
             "onnx-ternary": __version__,

@@ -46,9 +46,7 @@ def random_generators() -> st.SearchStrategy[np.random.Generator]:
     return st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 
-def random_levels(
-    rng: np.random.Generator, K: int, N: int, alphabet: Alphabet
-) -> NDArray[np.int8]:
+def random_levels(rng: np.random.Generator, K: int, N: int, alphabet: Alphabet) -> NDArray[np.int8]:
     """Levels (K, N); half of the larger matrices have a constant column."""
     levels = rng.choice(np.array(LEVELS[alphabet], np.int8), (K, N))
     if rng.random() < 0.5:
