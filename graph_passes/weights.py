@@ -152,10 +152,19 @@ def _resolve_constant_node(value: ir.Value, node: ir.Node) -> Constant | NotCons
     unusable = NotConstant(
         f"'{value.name}' is a Constant without a dense numeric tensor ('{node.name}')", False
     )
-    if len(node.attributes) != 1 or "sparse_value" in node.attributes:
+    if len(node.attributes) != 1:
         return unusable
-    tensor = ir.convenience.get_const_tensor(value)
-    return unusable if tensor is None else _from_tensor(value, tensor)
+    (attr,) = node.attributes.values()
+    if attr.is_ref():
+        return unusable
+    # Not ir.convenience.get_const_tensor: it writes the value's name into the user's tensor.
+    if attr.name == "value":
+        return _from_tensor(value, attr.as_tensor())
+    if attr.name in ("value_float", "value_floats"):
+        return _from_tensor(value, ir.Tensor(np.array(attr.value, np.float32)))
+    if attr.name in ("value_int", "value_ints"):
+        return _from_tensor(value, ir.Tensor(np.array(attr.value, np.int64)))
+    return unusable
 
 
 def _from_tensor(value: ir.Value, tensor: ir.TensorProtocol) -> Constant | NotConstant:

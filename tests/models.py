@@ -88,7 +88,7 @@ def model(
     functions: Sequence[onnx.FunctionProto] = (),
     opsets: Sequence[onnx.OperatorSetIdProto] = (),
 ) -> onnx.ModelProto:
-    """A model with input ``x``, outputs of unknown shape, and metadata that has to survive."""
+    """A model with input ``x``, only the shapes it needs, and metadata that has to survive."""
     graph = helper.make_graph(
         list(nodes),
         "graph",
@@ -105,6 +105,9 @@ def model(
         **ATTRIBUTES,
     )
     helper.set_model_props(made, {"author": "somebody"})
+    inferred = onnx.shape_inference.infer_shapes(made)
+    for value, known in zip(made.graph.output, inferred.graph.output, strict=True):
+        value.CopyFrom(known)
     return made
 
 
@@ -582,9 +585,13 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     ),
 }
 for _name, _value, _reason in (
-    ("nan", np.nan, "NaN"),
-    ("infinity", np.inf, "inf"),
-    ("asymmetric", 0.5, "magnitudes"),
+    ("nan", np.nan, "weight contains NaN"),
+    ("infinity", np.inf, "weight contains inf"),
+    (
+        "asymmetric",
+        0.5,
+        "weight has asymmetric levels -0.25 and 0.5 in column 0, expected one magnitude",
+    ),
 ):
     NEAR_MISSES[_name] = lambda value=_value, reason=_reason: Miss(
         simple(np.where(ternary() > 0, F32(value), ternary())), reason
