@@ -15,6 +15,7 @@ from onnx_ternary.schema import DOMAIN, OP_TYPE
 from . import gemm, matmul, unhandled
 from .match import Context, Rejection, Rule, TernaryMatMul
 from .replace import Replaced, Replacer
+from .weights import Constant, resolve
 
 RULES: tuple[Rule, ...] = (*matmul.RULES, *gemm.RULES, *unhandled.RULES)
 
@@ -118,7 +119,11 @@ def _match(
 
 
 def _excluded(node: ir.Node, options: OptimizeOptions) -> str:
-    names = [node.name or "", *(value.name or "" for value in node.inputs if value is not None)]
+    names = [node.name or ""]
+    for value in node.inputs:
+        operand = None if value is None else resolve(value)
+        if isinstance(operand, Constant):
+            names.append(operand.name)
     for glob in options.exclude:
         if any(fnmatchcase(name, glob) for name in names):
             return f"excluded by '{glob}'"

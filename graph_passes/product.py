@@ -132,7 +132,10 @@ def finish(product: Product, context: Context) -> TernaryMatMul | Rejection:
         return Rejection(node, reason, weight.name)
     levels = context.ternarise(weight)
     if isinstance(levels, NotTernary):
-        return Rejection(node, levels.reason, weight.name)
+        reason = levels.reason
+        if not reason.startswith("weight "):
+            reason = f"weight {reason}"
+        return Rejection(node, reason, weight.name)
     if _scaled(levels.scale, product.factor) is None:
         return Rejection(
             node, f"alpha takes the scale of weight '{weight.name}' out of float32", weight.name

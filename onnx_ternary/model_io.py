@@ -168,6 +168,7 @@ def save(
             if (Path(temporary) / _data_name(target)).exists():
                 names.append(_data_name(target))
             _move(Path(temporary), target.parent, names)
+            _forget_replaced_data(model, [target.parent / name for name in names[1:]])
             return tuple(path.parent / name for name in (path.name, *names[1:]))
     except OSError as error:
         raise ModelError(f"'{path}' cannot be written: {error.strerror or error}.") from error
@@ -185,8 +186,8 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     try:
         with _embedded(model):
             return ir.to_proto(model)
-    except OSError as error:
-        raise ModelError(f"A tensor cannot be read: {error}") from error
+    except (OSError, ValueError, EncodeError) as error:
+        raise ModelError(f"The model cannot be serialised: {error}") from error
 
 
 def _data_name(path: Path) -> str:
@@ -235,6 +236,13 @@ def _embedded(model: ir.Model) -> Iterator[None]:
     finally:
         for value, tensor in external:
             value.const_value = tensor
+
+
+def _forget_replaced_data(model: ir.Model, replaced: list[Path]) -> None:
+    """Make tensors that lay in a replaced file fail when read, instead of giving other numbers."""
+    for tensor in external_tensors(model):
+        if Path(tensor.path).resolve() in replaced:
+            tensor.invalidate()
 
 
 def _check(path: Path) -> None:

@@ -73,8 +73,9 @@ class OptimizeOptions:
             if getattr(self, name) not in choices:
                 expected = ", ".join(str(choice) for choice in choices)
                 raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of: {expected}")
-        if not 0.0 <= self.tolerance < 0.5:
-            raise ValueError(f"tolerance = {self.tolerance}, expected from 0 to below 0.5")
+        # A larger one could not tell a level of 0 from the scale.
+        if not 0.0 <= self.tolerance < 1 / 3:
+            raise ValueError(f"tolerance = {self.tolerance}, expected from 0 to below 1/3")
         if self.min_elements < 0:
             raise ValueError(f"min_elements = {self.min_elements}, expected 0 or more")
         for name in ("include", "exclude"):

@@ -586,7 +586,7 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
 }
 for _name, _value, _reason in (
     ("nan", np.nan, "weight contains NaN"),
-    ("infinity", np.inf, "weight contains inf"),
+    ("infinity", np.inf, "weight contains a weight that is infinite or too large for float32"),
     (
         "asymmetric",
         0.5,
