@@ -1,6 +1,7 @@
 // C functions beside RegisterCustomOps, reached by onnx_ternary/_native.py through ctypes: packers,
-// kernel lists, and one kernel run without a session. Functions that can fail return 0 on success
-// and otherwise write a message of at most error_bytes (terminated) to error.
+// kernel lists, and one kernel run without a session. Functions that can fail return 0 on success;
+// otherwise they write a message of at most error_bytes (terminated) to error and return 2 where a
+// kernel is missing or cannot run, 1 for anything else.
 #pragma once
 
 #include <stddef.h>
@@ -62,9 +63,10 @@ typedef struct OtnNode {
 OTN_EXPORT int32_t otn_validate(const OtnNode* node, char* error, size_t error_bytes);
 
 // Y (rows, N) = X (rows, K) @ W + bias, float32, through the named kernel, or through the one the
-// selection table gives and with the op's own guards for non-finite and extreme rows where kernel is
-// null. Columns are split in num_parts parts, which run one after another (the result must not
-// depend on it). used (used_bytes) receives the kernel's name.
+// selection table gives and with the op's own guards for non-finite and extreme rows where kernel
+// is null. Columns are split in num_parts parts, which run one after another (the result must not
+// depend on it). used (used_bytes) receives the kernel's name, or the names of all that ran with
+// commas between, in the order they were first needed.
 OTN_EXPORT int32_t otn_run(const OtnNode* node, const char* kernel, const float* x, int64_t rows,
                            int64_t num_parts, float* y, char* used, size_t used_bytes, char* error,
                            size_t error_bytes);

@@ -249,10 +249,10 @@ def float_error_bound(
 
         gamma(T + G + 3) * (A + |bias|)
 
-    Additions in float32 are exact where they give denormals; multiplications are not: each of the G
-    by a scale is off by at most half a denormal step, and a conversion from fixed point by as much
-    before it is scaled. Hence G * (1 + max scale) * 2^-149, which leaves room for the additions
-    after it.
+    Additions in float32 are exact where they give denormals; multiplications are not. There are
+    at most K + G of them, by a scale or from fixed point to float32 before that, each off by at
+    most half a denormal step. Hence (K + G) * (1 + max scale) * 2^-149, which leaves room for the
+    additions after them.
 
     A fixed-point kernel first rounds each activation by at most absmax * 2^-22.99, absmax that of
     the row, and each column takes scale * nonzeros of that.
@@ -297,7 +297,7 @@ def float_error_bound(
         scaled_nonzeros += np.count_nonzero(levels[group], axis=0) * group_scales[g]
 
     bound = gamma(addition_depth + num_groups + 3) * magnitude
-    bound += num_groups * (1 + group_scales.max(axis=0)) * _DENORMAL_STEP
+    bound += (K + num_groups) * (1 + group_scales.max(axis=0)) * _DENORMAL_STEP
     if fixed_point:
         absmax = np.max(np.abs(rows), axis=1, initial=0)
         bound += absmax[:, None] * scaled_nonzeros * 2.0**-22.99

@@ -6,11 +6,10 @@ in C++.
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_ternary import _native
 from onnx_ternary.schema import Alphabet, Storage
 
 COLUMN_TILE = 4
@@ -88,13 +87,10 @@ def pack_native(
     """`pack` in C++.
 
     Raises:
+        IndexFormatError: for a level outside the alphabet.
         LibraryError: if the library is missing.
     """
-    native = import_module("onnx_ternary._native")
-    codes: NDArray[np.uint8] = native.pack(
-        levels, storage=storage, alphabet=alphabet, block_size=block_size
-    )
-    return codes
+    return _native.pack(levels, storage=storage, alphabet=alphabet, block_size=block_size)
 
 
 def unpack_native(
@@ -109,10 +105,7 @@ def unpack_native(
     """`unpack` in C++.
 
     Raises:
+        IndexFormatError: for the unused code 3.
         LibraryError: if the library is missing.
     """
-    native = import_module("onnx_ternary._native")
-    levels: NDArray[np.int8] = native.unpack(
-        codes, K, N, storage=storage, alphabet=alphabet, block_size=block_size
-    )
-    return levels
+    return _native.unpack(codes, K, N, storage=storage, alphabet=alphabet, block_size=block_size)

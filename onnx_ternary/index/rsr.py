@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_ternary import _native
 from onnx_ternary.schema import MAX_BLOCK_WIDTH, Algorithm, Alphabet, Storage
 
 
@@ -174,14 +173,13 @@ def pack_native(
     """`pack` in C++.
 
     Raises:
+        IndexFormatError: for a level outside the alphabet.
         LibraryError: if the library is missing.
     """
-    native = import_module("onnx_ternary._native")
-    permutation, segment_offsets = native.pack_rsr(
+    return _native.pack_rsr(
         levels,
         storage=storage,
         alphabet=alphabet,
         block_width=block_width,
         group_size=group_size,
     )
-    return permutation, segment_offsets

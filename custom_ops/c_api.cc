@@ -1,0 +1,200 @@
+#include "c_api.h"
+
+#include <algorithm>
+#include <cstring>
+#include <initializer_list>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "index_view.h"
+#include "kernel_registry.h"
+#include "pack.h"
+#include "run.h"
+
+namespace onnx_ternary {
+namespace {
+
+void CopyText(const std::string& text, char* out, size_t out_bytes) {
+  if (out == nullptr || out_bytes == 0) return;
+  const size_t count = std::min(text.size(), out_bytes - 1);
+  std::memcpy(out, text.data(), count);
+  out[count] = '\0';
+}
+
+// Runs body and turns what it throws into a message and a code.
+template <typename Body>
+int32_t Guard(char* error, size_t error_bytes, const Body& body) noexcept {
+  const char* message = "unknown C++ exception";
+  try {
+    try {
+      body();
+      return 0;
+    } catch (const RunError& exception) {
+      CopyText(exception.what(), error, error_bytes);
+      return 2;
+    } catch (const std::bad_alloc&) {
+      message = "out of memory";
+    } catch (const std::exception& exception) {
+      CopyText(exception.what(), error, error_bytes);
+      return 1;
+    }
+    CopyText(message, error, error_bytes);
+  } catch (...) {
+    if (error != nullptr && error_bytes != 0) error[0] = '\0';
+  }
+  return 1;
+}
+
+template <typename T>
+T Choose(const char* what, const char* value,
+         std::initializer_list<std::pair<const char*, T>> choices) {
+  std::string expected;
+  for (const auto& choice : choices) {
+    if (value != nullptr && std::strcmp(value, choice.first) == 0) return choice.second;
+    expected += (expected.empty() ? "" : " or ") + std::string(choice.first);
+  }
+  throw std::invalid_argument(std::string(what) + " = '" + (value ? value : "") + "', expected " +
+                              expected);
+}
+
+Storage StorageOf(const char* name) {
+  return Choose<Storage>("storage", name,
+                         {{"2bit", Storage::two_bit},
+                          {"dense", Storage::dense},
+                          {"1bit", Storage::one_bit},
+                          {"planes", Storage::planes},
+                          {"base3", Storage::base3}});
+}
+
+Alphabet AlphabetOf(const char* name) {
+  return Choose<Alphabet>("alphabet", name,
+                          {{"ternary", Alphabet::ternary},
+                           {"binary_pm", Alphabet::binary_pm},
+                           {"binary_01", Alphabet::binary_01}});
+}
+
+// One thread, the process's heap.
+class PlainHost : public Host {
+ public:
+  void ParallelFor(size_t count, void (*body)(void*, size_t), void* context) override {
+    for (size_t i = 0; i < count; ++i) body(context, i);
+  }
+  void* Allocate(size_t bytes) override { return ::operator new(bytes); }
+  void Free(void* memory) noexcept override { ::operator delete(memory); }
+};
+
+const Kernel* NamedKernel(const std::string& name, const Layer& layer) {
+  const Kernel* kernel = FindKernel(name);
+  if (kernel == nullptr) {
+    std::string available;
+    for (const Kernel* built : BuiltKernels()) {
+      available += (available.empty() ? "" : ", ") + std::string(built->name);
+    }
+    throw RunError("kernel '" + name + "' does not exist. Available: " + available + ".");
+  }
+  if (!IsaSupported(kernel->isa)) {
+    throw RunError("kernel '" + name + "' needs " + IsaName(kernel->isa) +
+                   "; this CPU has: " + CpuFeatures() + ".");
+  }
+  if (kernel->index_format != layer.index_format || kernel->activation != layer.activation ||
+      !kernel->accepts(&layer)) {
+    throw RunError("kernel '" + name + "' cannot serve this node's format.");
+  }
+  return kernel;
+}
+
+}  // namespace
+}  // namespace onnx_ternary
+
+using namespace onnx_ternary;
+
+int32_t otn_abi_version(void) { return OTN_ABI_VERSION; }
+
+const char* otn_kernels_json(void) {
+  static thread_local std::string json;
+  try {
+    json = KernelsJson();
+    return json.c_str();
+  } catch (const std::exception&) {
+    return "{}";
+  }
+}
+
+int32_t otn_force_isa(const char* isa, char* error, size_t error_bytes) {
+  return Guard(error, error_bytes, [&] {
+    std::string message;
+    if (!ForceIsa(isa ? isa : "", &message)) throw std::invalid_argument(message);
+  });
+}
+
+int32_t otn_force_kernel(const char* kernel, char* error, size_t error_bytes) {
+  return Guard(error, error_bytes, [&] {
+    std::string message;
+    if (!ForceKernel(kernel ? kernel : "", &message)) throw std::invalid_argument(message);
+  });
+}
+
+int32_t otn_validate(const OtnNode* node, char* error, size_t error_bytes) {
+  return Guard(error, error_bytes, [&] { const IndexView view(*node, ""); });
+}
+
+int32_t otn_run(const OtnNode* node, const char* kernel, const float* x, int64_t rows,
+                int64_t num_parts, float* y, char* used, size_t used_bytes, char* error,
+                size_t error_bytes) {
+  return Guard(error, error_bytes, [&] {
+    const IndexView view(*node, "");
+    RunRequest request{};
+    request.type = ElementType::float32;
+    request.x = x;
+    request.y = y;
+    request.rows = rows;
+    request.kernel = kernel ? NamedKernel(kernel, view.layer()) : nullptr;
+    request.num_parts = std::max<int64_t>(1, num_parts);
+    PlainHost host;
+    std::vector<const Kernel*> kernels;
+    Run(view.layer(), request, &host, &kernels);
+    std::string names;
+    for (const Kernel* ran : kernels) names += (names.empty() ? "" : ",") + std::string(ran->name);
+    CopyText(names, used, used_bytes);
+  });
+}
+
+int32_t otn_pack(const int8_t* levels, int64_t K, int64_t N, const char* storage,
+                 const char* alphabet, int64_t block_size, uint8_t* codes, size_t codes_bytes,
+                 char* error, size_t error_bytes) {
+  return Guard(error, error_bytes, [&] {
+    Pack(levels, K, N, StorageOf(storage), AlphabetOf(alphabet), block_size, codes, codes_bytes);
+  });
+}
+
+int32_t otn_unpack(const uint8_t* codes, size_t codes_bytes, int64_t K, int64_t N,
+                   const char* storage, const char* alphabet, int64_t block_size, int8_t* levels,
+                   char* error, size_t error_bytes) {
+  return Guard(error, error_bytes, [&] {
+    Unpack(codes, codes_bytes, K, N, StorageOf(storage), AlphabetOf(alphabet), block_size, levels);
+  });
+}
+
+int32_t otn_pack_rsr(const int8_t* levels, int64_t K, int64_t N, const char* storage,
+                     const char* alphabet, int64_t block_width, int64_t group_size,
+                     void* permutation, size_t element_bytes, size_t permutation_bytes,
+                     uint32_t* segment_offsets, size_t segment_offsets_bytes, char* error,
+                     size_t error_bytes) {
+  return Guard(error, error_bytes, [&] {
+    if (element_bytes == 2) {
+      PackRsr(levels, K, N, StorageOf(storage), AlphabetOf(alphabet), block_width, group_size,
+              static_cast<uint16_t*>(permutation), permutation_bytes, segment_offsets,
+              segment_offsets_bytes);
+    } else if (element_bytes == 4) {
+      PackRsr(levels, K, N, StorageOf(storage), AlphabetOf(alphabet), block_width, group_size,
+              static_cast<uint32_t*>(permutation), permutation_bytes, segment_offsets,
+              segment_offsets_bytes);
+    } else {
+      throw std::invalid_argument("element_bytes = " + std::to_string(element_bytes) +
+                                  ", expected 2 or 4");
+    }
+  });
+}

@@ -1,0 +1,376 @@
+#include "index_view.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <utility>
+
+#include "pack.h"
+
+namespace onnx_ternary {
+namespace {
+
+constexpr int64_t kFormatVersion = 1;
+constexpr int64_t kMaxK = (int64_t{1} << 24) - 1;  // int8 sums stay exact in int32
+constexpr int64_t kMaxN = std::numeric_limits<int32_t>::max();
+
+std::string ShapeText(const int64_t* shape, size_t rank) {
+  std::string text = "(";
+  for (size_t i = 0; i < rank; ++i) {
+    text += std::to_string(shape[i]);
+    text += i + 1 < rank ? ", " : (rank == 1 ? "," : "");
+  }
+  return text + ")";
+}
+
+std::string FloatText(float value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", static_cast<double>(value));
+  return text;
+}
+
+template <typename T>
+bool Aligned(const T* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % alignof(T) == 0;
+}
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+class Checker {
+ public:
+  Checker(const OtnNode& node, const std::string& node_name) : node_(node), name_(node_name) {}
+
+  [[noreturn]] void Fail(const std::string& what, const std::string& found,
+                         const std::string& expected) const {
+    throw IndexError(IndexErrorText(name_, what, found, expected));
+  }
+
+  void RequireInt(const char* name, int64_t value, bool holds, const std::string& expected) const {
+    if (!holds) Fail(std::string("attribute ") + name, std::to_string(value), expected);
+  }
+
+  void RequireFloat(const char* name, float value, bool holds, const std::string& expected) const {
+    if (!holds) Fail(std::string("attribute ") + name, FloatText(value), expected);
+  }
+
+  // The value whose name the attribute gives.
+  template <typename T>
+  T Choose(const char* name, const char* value,
+           std::initializer_list<std::pair<const char*, T>> choices,
+           const char* suffix = "") const {
+    std::string expected;
+    for (const auto& choice : choices) {
+      if (value != nullptr && std::strcmp(value, choice.first) == 0) return choice.second;
+      expected += (expected.empty() ? "" : " or ") + std::string(choice.first);
+    }
+    Fail(std::string("attribute ") + name, "'" + std::string(value ? value : "") + "'",
+         expected + suffix);
+  }
+
+  void RequireShape(const char* name, const int64_t* shape, size_t rank,
+                    std::initializer_list<int64_t> expected) const {
+    const bool same =
+        rank == expected.size() && std::equal(expected.begin(), expected.end(), shape);
+    if (!same) {
+      Fail(std::string(name) + " shape", ShapeText(shape, rank),
+           ShapeText(expected.begin(), expected.size()));
+    }
+  }
+
+  Layer Attributes() const;
+  void CheckPermutation(const Layer& layer) const;
+  void CheckScale(Layer* layer) const;
+  void CheckBias(Layer* layer) const;
+
+ private:
+  void FormatAttributes(Layer* layer) const;
+  void ActivationAttributes(Layer* layer) const;
+
+  const OtnNode& node_;
+  const std::string& name_;
+};
+
+Layer Checker::Attributes() const {
+  Layer layer{};
+  RequireInt("format_version", node_.format_version, node_.format_version == kFormatVersion,
+             std::to_string(kFormatVersion));
+  RequireInt("K", node_.K, 1 <= node_.K && node_.K <= kMaxK, "from 1 to " + std::to_string(kMaxK));
+  RequireInt("N", node_.N, 1 <= node_.N && node_.N <= kMaxN, "from 1 to " + std::to_string(kMaxN));
+  layer.K = node_.K;
+  layer.N = node_.N;
+  RequireInt("group_size", node_.group_size, 0 <= node_.group_size && node_.group_size <= kMaxK,
+             "from 0 to " + std::to_string(kMaxK));
+  layer.group_size = node_.group_size ? node_.group_size : node_.K;
+  layer.num_groups = CeilDiv(layer.K, layer.group_size);
+  FormatAttributes(&layer);
+  ActivationAttributes(&layer);
+  return layer;
+}
+
+void Checker::FormatAttributes(Layer* layer) const {
+  layer->index_format =
+      Choose<IndexFormat>("index_format", node_.index_format,
+                          {{"packed", IndexFormat::packed}, {"rsr", IndexFormat::rsr}});
+  if (layer->index_format == IndexFormat::packed) {
+    layer->storage = Choose<Storage>(
+        "storage", node_.storage,
+        {{"2bit", Storage::two_bit}, {"dense", Storage::dense}, {"1bit", Storage::one_bit}});
+  } else {
+    layer->storage = Choose<Storage>("storage", node_.storage,
+                                     {{"planes", Storage::planes}, {"base3", Storage::base3}});
+  }
+  if (layer->storage == Storage::one_bit) {
+    layer->alphabet =
+        Choose<Alphabet>("alphabet", node_.alphabet,
+                         {{"binary_pm", Alphabet::binary_pm}, {"binary_01", Alphabet::binary_01}});
+  } else if (layer->storage == Storage::base3) {
+    layer->alphabet =
+        Choose<Alphabet>("alphabet", node_.alphabet, {{"ternary", Alphabet::ternary}});
+  } else {
+    layer->alphabet = Choose<Alphabet>("alphabet", node_.alphabet,
+                                       {{"ternary", Alphabet::ternary},
+                                        {"binary_pm", Alphabet::binary_pm},
+                                        {"binary_01", Alphabet::binary_01}});
+  }
+  const int64_t block_size = node_.block_size;
+  const int64_t block_width = node_.block_width;
+  if (layer->index_format == IndexFormat::packed) {
+    RequireInt("block_size", block_size,
+               block_size == 16 || block_size == 32 || block_size == 64 || block_size == 128,
+               "16, 32, 64 or 128");
+    RequireInt("block_width", block_width, block_width == 0, "0 for packed");
+    layer->algorithm = Choose<Algorithm>("algorithm", node_.algorithm,
+                                         {{"auto", Algorithm::automatic}}, " for packed");
+    RequireInt("group_size", node_.group_size, node_.group_size % block_size == 0,
+               "a multiple of block_size " + std::to_string(block_size));
+    layer->block_size = block_size;
+    layer->block_bytes = PackedBlockBytes(layer->storage, block_size);
+    layer->num_k_blocks = CeilDiv(layer->K, block_size);
+    layer->num_column_tiles = CeilDiv(layer->N, 4);
+    return;
+  }
+  RequireInt("block_size", block_size, block_size == 0, "0 for rsr");
+  const int64_t widest = layer->storage == Storage::base3 ? 10 : 16;
+  RequireInt("block_width", block_width, 1 <= block_width && block_width <= widest,
+             "from 1 to " + std::to_string(widest));
+  layer->algorithm = Choose<Algorithm>(
+      "algorithm", node_.algorithm, {{"rsr", Algorithm::rsr}, {"rsr++", Algorithm::rsr_plus_plus}});
+  layer->block_width = block_width;
+  layer->num_blocks = CeilDiv(layer->N, block_width);
+  layer->num_planes =
+      layer->storage == Storage::planes && layer->alphabet == Alphabet::ternary ? 2 : 1;
+  layer->num_patterns = 1;
+  for (int64_t c = 0; c < block_width; ++c) {
+    layer->num_patterns *= layer->storage == Storage::base3 ? 3 : 2;
+  }
+}
+
+void Checker::ActivationAttributes(Layer* layer) const {
+  layer->activation = Choose<Activation>(
+      "activation", node_.activation, {{"float", Activation::float32}, {"int8", Activation::int8}});
+  const float epsilon = node_.activation_epsilon;
+  const int64_t qmin = node_.activation_qmin;
+  const int64_t qmax = node_.activation_qmax;
+  if (layer->activation == Activation::float32) {
+    layer->activation_rule = Choose<ActivationRule>("activation_rule", node_.activation_rule,
+                                                    {{"none", ActivationRule::none}}, " for float");
+    RequireFloat("activation_epsilon", epsilon, epsilon == 0.0f, "0 for float");
+    RequireInt("activation_qmin", qmin, qmin == 0, "0 for float");
+    RequireInt("activation_qmax", qmax, qmax == 0, "0 for float");
+    return;
+  }
+  layer->activation_rule =
+      Choose<ActivationRule>("activation_rule", node_.activation_rule,
+                             {{"absmax_division", ActivationRule::absmax_division},
+                              {"absmax_reciprocal", ActivationRule::absmax_reciprocal}},
+                             " for int8");
+  RequireFloat("activation_epsilon", epsilon, epsilon > 0.0f && epsilon < 1e30f, "positive");
+  RequireInt("activation_qmax", qmax, 0 < qmax && qmax <= 127, "from 1 to 127");
+  RequireInt("activation_qmin", qmin, -128 <= qmin && qmin < 0, "from -128 to -1");
+  layer->activation_epsilon = epsilon;
+  layer->activation_qmin = static_cast<int32_t>(qmin);
+  layer->activation_qmax = static_cast<int32_t>(qmax);
+}
+
+// A permutation of each group's rows, and offsets that cut it in num_patterns segments.
+void Checker::CheckPermutation(const Layer& layer) const {
+  std::vector<uint8_t> seen(static_cast<size_t>(layer.K));
+  const uint32_t* offsets = layer.segment_offsets;
+  int64_t base = 0;
+  for (int64_t plane = 0; plane < layer.num_planes; ++plane) {
+    for (int64_t block = 0; block < layer.num_blocks; ++block, base += layer.K) {
+      std::fill(seen.begin(), seen.end(), uint8_t{0});
+      for (int64_t group = 0; group < layer.num_groups; ++group) {
+        const int64_t begin = group * layer.group_size;
+        const int64_t end = std::min(layer.K, begin + layer.group_size);
+        const std::string place = "[" + std::to_string(plane) + ", " + std::to_string(block) + ", ";
+        for (int64_t k = begin; k < end; ++k) {
+          const int64_t row = layer.permutation_u16
+                                  ? layer.permutation_u16[base + k]
+                                  : static_cast<int64_t>(layer.permutation_u32[base + k]);
+          if (row < begin || row >= end || seen[static_cast<size_t>(row)]) {
+            Fail("permutation" + place + std::to_string(k) + "]", std::to_string(row),
+                 "each row from " + std::to_string(begin) + " to " + std::to_string(end - 1) +
+                     " once");
+          }
+          seen[static_cast<size_t>(row)] = 1;
+        }
+        int64_t smallest = begin;
+        for (int64_t p = 0; p <= layer.num_patterns; ++p, ++offsets) {
+          const int64_t offset = *offsets;
+          const bool first = p == 0;
+          const bool last = p == layer.num_patterns;
+          if (offset < smallest || offset > end || (first && offset != begin) ||
+              (last && offset != end)) {
+            const std::string expected =
+                first  ? std::to_string(begin)
+                : last ? std::to_string(end)
+                       : "from " + std::to_string(smallest) + " to " + std::to_string(end);
+            Fail("segment_offsets" + place + std::to_string(group) + ", " + std::to_string(p) + "]",
+                 std::to_string(offset), expected);
+          }
+          smallest = offset;
+        }
+      }
+    }
+  }
+}
+
+void Checker::CheckScale(Layer* layer) const {
+  int64_t count = 1;
+  if (node_.group_size > 0) {
+    RequireShape("scale", node_.scale_shape, node_.scale_rank, {layer->num_groups, layer->N});
+    layer->scale_kind = ScaleKind::per_group;
+    count = layer->num_groups * layer->N;
+  } else if (node_.scale_rank == 0) {
+    layer->scale_kind = ScaleKind::per_tensor;
+  } else {
+    if (node_.scale_rank != 1 || node_.scale_shape[0] != layer->N) {
+      Fail("scale shape", ShapeText(node_.scale_shape, node_.scale_rank),
+           "() or (" + std::to_string(layer->N) + ",) where group_size is 0");
+    }
+    layer->scale_kind = ScaleKind::per_column;
+    count = layer->N;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    float value;
+    std::memcpy(&value, node_.scale + i, sizeof value);
+    if (!(value >= 0.0f && value <= std::numeric_limits<float>::max())) {
+      std::string what = "scale";
+      if (layer->scale_kind == ScaleKind::per_column) what += "[" + std::to_string(i) + "]";
+      if (layer->scale_kind == ScaleKind::per_group) {
+        what += "[" + std::to_string(i / layer->N) + ", " + std::to_string(i % layer->N) + "]";
+      }
+      Fail(what, FloatText(value), "a finite number of at least 0");
+    }
+  }
+  layer->scale = node_.scale;
+}
+
+void Checker::CheckBias(Layer* layer) const {
+  layer->bias = nullptr;
+  if (node_.bias_rank == 0) {
+    float value;
+    std::memcpy(&value, node_.bias, sizeof value);
+    if (value != 0.0f) Fail("bias", FloatText(value), "0, or one value a column");
+    return;
+  }
+  if (node_.bias_rank != 1 || node_.bias_shape[0] != layer->N) {
+    Fail("bias shape", ShapeText(node_.bias_shape, node_.bias_rank),
+         "(" + std::to_string(layer->N) + ",) or ()");
+  }
+  layer->bias = node_.bias;
+}
+
+// Points *pointer at a copy in `owned` where it is not aligned for T.
+template <typename T>
+void CopyIfMisaligned(const T** pointer, int64_t count, std::vector<T>* owned) {
+  if (*pointer == nullptr || Aligned(*pointer)) return;
+  owned->resize(static_cast<size_t>(count));
+  std::memcpy(owned->data(), *pointer, owned->size() * sizeof(T));
+  *pointer = owned->data();
+}
+
+const char* DtypeText(size_t element_bytes) {
+  return element_bytes == 1 ? "uint8" : element_bytes == 2 ? "uint16" : "uint32";
+}
+
+}  // namespace
+
+std::string IndexErrorText(const std::string& node_name, const std::string& what,
+                           const std::string& found, const std::string& expected) {
+  return "TernaryIndexedMatMul" + (node_name.empty() ? "" : " '" + node_name + "'") + ": " + what +
+         " = " + found + ", expected " + expected +
+         "; convert the model again with 'onnx-ternary optimize'.";
+}
+
+int64_t PackedBlockBytes(Storage storage, int64_t block_size) {
+  switch (storage) {
+    case Storage::two_bit:
+      return block_size / 4;
+    case Storage::dense:
+      return CeilDiv(block_size, 5);
+    case Storage::one_bit:
+      return block_size / 8;
+    case Storage::planes:
+    case Storage::base3:
+      break;
+  }
+  return 0;
+}
+
+IndexView::IndexView(const OtnNode& node, const std::string& node_name) {
+  const Checker checker(node, node_name);
+  layer_ = checker.Attributes();
+  if (layer_.index_format == IndexFormat::packed) {
+    if (node.codes_element_bytes != 1) {
+      checker.Fail("codes dtype", DtypeText(node.codes_element_bytes), "uint8 for packed");
+    }
+    checker.RequireShape("codes", node.codes_shape, node.codes_rank,
+                         {layer_.num_column_tiles, layer_.num_k_blocks, 4, layer_.block_bytes});
+    checker.RequireShape("aux", node.aux_shape, node.aux_rank, {1});
+    layer_.codes = static_cast<const uint8_t*>(node.codes);
+    if (layer_.storage == Storage::dense) {
+      ExpandDense(layer_, &expanded_codes_);
+      layer_.storage = Storage::two_bit;
+      layer_.block_bytes = PackedBlockBytes(Storage::two_bit, layer_.block_size);
+      layer_.codes = expanded_codes_.data();
+    }
+  } else {
+    if (node.codes_element_bytes == 1 || (node.codes_element_bytes == 2 && layer_.K > 65536)) {
+      checker.Fail("codes dtype", DtypeText(node.codes_element_bytes),
+                   layer_.K > 65536 ? "uint32 for rsr with K > 65536" : "uint16 or uint32 for rsr");
+    }
+    checker.RequireShape("codes", node.codes_shape, node.codes_rank,
+                         {layer_.num_planes, layer_.num_blocks, layer_.K});
+    checker.RequireShape(
+        "aux", node.aux_shape, node.aux_rank,
+        {layer_.num_planes, layer_.num_blocks, layer_.num_groups, layer_.num_patterns + 1});
+    if (node.codes_element_bytes == 2) {
+      layer_.permutation_u16 = static_cast<const uint16_t*>(node.codes);
+    } else {
+      layer_.permutation_u32 = static_cast<const uint32_t*>(node.codes);
+    }
+    layer_.segment_offsets = node.aux;
+    const int64_t num_entries = layer_.num_planes * layer_.num_blocks * layer_.K;
+    CopyIfMisaligned(&layer_.permutation_u16, num_entries, &permutation_u16_);
+    CopyIfMisaligned(&layer_.permutation_u32, num_entries, &permutation_u32_);
+    CopyIfMisaligned(
+        &layer_.segment_offsets,
+        layer_.num_planes * layer_.num_blocks * layer_.num_groups * (layer_.num_patterns + 1),
+        &segment_offsets_);
+    checker.CheckPermutation(layer_);
+  }
+  checker.CheckScale(&layer_);
+  checker.CheckBias(&layer_);
+  const int64_t num_scales = layer_.scale_kind == ScaleKind::per_tensor ? 1
+                             : layer_.scale_kind == ScaleKind::per_column
+                                 ? layer_.N
+                                 : layer_.num_groups * layer_.N;
+  CopyIfMisaligned(&layer_.scale, num_scales, &scale_);
+  CopyIfMisaligned(&layer_.bias, layer_.N, &bias_);
+}
+
+}  // namespace onnx_ternary

@@ -1,0 +1,27 @@
+// Packers and unpackers of docs/index_format.md. They throw std::invalid_argument.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernel.h"
+
+namespace onnx_ternary {
+
+// levels: (K, N) int8 in the alphabet. codes: codes_bytes, the whole tensor of section 2.
+void Pack(const int8_t* levels, int64_t K, int64_t N, Storage storage, Alphabet alphabet,
+          int64_t block_size, uint8_t* codes, size_t codes_bytes);
+void Unpack(const uint8_t* codes, size_t codes_bytes, int64_t K, int64_t N, Storage storage,
+            Alphabet alphabet, int64_t block_size, int8_t* levels);
+
+// Dense codes of a layer (layer.codes, layer.block_bytes) as 2-bit codes of the same block size.
+void ExpandDense(const Layer& layer, std::vector<uint8_t>* codes);
+
+// Section 3. Index is uint16_t or uint32_t. group_size 0 is one group. Sizes are in bytes.
+template <typename Index>
+void PackRsr(const int8_t* levels, int64_t K, int64_t N, Storage storage, Alphabet alphabet,
+             int64_t block_width, int64_t group_size, Index* permutation, size_t permutation_bytes,
+             uint32_t* segment_offsets, size_t segment_offsets_bytes);
+
+}  // namespace onnx_ternary

@@ -1,0 +1,374 @@
+#include "run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <thread>
+
+#include "half.h"
+#include "kernel_registry.h"
+
+namespace onnx_ternary {
+namespace {
+
+// Partial sums of larger rows could overflow float32: 2^24 * 1e34 is 1.7e41, but ordinary K up to
+// 34000 stay below 3.4e38.
+constexpr float kLargestMagnitude = 1e34f;
+
+// Rows whose crest factor c = absmax * K / sum |x| exceeds this do not go to fixed-point kernels.
+// Their error is at most scale * nonzeros * absmax * 2^-22.99. As nonzeros * absmax <= K * absmax =
+// c * sum |x|, that is c * 2.02 * u * (scale * sum |x|) with u = 2^-24: at c = 64 the bound of a
+// float32 dot product whose chains of additions are 130 long, what a loop over 16 lanes has at
+// K = 2080.
+constexpr double kCrestLimit = 64.0;
+
+// A parallel item is worth its dispatch (a few microseconds) from about this many weights on.
+constexpr int64_t kMinWorkPerItem = int64_t{1} << 17;
+constexpr int64_t kItemsPerThread = 4;
+// From this many rows on, kernels build tables per part, which wants wide parts.
+constexpr int64_t kTableRows = 3;
+constexpr int64_t kWideColumns = 1024;
+constexpr int64_t kNarrowColumns = 64;
+constexpr size_t kMaxRoundBytes = size_t{32} << 20;
+constexpr size_t kAlignment = 64;
+
+enum class RowKind : uint8_t { ordinary, spread, ieee };
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+size_t Align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+int64_t NumThreads() {
+  static const int64_t count =
+      std::max<int64_t>(1, static_cast<int64_t>(std::thread::hardware_concurrency()));
+  return count;
+}
+
+size_t ElementBytes(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
+
+// x: K elements of `type`.
+void LoadRow(ElementType type, const void* x, int64_t K, float* out) {
+  const uint16_t* halves = static_cast<const uint16_t*>(x);
+  switch (type) {
+    case ElementType::float32:
+      std::memcpy(out, x, static_cast<size_t>(K) * sizeof(float));
+      return;
+    case ElementType::float16:
+      for (int64_t k = 0; k < K; ++k) out[k] = Float16ToFloat(halves[k]);
+      return;
+    case ElementType::bfloat16:
+      for (int64_t k = 0; k < K; ++k) out[k] = BFloat16ToFloat(halves[k]);
+      return;
+  }
+}
+
+void StoreRow(ElementType type, const float* values, int64_t count, void* out) {
+  uint16_t* halves = static_cast<uint16_t*>(out);
+  switch (type) {
+    case ElementType::float32:
+      std::memcpy(out, values, static_cast<size_t>(count) * sizeof(float));
+      return;
+    case ElementType::float16:
+      for (int64_t n = 0; n < count; ++n) halves[n] = FloatToFloat16(values[n]);
+      return;
+    case ElementType::bfloat16:
+      for (int64_t n = 0; n < count; ++n) halves[n] = FloatToBFloat16(values[n]);
+      return;
+  }
+}
+
+RowKind ClassifyRow(const float* x, int64_t K) {
+  constexpr int64_t kLanes = 16;
+  constexpr int64_t kChunk = 1024;
+  // Magnitudes order like their bits, NaN above infinity: an integer maximum vectorises.
+  int32_t largest[kLanes] = {};
+  double sum = 0.0;
+  for (int64_t begin = 0; begin < K; begin += kChunk) {
+    const int64_t count = std::min(kChunk, K - begin);
+    float lanes[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const uint32_t bits = BitsOf(x[begin + i + lane]) & 0x7fffffffu;
+        largest[lane] = std::max(largest[lane], static_cast<int32_t>(bits));
+        lanes[lane] += FloatOf(bits);
+      }
+    }
+    for (; i < count; ++i) {
+      const uint32_t bits = BitsOf(x[begin + i]) & 0x7fffffffu;
+      largest[0] = std::max(largest[0], static_cast<int32_t>(bits));
+      lanes[0] += FloatOf(bits);
+    }
+    for (const float lane : lanes) sum += static_cast<double>(lane);
+  }
+  const int32_t absmax_bits = *std::max_element(largest, largest + kLanes);
+  const float absmax = FloatOf(static_cast<uint32_t>(absmax_bits));
+  if (!(absmax <= kLargestMagnitude)) return RowKind::ieee;
+  return static_cast<double>(absmax) * static_cast<double>(K) > kCrestLimit * sum
+             ? RowKind::spread
+             : RowKind::ordinary;
+}
+
+// Zeroed by nobody; freed with the call.
+class Buffer {
+ public:
+  Buffer(Host* host, size_t bytes) : host_(host) {
+    if (bytes == 0) return;
+    memory_ = host->Allocate(bytes + kAlignment);
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_);
+    data_ = reinterpret_cast<uint8_t*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+  ~Buffer() {
+    if (memory_ != nullptr) host_->Free(memory_);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  uint8_t* data() { return data_; }
+
+ private:
+  Host* host_;
+  void* memory_ = nullptr;
+  uint8_t* data_ = nullptr;
+};
+
+// A C callback for Host::ParallelFor from a callable that does not throw.
+template <typename Body>
+void ParallelFor(Host* host, int64_t count, const Body& body) {
+  static_assert(noexcept(body(int64_t{0})), "an exception in a pool thread ends the process");
+  if (count == 1) {
+    body(0);
+    return;
+  }
+  if (count <= 0) return;
+  host->ParallelFor(
+      static_cast<size_t>(count),
+      [](void* context, size_t i) {
+        (*static_cast<const Body*>(context))(static_cast<int64_t>(i));
+      },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+class Runner {
+ public:
+  Runner(const Layer& layer, const RunRequest& request, Host* host,
+         std::vector<const Kernel*>* used)
+      : layer_(layer), request_(request), host_(host), used_(used) {}
+
+  void Run() {
+    if (request_.rows == 0) return;
+    if (request_.kernel != nullptr) {
+      RunRows(nullptr, request_.rows,
+              [&](int64_t, const int64_t*, int64_t) { return request_.kernel; });
+      return;
+    }
+    if (layer_.activation == Activation::int8) {
+      // The rule itself says what becomes of every row.
+      RunRows(nullptr, request_.rows, [&](int64_t remaining, const int64_t*, int64_t) {
+        return Select(remaining, /*ordinary_rows=*/true);
+      });
+      return;
+    }
+    ClassifyRows();
+    std::vector<int64_t> finite_rows;
+    std::vector<int64_t> ieee_rows;
+    if (std::find(kinds_.begin(), kinds_.end(), RowKind::ieee) != kinds_.end()) {
+      for (int64_t m = 0; m < request_.rows; ++m) {
+        (kinds_[static_cast<size_t>(m)] == RowKind::ieee ? ieee_rows : finite_rows).push_back(m);
+      }
+    }
+    const int64_t num_ieee = static_cast<int64_t>(ieee_rows.size());
+    RunRows(num_ieee ? finite_rows.data() : nullptr, request_.rows - num_ieee,
+            [&](int64_t remaining, const int64_t* rows, int64_t first) {
+              return SelectForFinite(remaining, rows, first);
+            });
+    if (num_ieee) {
+      const Kernel* reference = ReferenceKernel(layer_.index_format, layer_.activation);
+      RunRows(ieee_rows.data(), num_ieee,
+              [&](int64_t, const int64_t*, int64_t) { return reference; });
+    }
+  }
+
+ private:
+  struct Tile {
+    int64_t first;  // position in the row list
+    int64_t rows;
+    const float* x;  // (rows, K)
+    float* y;        // (rows, N)
+    uint8_t* prepared;
+  };
+
+  const Kernel* Select(int64_t rows, bool ordinary_rows) const {
+    std::string error;
+    const Kernel* kernel = SelectKernel(layer_, rows, ordinary_rows, &error);
+    if (kernel == nullptr) throw RunError(error);
+    return kernel;
+  }
+
+  // A fixed-point kernel only for tiles of ordinary rows.
+  const Kernel* SelectForFinite(int64_t remaining, const int64_t* rows, int64_t first) const {
+    const Kernel* kernel = Select(remaining, /*ordinary_rows=*/true);
+    if (!kernel->fixed_point) return kernel;
+    const int64_t end = first + std::min(remaining, kernel->max_rows);
+    for (int64_t position = first; position < end; ++position) {
+      const int64_t m = rows ? rows[position] : position;
+      if (kinds_[static_cast<size_t>(m)] == RowKind::spread) {
+        return Select(remaining, /*ordinary_rows=*/false);
+      }
+    }
+    return kernel;
+  }
+
+  const void* XRow(int64_t m) const {
+    const size_t row_bytes = static_cast<size_t>(layer_.K) * ElementBytes(request_.type);
+    return static_cast<const uint8_t*>(request_.x) + static_cast<size_t>(m) * row_bytes;
+  }
+
+  void* YElement(int64_t m, int64_t n) const {
+    const size_t index =
+        static_cast<size_t>(m) * static_cast<size_t>(layer_.N) + static_cast<size_t>(n);
+    return static_cast<uint8_t*>(request_.y) + index * ElementBytes(request_.type);
+  }
+
+  void ClassifyRows() {
+    kinds_.resize(static_cast<size_t>(request_.rows));
+    const bool convert = request_.type != ElementType::float32;
+    const int64_t num_parts = std::min(
+        {request_.rows, NumThreads(), std::max<int64_t>(1, request_.rows * layer_.K >> 18)});
+    const size_t row_bytes = Align(convert ? static_cast<size_t>(layer_.K) * sizeof(float) : 0);
+    Buffer converted(host_, row_bytes * static_cast<size_t>(num_parts));
+    ParallelFor(host_, num_parts, [&](int64_t part) noexcept {
+      float* row =
+          reinterpret_cast<float*>(converted.data() + row_bytes * static_cast<size_t>(part));
+      const int64_t end = request_.rows * (part + 1) / num_parts;
+      for (int64_t m = request_.rows * part / num_parts; m < end; ++m) {
+        const float* x = static_cast<const float*>(XRow(m));
+        if (convert) {
+          LoadRow(request_.type, XRow(m), layer_.K, row);
+          x = row;
+        }
+        kinds_[static_cast<size_t>(m)] = ClassifyRow(x, layer_.K);
+      }
+    });
+  }
+
+  // rows: (num_rows,) positions in X, or null for all of them. choose(remaining, rows, first) gives
+  // the kernel of the tile that begins at position first.
+  template <typename Choose>
+  void RunRows(const int64_t* rows, int64_t num_rows, const Choose& choose) {
+    for (int64_t first = 0; first < num_rows;) {
+      const Kernel* kernel = choose(num_rows - first, rows, first);
+      if (used_ && std::find(used_->begin(), used_->end(), kernel) == used_->end()) {
+        used_->push_back(kernel);
+      }
+      // Full tiles of the same kernel make a round, as many as keep the threads busy.
+      std::vector<Tile> tiles;
+      const int64_t most =
+          std::min(MaxTiles(*kernel, num_rows - first), kItemsPerThread * NumThreads());
+      do {
+        const int64_t count = std::min(num_rows - first, kernel->max_rows);
+        tiles.push_back({first, count, nullptr, nullptr, nullptr});
+        first += count;
+      } while (static_cast<int64_t>(tiles.size()) < most && first < num_rows &&
+               choose(num_rows - first, rows, first) == kernel);
+      RunRound(*kernel, rows, &tiles);
+    }
+  }
+
+  int64_t MaxTiles(const Kernel& kernel, int64_t num_rows) const {
+    const int64_t rows = std::min(num_rows, kernel.max_rows);
+    const size_t bytes = Align(kernel.prepared_bytes(&layer_, rows)) +
+                         static_cast<size_t>(rows * (layer_.K + layer_.N)) * sizeof(float);
+    return std::max<int64_t>(1, static_cast<int64_t>(kMaxRoundBytes / bytes));
+  }
+
+  // Columns of a part: a multiple of the kernel's step.
+  int64_t PartColumns(const Kernel& kernel, int64_t num_tiles, int64_t rows) const {
+    const int64_t step = kernel.column_step;
+    int64_t num_parts = request_.num_parts;
+    if (num_parts <= 0) {
+      const int64_t work_columns = CeilDiv(kMinWorkPerItem, rows * layer_.K);
+      const int64_t columns = rows >= kTableRows ? kWideColumns : kNarrowColumns;
+      num_parts = std::min(CeilDiv(kItemsPerThread * NumThreads(), num_tiles),
+                           layer_.N / std::max(columns, work_columns));
+      // Rather narrow parts than idle threads.
+      num_parts = std::max(num_parts, std::min(CeilDiv(NumThreads(), num_tiles),
+                                               layer_.N / std::max(kNarrowColumns, work_columns)));
+    }
+    num_parts = std::max<int64_t>(1, num_parts);
+    return CeilDiv(CeilDiv(layer_.N, num_parts), step) * step;
+  }
+
+  void RunRound(const Kernel& kernel, const int64_t* rows, std::vector<Tile>* tiles) {
+    const int64_t num_tiles = static_cast<int64_t>(tiles->size());
+    const int64_t tile_rows = tiles->front().rows;
+    const int64_t part_columns = PartColumns(kernel, num_tiles, tile_rows);
+    const int64_t num_parts = CeilDiv(layer_.N, part_columns);
+    const auto row_at = [&](int64_t position) { return rows ? rows[position] : position; };
+
+    // One allocation: what a tile needs, then the scratch of each (tile, part).
+    size_t tile_bytes = 0;
+    const auto reserve = [&](size_t bytes) {
+      const size_t offset = tile_bytes;
+      tile_bytes += Align(bytes);
+      return offset;
+    };
+    const size_t prepared_offset = reserve(kernel.prepared_bytes(&layer_, tile_rows));
+    const auto in_place = [&](const Tile& tile) {
+      return request_.type == ElementType::float32 &&
+             row_at(tile.first + tile.rows - 1) - row_at(tile.first) == tile.rows - 1;
+    };
+    const bool copies = !std::all_of(tiles->begin(), tiles->end(), in_place);
+    const size_t row_count = copies ? static_cast<size_t>(tile_rows) : 0;
+    const size_t x_offset = reserve(row_count * static_cast<size_t>(layer_.K) * sizeof(float));
+    const size_t y_offset = reserve(row_count * static_cast<size_t>(layer_.N) * sizeof(float));
+    const size_t scratch_bytes = Align(kernel.scratch_bytes(&layer_, tile_rows, part_columns));
+    const size_t scratch_offset = tile_bytes * static_cast<size_t>(num_tiles);
+    Buffer buffer(host_, scratch_offset + scratch_bytes * static_cast<size_t>(num_tiles) *
+                                              static_cast<size_t>(num_parts));
+
+    ParallelFor(host_, num_tiles, [&](int64_t t) noexcept {
+      Tile& tile = (*tiles)[static_cast<size_t>(t)];
+      uint8_t* memory = buffer.data() + tile_bytes * static_cast<size_t>(t);
+      if (in_place(tile)) {
+        tile.x = static_cast<const float*>(XRow(row_at(tile.first)));
+        tile.y = static_cast<float*>(YElement(row_at(tile.first), 0));
+      } else {
+        float* x = reinterpret_cast<float*>(memory + x_offset);
+        for (int64_t i = 0; i < tile.rows; ++i) {
+          LoadRow(request_.type, XRow(row_at(tile.first + i)), layer_.K, x + i * layer_.K);
+        }
+        tile.x = x;
+        tile.y = reinterpret_cast<float*>(memory + y_offset);
+      }
+      tile.prepared = memory + prepared_offset;
+      kernel.prepare(&layer_, tile.x, tile.rows, tile.prepared);
+    });
+
+    ParallelFor(host_, num_tiles * num_parts, [&](int64_t item) noexcept {
+      const Tile& tile = (*tiles)[static_cast<size_t>(item / num_parts)];
+      const int64_t begin = item % num_parts * part_columns;
+      const int64_t end = std::min(layer_.N, begin + part_columns);
+      kernel.compute(&layer_, tile.x, tile.rows, tile.prepared, begin, end, tile.y,
+                     buffer.data() + scratch_offset + scratch_bytes * static_cast<size_t>(item));
+      if (in_place(tile)) return;
+      for (int64_t i = 0; i < tile.rows; ++i) {
+        StoreRow(request_.type, tile.y + i * layer_.N + begin, end - begin,
+                 YElement(row_at(tile.first + i), begin));
+      }
+    });
+  }
+
+  const Layer& layer_;
+  const RunRequest& request_;
+  Host* host_;
+  std::vector<const Kernel*>* used_;
+  std::vector<RowKind> kinds_;
+};
+
+}  // namespace
+
+void Run(const Layer& layer, const RunRequest& request, Host* host,
+         std::vector<const Kernel*>* used) {
+  Runner(layer, request, host, used).Run();
+}
+
+}  // namespace onnx_ternary
