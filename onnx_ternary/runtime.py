@@ -1,0 +1,98 @@
+"""ONNX Runtime sessions that know `TernaryIndexedMatMul`."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import onnxruntime as ort
+
+from onnx_ternary._library import get_library_path
+from onnx_ternary.errors import LibraryError
+from onnx_ternary.schema import DOMAIN
+
+MIN_ONNXRUNTIME = (1, 17)
+
+Provider: TypeAlias = "str | tuple[str, Mapping[str, Any]]"
+
+# ONNX Runtime accepts the library twice and then refuses to make the session.
+_registered: weakref.WeakSet[ort.SessionOptions] = weakref.WeakSet()
+
+
+def register(session_options: ort.SessionOptions) -> ort.SessionOptions:
+    """Makes sessions with these options able to run converted models; safe to call again.
+
+    Options on which ``register_custom_ops_library`` was called by hand cannot be told apart: use
+    one or the other.
+
+    Args:
+        session_options: changed in place.
+
+    Returns:
+        The same object.
+
+    Raises:
+        LibraryError: if the library is missing or cannot be loaded, or onnxruntime is too old.
+    """
+    if session_options in _registered:
+        return session_options
+    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    if version < MIN_ONNXRUNTIME:
+        raise LibraryError(
+            f"onnxruntime is {ort.__version__}, expected {'.'.join(map(str, MIN_ONNXRUNTIME))} or "
+            "later; upgrade it with 'pip install -U onnxruntime'."
+        )
+    path = get_library_path()
+    try:
+        session_options.register_custom_ops_library(path)
+    except Exception as error:  # onnxruntime raises types of its own that share no base
+        raise LibraryError(
+            f"onnxruntime {ort.__version__} cannot load the onnx-ternary library {path}: {error}. "
+            "Install the package again for this Python and processor."
+        ) from error
+    _registered.add(session_options)
+    return session_options
+
+
+def InferenceSession(  # noqa: N802 - takes the place of onnxruntime's class
+    path_or_bytes: str | bytes | os.PathLike[str],
+    sess_options: ort.SessionOptions | None = None,
+    providers: Sequence[Provider] | None = None,
+    provider_options: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    disabled_optimizers: Sequence[str] | None = None,
+) -> ort.InferenceSession:
+    """``onnxruntime.InferenceSession`` with the library registered.
+
+    Args:
+        path_or_bytes: a model file, or a serialised model.
+        sess_options: changed in place by `register`; None takes the defaults.
+        providers: None takes the CPU provider, where the op runs. With others ONNX Runtime copies
+            the op's inputs and outputs between devices.
+        provider_options: as onnxruntime's.
+        disabled_optimizers: as onnxruntime's.
+
+    Raises:
+        LibraryError: as `register`, and if the library was registered on `sess_options` by hand
+            as well.
+        Exception: whatever onnxruntime raises for a model it cannot load.
+    """
+    options = register(ort.SessionOptions() if sess_options is None else sess_options)
+    model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
+    try:
+        return ort.InferenceSession(
+            model,
+            options,
+            providers=["CPUExecutionProvider"] if providers is None else list(providers),
+            provider_options=provider_options,
+            disabled_optimizers=disabled_optimizers,
+        )
+    except Exception as error:  # onnxruntime raises types of its own that share no base
+        if DOMAIN in str(error) and "already" in str(error).lower():
+            raise LibraryError(
+                "The onnx-ternary library is registered twice on these SessionOptions; leave out "
+                "your own call of register_custom_ops_library."
+            ) from error
+        raise

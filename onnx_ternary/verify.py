@@ -1,0 +1,957 @@
+"""Whether a converted model gives the original's answers.
+
+Each rewritten product is judged on its own, by the op's derived error bound: the original graph
+runs with optimisations off and the product's input and output exposed, and the converted node runs
+on that input. End to end, where no bound survives normalisation and rounding, the differences of
+the outputs are measured against stated tolerances.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnx_ternary import reference, runtime
+from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
+from onnx_ternary.index import decode_index, validate_index
+from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
+
+Model: TypeAlias = "str | os.PathLike[str] | ModelProto"
+Inputs: TypeAlias = "Mapping[str, NDArray[Any]] | str | os.PathLike[str]"
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+# Largest difference of an output relative to its largest magnitude.
+DEFAULT_TOLERANCES: Mapping[str, float] = {
+    "float64": 1e-5,
+    "float32": 1e-5,
+    "float16": 1e-2,
+}
+# One rounding that falls the other way moves everything behind it, so outputs of models with
+# quantised activations are reported without a verdict.
+_ROUNDING_OPS = frozenset(("Round", "QuantizeLinear", "DynamicQuantizeLinear", "Floor", "Ceil"))
+
+# Operations of the original behind its MatMul: alpha, scale, bias and their conversions.
+_EXTRA_ROUNDINGS = 8
+_COLUMNS_AT_ONCE = 1024
+_NUMPY_TYPES = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+}
+
+
+class InputsError(OnnxTernaryError, ValueError):
+    """The inputs given for verification do not fit the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProductCheck:
+    """One rewritten product.
+
+    Attributes:
+        node: name of the converted node, its output's where it has none.
+        output: name of the value that was compared.
+        shape: (K, N) of the weight.
+        status: "passed", "failed", or "end to end only" where the original has no such value.
+        compared_with: what the op's output was held against; empty if nothing was.
+        reason: why the product was not judged on its own; empty if it was.
+        rows: rows of X compared, evenly taken.
+        max_abs_error: largest difference of a finite element.
+        worst_error_over_bound: largest ratio of error and bound; above 1 fails.
+        worst_index: (row, column) of that element.
+        worst_expected: the value it should have.
+        worst_found: the value it has.
+        max_difference_from_original: largest difference from the original's product relative to
+            its largest magnitude; where activations are quantised it is no error.
+    """
+
+    node: str
+    output: str
+    shape: tuple[int, int]
+    status: Literal["passed", "failed", "end to end only"]
+    compared_with: str = ""
+    reason: str = ""
+    rows: int = 0
+    max_abs_error: float = 0.0
+    worst_error_over_bound: float = 0.0
+    worst_index: tuple[int, int] | None = None
+    worst_expected: float = 0.0
+    worst_found: float = 0.0
+    max_difference_from_original: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OutputCheck:
+    """One output of the model, original against converted.
+
+    Attributes:
+        name: of the output.
+        node: the converted graph's node that makes it.
+        dtype: of the original's output.
+        shape: of the original's output.
+        max_abs_difference: largest difference; inf where only one is NaN or the shapes differ.
+        max_relative_difference: the same divided by the original's largest magnitude.
+        tolerance: for max_relative_difference; None where it is reported only.
+        worst_index: where the largest difference is.
+        top1_agreement: share of equal argmax along the last axis, for float outputs of rank >= 2.
+        passed: whether it is within its tolerance.
+    """
+
+    name: str
+    node: str
+    dtype: str
+    shape: tuple[int, ...]
+    max_abs_difference: float
+    max_relative_difference: float
+    tolerance: float | None
+    worst_index: tuple[int, ...] | None
+    top1_agreement: float | None
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationReport:
+    """What `verify` found.
+
+    Attributes:
+        products: one a TernaryIndexedMatMul node of the converted model's main graph.
+        outputs: one an output of the model.
+        num_nested_products: converted nodes in subgraphs and functions, covered end to end only.
+        inputs: shape and dtype of each input used, "generated, seed 0: float32 (2, 64)".
+        notes: what the reader has to know to read the numbers.
+    """
+
+    products: tuple[ProductCheck, ...]
+    outputs: tuple[OutputCheck, ...]
+    num_nested_products: int
+    inputs: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def products_passed(self) -> bool:
+        """Whether no product is outside its bound."""
+        return all(product.status != "failed" for product in self.products)
+
+    @property
+    def outputs_passed(self) -> bool:
+        """Whether every output that has a tolerance is within it."""
+        return all(output.passed for output in self.outputs)
+
+    @property
+    def passed(self) -> bool:
+        """Whether products and outputs passed."""
+        return self.products_passed and self.outputs_passed
+
+    @property
+    def worst_product(self) -> ProductCheck | None:
+        """The product closest to or farthest beyond its bound."""
+        judged = [product for product in self.products if product.rows]
+        return max(judged, key=lambda check: check.worst_error_over_bound, default=None)
+
+    @property
+    def worst_output(self) -> OutputCheck | None:
+        """The output with the largest relative difference."""
+        return max(self.outputs, key=lambda check: check.max_relative_difference, default=None)
+
+    def summary(self) -> str:
+        """The verdict in a sentence or two, naming the worst product and output."""
+        judged = sum(product.status != "end to end only" for product in self.products)
+        failed = sum(product.status == "failed" for product in self.products)
+        parts = [f"{judged - failed} of {judged} products within their bounds"]
+        product, output = self.worst_product, self.worst_output
+        if product is not None:
+            parts.append(
+                f"worst: {product.node} at {product.worst_index}, "
+                f"{product.worst_error_over_bound:.3g} of its bound"
+            )
+        if output is not None:
+            limit = "no tolerance" if output.tolerance is None else f"limit {output.tolerance:g}"
+            parts.append(
+                f"outputs differ by at most {output.max_relative_difference:.3g} relative "
+                f"({limit}): {output.name} at {output.worst_index}, made by {output.node}"
+            )
+        return "; ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values for JSON."""
+        return {
+            "passed": self.passed,
+            "products_passed": self.products_passed,
+            "outputs_passed": self.outputs_passed,
+            "products": [asdict(product) for product in self.products],
+            "outputs": [asdict(output) for output in self.outputs],
+            "num_nested_products": self.num_nested_products,
+            "inputs": dict(self.inputs),
+            "notes": list(self.notes),
+        }
+
+
+def verify(
+    original: Model,
+    converted: Model,
+    *,
+    inputs: Inputs | None = None,
+    seed: int = 0,
+    tolerance: float | None = None,
+    weight_tolerance: float = 0.0,
+    max_rows: int = 256,
+    max_exposed_bytes: int = 1 << 28,
+    progress: Progress | None = None,
+) -> VerificationReport:
+    """Compares a converted model with its original, product by product and end to end.
+
+    Args:
+        original: the model before conversion.
+        converted: the model after it.
+        inputs: arrays by input name, or an .npz file of them (other arrays in the file are
+            ignored); None generates them.
+        seed: of generated inputs.
+        tolerance: largest difference of a float output relative to its largest magnitude. None
+            takes DEFAULT_TOLERANCES, and gives no verdict on outputs of models that quantise
+            activations.
+        weight_tolerance: what conversion was allowed to change a weight by, relative to the scale.
+        max_rows: rows a product is compared on; all are run.
+        max_exposed_bytes: intermediate values held at once, roughly.
+        progress: called with the product's name, its number and how many there are.
+
+    Returns:
+        The report; a difference is not an error, look at `passed`.
+
+    Raises:
+        ModelError: if a model cannot be read or run.
+        InputsError: if `inputs` do not fit the original's inputs.
+        LibraryError: if the library is missing or onnxruntime is too old.
+        IndexFormatError: if a converted node's index breaks its format.
+    """
+    before, after = _Loaded.load(original, "original"), _Loaded.load(converted, "converted")
+    notes: list[str] = []
+    feeds, used = _feeds(before, inputs, seed)
+    nodes = [node for node in after.proto.graph.node if _is_product(node)]
+    num_nested = sum(map(_is_product, _nested_nodes(after.proto)))
+    if num_nested:
+        notes.append(f"{num_nested} products in subgraphs are covered end to end only")
+
+    output_names = [value.name for value in before.proto.graph.output]
+    expected = before.run(feeds, output_names, optimised=False)
+    found = after.run(feeds, [value.name for value in after.proto.graph.output], optimised=True)
+    products = _check_products(
+        before,
+        after,
+        nodes,
+        feeds,
+        weight_tolerance=weight_tolerance,
+        max_rows=max_rows,
+        max_exposed_bytes=max_exposed_bytes,
+        progress=progress,
+    )
+
+    quantises = any(_attributes(node).activation == "int8" for node in nodes) or any(
+        node.op_type in _ROUNDING_OPS
+        for node in (*before.proto.graph.node, *_nested_nodes(before.proto))
+    )
+    if quantises:
+        notes.append(
+            "activations are quantised or rounded: a value that rounds the other way moves the "
+            "outputs far more than the products' errors"
+        )
+    if any(check.compared_with.startswith("numpy") for check in products):
+        notes.append(
+            "products with int8 activations are held against the numpy reference of the "
+            "quantisation rule, on the original's inputs"
+        )
+    makers = {
+        name: node.name or node.op_type for node in after.proto.graph.node for name in node.output
+    }
+    outputs = []
+    for name in output_names:
+        if name not in found:
+            raise ModelError(
+                f"The converted model has no output '{name}', which the original has; convert the "
+                "model again with 'onnx-ternary optimize'."
+            )
+        limit = tolerance
+        if limit is None and not quantises:
+            limit = DEFAULT_TOLERANCES.get(expected[name].dtype.name)
+        outputs.append(
+            _check_output(name, makers.get(name, ""), expected[name], found[name], limit)
+        )
+    return VerificationReport(tuple(products), tuple(outputs), num_nested, used, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model whose external tensors stay in their files.
+
+    `path` is None for a model that was given in memory.
+    """
+
+    proto: ModelProto
+    path: Path | None
+    role: str
+
+    @classmethod
+    def load(cls, model: Model, role: str) -> _Loaded:
+        if isinstance(model, ModelProto):
+            return cls(model, None, role)
+        path = Path(model)
+        try:
+            return cls(onnx.load(path, load_external_data=False), path, role)
+        except OSError as error:
+            raise ModelError(f"The {role} model {path} cannot be read: {error}.") from error
+        except Exception as error:  # protobuf's and onnx's decoding errors share no base
+            raise ModelError(
+                f"The {role} model {path} is not a readable ONNX model: {error}."
+            ) from error
+
+    @property
+    def name(self) -> str:
+        return f"{self.role} model" if self.path is None else f"{self.role} model {self.path}"
+
+    @property
+    def base_dir(self) -> str:
+        return "" if self.path is None else str(self.path.parent.resolve())
+
+    def session(self, proto: ModelProto | None, *, optimised: bool) -> ort.InferenceSession:
+        """A session of the model, or of an edited copy of its proto.
+
+        Raises:
+            ModelError: if onnxruntime refuses it.
+        """
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+        )
+        try:
+            if proto is None and self.path is not None:
+                return runtime.InferenceSession(str(self.path), options)
+            proto = self.proto if proto is None else proto
+            if not _has_external_data(proto):
+                return runtime.InferenceSession(proto.SerializeToString(), options)
+            return self._session_with_external_data(proto, options)
+        except OnnxTernaryError:
+            raise
+        except Exception as error:  # onnxruntime raises types of its own that share no base
+            raise self._error("load", error) from error
+
+    def _session_with_external_data(
+        self, proto: ModelProto, options: ort.SessionOptions
+    ) -> ort.InferenceSession:
+        folder = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(folder, self.base_dir)
+        try:
+            return runtime.InferenceSession(proto.SerializeToString(), options)
+        except LibraryError:
+            raise
+        except Exception:  # onnxruntime below 1.21 does not know the entry
+            whole = ModelProto()
+            whole.CopyFrom(proto)
+            onnx.load_external_data_for_model(whole, self.base_dir)
+            return runtime.InferenceSession(whole.SerializeToString(), options)
+
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str], *, optimised: bool
+    ) -> dict[str, NDArray[Any]]:
+        """Outputs by name.
+
+        Raises:
+            ModelError: if onnxruntime cannot load or run the model.
+        """
+        return self.run_session(self.session(None, optimised=optimised), feeds, names)
+
+    def run_session(
+        self,
+        session: ort.InferenceSession,
+        feeds: Mapping[str, NDArray[Any]],
+        names: Sequence[str],
+    ) -> dict[str, NDArray[Any]]:
+        try:
+            results = session.run(list(names), dict(feeds))
+        except Exception as error:  # onnxruntime raises types of its own that share no base
+            raise self._error("run", error) from error
+        for name, result in zip(names, results, strict=True):
+            if not isinstance(result, np.ndarray):
+                raise ModelError(
+                    f"Output '{name}' of the {self.name} is not a tensor; verification compares "
+                    "tensors only."
+                )
+        return dict(zip(names, results, strict=True))
+
+    def _error(self, action: str, error: Exception) -> ModelError:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        advice = (
+            "check it with onnx.checker.check_model, and that its operators exist in "
+            f"onnxruntime {ort.__version__} on CPU"
+            if self.role == "original"
+            else "convert it again with 'onnx-ternary optimize'"
+        )
+        return ModelError(f"onnxruntime cannot {action} the {self.name}: {first_line}; {advice}.")
+
+    def initializers(self, names: Sequence[str], node: str) -> list[NDArray[Any]]:
+        """Constant inputs of a converted node.
+
+        Raises:
+            ModelError: if one is not an initializer or its data file is missing.
+        """
+        by_name = {tensor.name: tensor for tensor in self.proto.graph.initializer}
+        arrays = []
+        for name in names:
+            if name not in by_name:
+                raise ModelError(
+                    f"{OP_TYPE} '{node}': input '{name}' is not an initializer of the {self.name}; "
+                    "convert the model again with 'onnx-ternary optimize'."
+                )
+            try:
+                arrays.append(numpy_helper.to_array(by_name[name], self.base_dir))
+            except Exception as error:  # onnx raises a type of its own for unreadable files
+                raise ModelError(
+                    f"{OP_TYPE} '{node}': initializer '{name}' of the {self.name} cannot be read: "
+                    f"{error}."
+                ) from error
+        return arrays
+
+
+def _has_external_data(proto: ModelProto) -> bool:
+    tensors = [*proto.graph.initializer]
+    tensors += [
+        attribute.t
+        for node in (*proto.graph.node, *_nested_nodes(proto))
+        for attribute in node.attribute
+        if attribute.HasField("t")
+    ]
+    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors)
+
+
+def _is_product(node: NodeProto) -> bool:
+    return node.op_type == OP_TYPE and node.domain == DOMAIN
+
+
+def _nested_nodes(model: ModelProto) -> Iterator[NodeProto]:
+    """Nodes of subgraphs and of functions other than the op's own body."""
+
+    def subgraph_nodes(nodes: Sequence[NodeProto]) -> Iterator[NodeProto]:
+        for node in nodes:
+            for attribute in node.attribute:
+                graphs: list[GraphProto] = [*attribute.graphs]
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+                for graph in graphs:
+                    yield from graph.node
+                    yield from subgraph_nodes(graph.node)
+
+    yield from subgraph_nodes(model.graph.node)
+    for function in model.functions:
+        if (function.domain, function.name) != (DOMAIN, OP_TYPE):
+            yield from function.node
+            yield from subgraph_nodes(function.node)
+
+
+def _attributes(node: NodeProto) -> OpAttributes:
+    """The node's attributes.
+
+    Raises:
+        IndexFormatError: if they break the rules of docs/op_spec.md.
+        ModelError: if one is missing.
+    """
+    found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    values: dict[str, Any] = {
+        name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()
+    }
+    names = [field.name for field in fields(OpAttributes)]
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise ModelError(
+            f"{OP_TYPE} '{node.name or node.output[0]}' has no attribute {missing[0]}; convert the "
+            "model again with 'onnx-ternary optimize'."
+        )
+    return OpAttributes(**{name: values[name] for name in names})
+
+
+def _check_products(
+    before: _Loaded,
+    after: _Loaded,
+    nodes: Sequence[NodeProto],
+    feeds: Mapping[str, NDArray[Any]],
+    *,
+    weight_tolerance: float,
+    max_rows: int,
+    max_exposed_bytes: int,
+    progress: Progress | None,
+) -> list[ProductCheck]:
+    graph = before.proto.graph
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    known.update(name for node in graph.node for name in node.output if name)
+    rows = max(map(_num_rows, feeds.values()), default=1)
+    checks: list[ProductCheck] = []
+    for batch in _batches(nodes, rows, max_exposed_bytes):
+        names = dict.fromkeys(
+            name for node in batch for name in (node.input[0], node.output[0]) if name in known
+        )
+        values = dict(feeds)
+        values.update(_run_exposed(before, feeds, [name for name in names if name not in feeds]))
+        for node in batch:
+            if progress is not None:
+                progress(_node_name(node), len(checks) + 1, len(nodes))
+            missing = [n for n in (node.input[0], node.output[0]) if n not in values]
+            if missing:
+                attributes = _attributes(node)
+                checks.append(
+                    ProductCheck(
+                        _node_name(node),
+                        node.output[0],
+                        (attributes.K, attributes.N),
+                        "end to end only",
+                        reason=f"the original has no tensor '{missing[0]}' to compare with",
+                    )
+                )
+                continue
+            x, y = values[node.input[0]], values[node.output[0]]
+            checks.append(_check_product(after, node, x, y, weight_tolerance, max_rows))
+    return checks
+
+
+def _node_name(node: NodeProto) -> str:
+    return node.name or node.output[0]
+
+
+def _num_rows(feed: NDArray[Any]) -> int:
+    """Rows of X this input may lead to: one a token, one a vector."""
+    return int(feed.size if feed.dtype.kind in "iu" else np.prod(feed.shape[:-1]))
+
+
+def _batches(
+    nodes: Sequence[NodeProto], rows: int, max_bytes: int
+) -> Iterator[Sequence[NodeProto]]:
+    """Runs of nodes whose inputs and outputs take about max_bytes together, one node at least."""
+    batch: list[NodeProto] = []
+    num_bytes = 0
+    for node in nodes:
+        attributes = _attributes(node)
+        needed = 4 * max(rows, 1) * (attributes.K + attributes.N)
+        if batch and num_bytes + needed > max_bytes:
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(node)
+        num_bytes += needed
+    if batch:
+        yield batch
+
+
+def _run_exposed(
+    model: _Loaded, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """Inner values of a model by name, those that numpy has a type for."""
+    if not names:
+        return {}
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    outputs = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in names if name not in outputs
+    )
+    session = model.session(proto, optimised=False)
+    types = {output.name: output.type for output in session.get_outputs()}
+    readable = [name for name in names if types[name] in _NUMPY_TYPES]
+    return model.run_session(session, feeds, readable)
+
+
+def _check_product(
+    after: _Loaded,
+    node: NodeProto,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    weight_tolerance: float,
+    max_rows: int,
+) -> ProductCheck:
+    attributes = _attributes(node)
+    K, N = attributes.K, attributes.N
+    name = _node_name(node)
+    tensors = after.initializers(node.input[1:], name)
+    codes, aux, scale, bias = tensors
+    validate_index(attributes, codes, aux, scale, bias, node=name)
+
+    def failed(reason: str) -> ProductCheck:
+        return ProductCheck(name, node.output[0], (K, N), "failed", reason=reason)
+
+    if x.ndim == 0 or x.shape[-1] != K or y.shape != (*x.shape[:-1], N):
+        return failed(
+            f"the original multiplies {x.shape} to {y.shape}, the converted node takes (..., {K}) "
+            f"to (..., {N})"
+        )
+    if x.dtype != y.dtype or x.dtype not in (np.float32, np.float16):
+        return failed(
+            f"the original has dtypes {x.dtype} and {y.dtype}, expected float32 or float16"
+        )
+    found = _run_node(after, node, tensors, x)
+    num_rows = x.size // K
+    chosen = np.unique(np.linspace(0, num_rows - 1, min(num_rows, max_rows)).round().astype(int))
+    rows = x.reshape(-1, K)[chosen]
+    found, y = found.reshape(-1, N)[chosen], y.reshape(-1, N)[chosen]
+    levels = decode_index(attributes, codes, aux)
+
+    worst_ratio, max_error, difference = 0.0, 0.0, 0.0
+    worst: tuple[tuple[int, int] | None, float, float] = (None, 0.0, 0.0)
+    for start in range(0, N, _COLUMNS_AT_ONCE):
+        columns = slice(start, min(N, start + _COLUMNS_AT_ONCE))
+        part = _Columns(
+            attributes,
+            levels[:, columns],
+            scale[..., columns] if scale.ndim else scale,
+            bias[columns] if bias.ndim else bias,
+        )
+        values = found[:, columns].astype(np.float64)
+        originals = y[:, columns].astype(np.float64)
+        if attributes.activation == "int8":
+            wanted, bound = part.int8_expected(rows)
+        else:
+            wanted, bound = originals, part.float_bound(rows, originals, weight_tolerance)
+        error, ratio = _compare(values, wanted, bound)
+        gap = np.abs(values - originals)
+        difference = max(difference, float(np.max(gap, initial=0, where=np.isfinite(gap))))
+        max_error = max(max_error, float(np.max(error, initial=0, where=np.isfinite(error))))
+        if ratio.size and (ratio.max() > worst_ratio or worst[0] is None):
+            row, column = np.unravel_index(np.argmax(ratio), ratio.shape)
+            worst_ratio = float(ratio[row, column])
+            worst = (
+                (int(chosen[row]), start + int(column)),
+                float(wanted[row, column]),
+                float(values[row, column]),
+            )
+    return ProductCheck(
+        node=name,
+        output=node.output[0],
+        shape=(K, N),
+        status="passed" if worst_ratio <= 1 else "failed",
+        compared_with=(
+            "original product"
+            if attributes.activation == "float"
+            else "numpy reference of the int8 rule"
+        ),
+        rows=len(chosen),
+        max_abs_error=max_error,
+        worst_error_over_bound=worst_ratio,
+        worst_index=worst[0],
+        worst_expected=worst[1],
+        worst_found=worst[2],
+        max_difference_from_original=difference / (_largest(y) or 1.0),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Some columns of a weight."""
+
+    attributes: OpAttributes
+    levels: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def float_bound(
+        self, x: NDArray[Any], originals: NDArray[np.float64], weight_tolerance: float
+    ) -> NDArray[np.float64]:
+        """Bound on |op - original|: the worst kernel's, and that of the original's operations."""
+        group_size = self.attributes.group_size
+        arguments = (x, self.levels, self.scale, group_size, self.bias)
+        K = self.attributes.K
+        ours = reference.float_error_bound(
+            *arguments, addition_depth=K, fixed_point=True, dtype=x.dtype
+        )
+        theirs = reference.float_error_bound(
+            *arguments, addition_depth=K + _EXTRA_ROUNDINGS, fixed_point=False, dtype=x.dtype
+        )
+        bound = ours + theirs
+        if x.dtype == np.float16:
+            # The original rounds between its MatMul, scale and bias too.
+            bound += 3 * 2.0**-11 * (np.abs(originals) + np.abs(self.bias)) + 3 * 2.0**-25
+        if weight_tolerance:
+            scale = self.scale
+            if group_size:
+                scale = np.repeat(scale, group_size, axis=0)[:K]
+            weights = np.abs(self.levels) * scale.astype(np.float64)
+            # Weights of level 0 may change by as much as the others.
+            weights = np.maximum(weights, np.broadcast_to(scale, weights.shape))
+            bound += weight_tolerance * (np.abs(x.astype(np.float64)) @ weights)
+        return bound
+
+    def int8_expected(self, x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What the int8 rule gives, and the bound on the op's distance from it."""
+        q, s = reference.quantise_rows(x.astype(np.float32), self.attributes)
+        group_size = self.attributes.group_size
+        step = group_size or self.attributes.K
+        scales = np.atleast_2d(self.scale).astype(np.float64)
+        expected = np.zeros((len(x), self.levels.shape[1])) + self.bias
+        for group, start in enumerate(range(0, self.attributes.K, step)):
+            taken = slice(start, start + step)
+            sums = q[:, taken].astype(np.float64) @ self.levels[taken].astype(np.float64)
+            expected += sums / s[:, None] * scales[group]
+        bound = reference.int8_error_bound(
+            x, self.levels, self.scale, group_size, self.bias, self.attributes, x.dtype
+        )
+        return expected, bound
+
+
+def _compare(
+    found: NDArray[np.float64], expected: NDArray[np.float64], bound: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Errors and their ratio to the bound; inf where NaN, inf or an exact value is missed."""
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.where(same, 0.0, np.abs(found - expected))
+        ratio = np.where(same | np.isposinf(bound), 0.0, error / bound)
+    return error, np.where(np.isnan(ratio), np.inf, ratio)
+
+
+def _largest(values: NDArray[Any]) -> float:
+    """The largest finite magnitude, 0 if there is none."""
+    magnitudes = np.abs(values.astype(np.float64))
+    return float(np.max(magnitudes, initial=0, where=np.isfinite(magnitudes)))
+
+
+def _run_node(
+    after: _Loaded, node: NodeProto, tensors: Sequence[NDArray[Any]], x: NDArray[Any]
+) -> NDArray[Any]:
+    """The converted node alone, through the library, on X."""
+    alone = NodeProto()
+    alone.CopyFrom(node)
+    names = ["codes", "aux", "scale", "bias"]
+    alone.input[:] = ["X", *names]
+    alone.output[:] = ["Y"]
+    dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
+    graph = helper.make_graph(
+        [alone],
+        "product",
+        [helper.make_tensor_value_info("X", dtype, x.shape)],
+        [onnx.ValueInfoProto(name="Y")],
+        [
+            numpy_helper.from_array(np.asarray(tensor), name)
+            for name, tensor in zip(names, tensors, strict=True)
+        ],
+    )
+    model = helper.make_model(
+        graph, opset_imports=after.proto.opset_import, ir_version=after.proto.ir_version
+    )
+    session = after.session(model, optimised=True)
+    return after.run_session(session, {"X": x}, ["Y"])["Y"]
+
+
+def _check_output(
+    name: str,
+    node: str,
+    expected: NDArray[Any],
+    found: NDArray[Any],
+    tolerance: float | None,
+) -> OutputCheck:
+    is_float = expected.dtype.kind == "f"
+    common = {"name": name, "node": node, "dtype": expected.dtype.name, "shape": expected.shape}
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return OutputCheck(
+            **common,
+            max_abs_difference=np.inf,
+            max_relative_difference=np.inf,
+            tolerance=tolerance,
+            worst_index=None,
+            top1_agreement=None,
+            passed=False,
+        )
+    if expected.dtype.kind in "fiub":
+        wanted, got = expected.astype(np.float64), found.astype(np.float64)
+        same = (wanted == got) | (np.isnan(wanted) & np.isnan(got))
+        with np.errstate(invalid="ignore"):
+            gaps = np.where(same, 0.0, np.abs(got - wanted))
+        gaps = np.where(np.isnan(gaps), np.inf, gaps)
+        largest = _largest(expected)
+    else:
+        gaps = (expected != found).astype(np.float64)
+        largest = 1.0
+    gap = float(gaps.max(initial=0))
+    relative = gap / largest if largest else gap
+    worst = tuple(map(int, np.unravel_index(np.argmax(gaps), gaps.shape))) if gaps.size else None
+    top1 = None
+    if is_float and expected.ndim >= 2 and expected.size:
+        top1 = float(np.mean(np.argmax(expected, axis=-1) == np.argmax(found, axis=-1)))
+    return OutputCheck(
+        **common,
+        max_abs_difference=gap,
+        max_relative_difference=relative,
+        tolerance=tolerance,
+        worst_index=worst,
+        top1_agreement=top1,
+        passed=tolerance is None or relative <= tolerance,
+    )
+
+
+def _feeds(
+    model: _Loaded, inputs: Inputs | None, seed: int
+) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Inputs by name, and how they read in a report.
+
+    Raises:
+        InputsError: if given inputs do not fit.
+        ModelError: if inputs cannot be generated.
+    """
+    constants = {tensor.name for tensor in model.proto.graph.initializer}
+    wanted = [value for value in model.proto.graph.input if value.name not in constants]
+    if inputs is None:
+        feeds, source = _generate(model, wanted, seed), f"generated, seed {seed}"
+    elif isinstance(inputs, Mapping):
+        _require_known(inputs, wanted)
+        feeds, source = _given(inputs, wanted), "given"
+    else:
+        feeds, source = _given(_read_npz(inputs), wanted), f"from {os.fspath(inputs)}"
+    return feeds, {name: f"{source}: {array.dtype} {array.shape}" for name, array in feeds.items()}
+
+
+def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if isinstance(archive, np.ndarray):
+                raise InputsError(f"{os.fspath(path)} holds one unnamed array; expected an .npz.")
+            return {name: archive[name] for name in archive.files}
+    except InputsError:
+        raise
+    except Exception as error:  # zipfile, numpy and the file system raise what they like
+        raise InputsError(f"Inputs cannot be read from {os.fspath(path)}: {error}.") from error
+
+
+def _require_known(inputs: Mapping[str, Any], wanted: Sequence[onnx.ValueInfoProto]) -> None:
+    names = [value.name for value in wanted]
+    for name in inputs:
+        if name not in names:
+            raise InputsError(f"The model has no input '{name}'; it has: {', '.join(names)}.")
+
+
+def _given(
+    inputs: Mapping[str, Any], wanted: Sequence[onnx.ValueInfoProto]
+) -> dict[str, NDArray[Any]]:
+    feeds = {}
+    for value in wanted:
+        if value.name not in inputs:
+            raise InputsError(
+                f"Input '{value.name}' is missing; given: {', '.join(inputs) or 'nothing'}."
+            )
+        array = np.asarray(inputs[value.name])
+        tensor = value.type.tensor_type
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        if dtype != array.dtype and tensor.elem_type != TensorProto.STRING:
+            raise InputsError(f"Input '{value.name}' is {array.dtype}, expected {dtype}.")
+        if tensor.HasField("shape"):
+            dims = [
+                dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim
+            ]
+            fits = len(dims) == array.ndim and all(
+                dim in (None, size) for dim, size in zip(dims, array.shape, strict=True)
+            )
+            if not fits:
+                expected = ", ".join(
+                    dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim
+                )
+                raise InputsError(
+                    f"Input '{value.name}' has shape {array.shape}, expected ({expected})."
+                )
+        feeds[value.name] = array
+    return feeds
+
+
+# Sizes for symbolic dimensions: (batch, anything else), tried in order.
+_SIZES = ((2, 8), (1, 8), (1, 1))
+_PAST_SIZE = 4
+_IMAGE_SIZE = 32
+_NUM_INTEGERS = 8
+
+
+def _generate(
+    model: _Loaded, wanted: Sequence[onnx.ValueInfoProto], seed: int
+) -> dict[str, NDArray[Any]]:
+    """Random inputs of the first sizes with which the model runs.
+
+    Raises:
+        ModelError: if an input is not a numeric tensor, or the model runs with none of the sizes.
+    """
+    attempts: list[dict[str, NDArray[Any]]] = []
+    for batch, other in _SIZES:
+        rng = np.random.default_rng(seed)
+        feeds = {value.name: _random(value, rng, batch, other) for value in wanted}
+        if not any(_same_shapes(feeds, tried) for tried in attempts):
+            attempts.append(feeds)
+    if len(attempts) == 1:
+        return attempts[0]
+    session = model.session(None, optimised=False)
+    names = [output.name for output in session.get_outputs()]
+
+    def refusal(feeds: Mapping[str, NDArray[Any]]) -> ModelError | None:
+        try:
+            model.run_session(session, feeds, names)
+        except ModelError as error:
+            return error
+        return None
+
+    for feeds in attempts:
+        error = refusal(feeds)
+        if error is None:
+            return feeds
+    raise ModelError(f"Generated inputs do not fit; give inputs of your own. {error}") from error
+
+
+def _same_shapes(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:
+    return all(one[name].shape == other[name].shape for name in one)
+
+
+def _random(
+    value: onnx.ValueInfoProto, rng: np.random.Generator, batch: int, other: int
+) -> NDArray[Any]:
+    if not value.type.HasField("tensor_type"):
+        raise ModelError(f"Input '{value.name}' is not a tensor; give inputs of your own.")
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        raise ModelError(f"Input '{value.name}' has no shape; give inputs of your own.")
+    shape = [
+        dim.dim_value
+        if dim.HasField("dim_value")
+        else _symbolic_size(dim.dim_param, axis, batch, other)
+        for axis, dim in enumerate(tensor.shape.dim)
+    ]
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    if dtype.kind == "f":
+        return np.asarray(rng.standard_normal(shape), dtype)
+    name = value.name.lower()
+    if dtype.kind == "b" or (dtype.kind in "iu" and "mask" in name):
+        return np.ones(shape, dtype)
+    if dtype.kind not in "iu":
+        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise ModelError(
+            f"Input '{value.name}' is {kind}, which cannot be generated; give inputs of your own."
+        )
+    if "position" in name and shape:
+        return np.array(np.broadcast_to(np.arange(shape[-1]), shape), dtype)
+    if "token_type" in name:
+        return np.zeros(shape, dtype)
+    return np.asarray(rng.integers(0, _NUM_INTEGERS, shape), dtype)
+
+
+def _symbolic_size(name: str, axis: int, batch: int, other: int) -> int:
+    """A size for a dimension known by name, equal for equal names; sums of names are understood."""
+    if "+" in name:
+        terms = [part.strip() for part in name.split("+")]
+        return sum(
+            int(term) if term.isdigit() else _symbolic_size(term, 1, batch, other) for term in terms
+        )
+    lower = name.lower()
+    if "total" in lower:
+        return _PAST_SIZE + other
+    if "past" in lower:
+        return _PAST_SIZE
+    if "height" in lower or "width" in lower:
+        return _IMAGE_SIZE
+    if "batch" in lower or (axis == 0 and "seq" not in lower):
+        return batch
+    return other
