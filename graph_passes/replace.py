@@ -1,8 +1,9 @@
 """Put `TernaryIndexedMatMul` nodes where rules found products. Nothing else edits the graph.
 
 The new node takes the product's name; the value behind it keeps the name of the last absorbed
-node's output. New tensors are initializers of the graph the node is in, because ONNX Runtime gives
-a custom op only its own graph's initializers as constants.
+node's output. New tensors are initializers of the graph the node is in: ONNX Runtime 1.17 gives a
+custom op only its own graph's initializers as constants (1.31 gives it captured ones too), so a
+weight that two subgraphs share gets an index in each.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ import dataclasses
 import json
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_ternary import __version__
+from onnx_ternary import __version__, get_library_path
 from onnx_ternary.errors import IndexFormatError, LibraryError, ModelError
 from onnx_ternary.function_body import BodyVariant, NoBody, make_function_body
 from onnx_ternary.index import Index, build_index, decode_index
@@ -408,10 +408,10 @@ def read_attributes(node: ir.Node) -> OpAttributes:
 
 @cache
 def _has_native_packers() -> bool:
-    """Whether the C++ library can pack; numpy does the same, a hundred times slower."""
+    """Whether there is a library to pack with; numpy does the same more slowly."""
     try:
-        import_module("onnx_ternary._native").library()
-    except (ImportError, LibraryError):
+        get_library_path()
+    except LibraryError:
         return False
     return True
 

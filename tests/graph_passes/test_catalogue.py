@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx_ternary.graph_passes.replace import read_attributes
 
+from onnx_ternary import get_library_path
+from onnx_ternary.errors import LibraryError
 from onnx_ternary.index import decode_index
 from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize
 from onnx_ternary.reference import float_error_bound
 from onnx_ternary.report import Rewrite
+from onnx_ternary.runtime import register
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE, OpAttributes
 from tests.models import HITS, NEAR_MISSES, Case
 
@@ -57,8 +61,12 @@ def dense(node: ir.Node) -> Array:
     return levels * scale
 
 
-def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
+def run(
+    model: onnx.ModelProto, feeds: dict[str, Array], *, library: bool = False
+) -> dict[str, Array]:
     options = ort.SessionOptions()
+    if library:
+        register(options)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -152,34 +160,51 @@ def test_hit_weight_is_exact(case: Case) -> None:
             np.testing.assert_array_equal(dense(node), expected)
 
 
-def test_hit_numerics(case: Case) -> None:
-    result = optimize(case.model, ALL)
-    assert result.report.has_function_body
+@pytest.fixture(params=["function body", "library"])
+def library(request: pytest.FixtureRequest) -> bool:
+    if request.param == "library":
+        try:
+            get_library_path()
+        except LibraryError as error:
+            pytest.skip(str(error))
+    return bool(request.param == "library")
+
+
+def test_hit_numerics(case: Case, library: bool) -> None:
+    # With a body in the model, a library that refuses a node would go unnoticed.
+    result = optimize(case.model, dataclasses.replace(ALL, function_body=not library))
+    assert result.report.has_function_body is not library
     if all(row.graph == "main graph" for row in result.report.rewrites):
-        check_products(case, result)
+        check_products(case, result, library)
     else:
         # Values in bodies cannot be exposed; whole numbers make every sum exact.
         feeds = feeds_of(case.model, whole_numbers=True)
-        expected, found = run(case.model, feeds), run(result.to_proto(), feeds)
+        expected = run(case.model, feeds)
+        found = run(result.to_proto(), feeds, library=library)
         assert expected.keys() == found.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def check_products(case: Case, result: OptimizeResult) -> None:
+def check_products(case: Case, result: OptimizeResult, library: bool) -> None:
     rows = result.report.rewrites
     if any(row.dtype == "bfloat16" for row in rows):
         pytest.skip("ONNX Runtime's CPU provider multiplies no bfloat16 matrices")
     names = [name for row in rows for name in (row.input, row.output)]
     feeds = feeds_of(case.model, whole_numbers=False)
     before = run(exposed(case.model, names), feeds)
-    after = run(exposed(result.to_proto(), names), feeds)
+    after = run(exposed(result.to_proto(), names), feeds, library=library)
     for row, node in zip(rows, op_nodes(result.model), strict=True):
-        check_product(row, node, {**feeds, **before}, {**feeds, **after}, case)
+        check_product(row, node, {**feeds, **before}, {**feeds, **after}, case, library)
 
 
 def check_product(
-    row: Rewrite, node: ir.Node, before: dict[str, Array], after: dict[str, Array], case: Case
+    row: Rewrite,
+    node: ir.Node,
+    before: dict[str, Array],
+    after: dict[str, Array],
+    case: Case,
+    library: bool,
 ) -> None:
     levels, scale, group_size = levels_and_scale(node)
     bias = np.broadcast_to(tensors(node)[3], (levels.shape[1],))
@@ -197,7 +222,7 @@ def check_product(
             group_size,
             bias,
             addition_depth=levels.shape[0],
-            fixed_point=False,
+            fixed_point=library,
             dtype=y.dtype,
         )
         unit = np.finfo(y.dtype).eps
@@ -286,13 +311,13 @@ def test_notes_name_who_uses_a_kept_weight() -> None:
     assert notes == ("weight 'w' kept as well: it is a graph output",)
 
 
-def test_bfloat16_runs_without_the_library() -> None:
+def test_bfloat16_answers(library: bool) -> None:
     case = HITS["matmul_bfloat16"]()
     result = optimize(case.model, ALL)
     (node,) = op_nodes(result.model)
     assert node.outputs[0].dtype == ir.DataType.BFLOAT16
     feeds = feeds_of(case.model, whole_numbers=True)
-    found = run(result.to_proto(), feeds)["y"]
+    found = run(result.to_proto(), feeds, library=library)["y"]
     exact = feeds["x"].astype(np.float64) @ dense(node)
     assert (np.abs(found - exact) <= 2.0**-8 * np.abs(exact)).all()
 
