@@ -1,0 +1,103 @@
+"""What a rule sees and what it answers. Nothing here, and no rule, changes the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarise
+
+from .weights import Constant
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A product that stays as it is.
+
+    Attributes:
+        node: the product.
+        reason: in words a person would use, naming tensors.
+        weight: name of the constant operand, where there is one.
+    """
+
+    node: ir.Node
+    reason: str
+    weight: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Addend:
+    """A term that cannot become the op's bias: ``factor * value`` is added after it."""
+
+    value: ir.Value
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class TernaryMatMul:
+    """A product with a ternary weight, ready to be replaced.
+
+    Attributes:
+        product: the MatMul or Gemm; the new node takes its name.
+        absorbed: the other nodes the new node stands for.
+        pattern: op types of what is replaced, first to last: ``Mul -> MatMul -> Add``.
+        x: the activations, (..., K), or (K, M) if ``transpose_x``.
+        transpose_x: the product reads x transposed.
+        weight: the constant operand as (K, N).
+        levels: its levels; ``levels.scale`` does not hold the absorbed factors.
+        scale: float32 (), (N,) or (num_groups, N), absorbed factors included.
+        bias: float32 (N,), or None.
+        bias_value: an initializer of the product's graph that holds exactly `bias`, or None.
+        addend: a term that stays an Add.
+        output: the value the last replaced node produces; its name is kept.
+    """
+
+    product: ir.Node
+    absorbed: tuple[ir.Node, ...]
+    pattern: str
+    x: ir.Value
+    transpose_x: bool
+    weight: Constant
+    levels: TernaryWeight
+    scale: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+    bias_value: ir.Value | None
+    addend: Addend | None
+    output: ir.Value
+
+
+class Context:
+    """What rules share while one model is converted: the options and the last weight read.
+
+    Consecutive users of a shared weight (its key is the same) do not read it again; keeping more
+    than one matrix would cost memory.
+    """
+
+    def __init__(self, options: OptimizeOptions) -> None:
+        self.options = options
+        self._last: tuple[object, TernaryWeight | NotTernary] | None = None
+
+    def ternarise(self, weight: Constant) -> TernaryWeight | NotTernary:
+        """Levels and scales of a (K, N) constant, or why it has none."""
+        if self._last is None or self._last[0] != weight.key:
+            self._last = None
+            found = ternarise(weight.numpy(), tolerance=self.options.tolerance)
+            weight.release()
+            self._last = (weight.key, found)
+        return self._last[1]
+
+
+class Rule(Protocol):
+    """One source pattern. Stateless; named for what it matches."""
+
+    op_types: ClassVar[frozenset[tuple[str, str]]]
+    """(domain, op_type) of the products it is asked about."""
+
+    def match(self, node: ir.Node, context: Context) -> TernaryMatMul | Rejection | None:
+        """A record of what to replace, a refusal with its reason, or None: another rule's kind."""
+        ...

@@ -1,0 +1,520 @@
+"""Put `TernaryIndexedMatMul` nodes where rules found products. Nothing else edits the graph.
+
+The new node takes the product's name; the value behind it keeps the name of the last absorbed
+node's output. New tensors are initializers of the graph the node is in: ONNX Runtime 1.17 gives a
+custom op only its own graph's initializers as constants (1.31 gives it captured ones too), so a
+weight that two subgraphs share gets an index in each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Hashable, Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_ternary import __version__, get_library_path
+from onnx_ternary.errors import IndexFormatError, LibraryError, ModelError
+from onnx_ternary.function_body import BodyVariant, NoBody, make_function_body
+from onnx_ternary.index import Index, build_index, decode_index
+from onnx_ternary.options import INT8_RULE, OptimizeOptions
+from onnx_ternary.report import Rewrite
+from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE, OpAttributes
+from onnx_ternary.ternary import TernaryWeight
+
+from .match import Rejection, TernaryMatMul
+from .weights import Constant
+
+# Below opset 12 a body learns N from the shape of the scale or the bias only.
+_FIRST_OPSET_WITH_SCALAR_BIAS = 12
+METADATA_VERSION = "onnx_ternary.version"
+METADATA_OPTIONS = "onnx_ternary.options"
+
+
+@dataclasses.dataclass(slots=True)
+class _StoredIndex:
+    """An index that is in the graph, without its scale."""
+
+    attributes: OpAttributes
+    codes: ir.Value
+    aux: ir.Value
+    nbytes: int
+    first_user: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replaced:
+    """What a `Replacer` did: rows and notes for the report, and whether there is a body."""
+
+    rewrites: tuple[Rewrite, ...]
+    notes: tuple[str, ...]
+    has_function_body: bool
+
+
+class Replacer:
+    """Edits one model, one product after the other."""
+
+    def __init__(self, model: ir.Model, options: OptimizeOptions) -> None:
+        self._model = model
+        self._options = options
+        self._opset = model.opset_imports.get("", 0)
+        self._names = set(_value_names(model))
+        self._indices: dict[Hashable, _StoredIndex] = {}
+        self._tensors: dict[Hashable, ir.Value] = {}
+        self._roots: dict[int, ir.Value] = {}
+        self._done: list[tuple[Rewrite, ir.Node]] = []
+
+    def replace(self, match: TernaryMatMul, where: str) -> Rejection | None:
+        """Replace one product, or refuse it where the index cannot be built or does not pay.
+
+        Args:
+            match: what a rule found; its nodes are still as the rule saw them.
+            where: description of the graph, for the report.
+        """
+        product, weight = match.product, match.weight
+        graph = product.graph
+        assert isinstance(graph, ir.Graph)
+        name = product.name or product.op_type
+        stored = self._indices.get((id(graph), weight.key))
+        shared_with = None if stored is None else stored.first_user
+        if stored is None:
+            try:
+                index = self._build(match)
+            except IndexFormatError as error:
+                return Rejection(product, str(error), weight.name)
+            if self._options.min_elements and not self._pays(index, weight):
+                return Rejection(
+                    product,
+                    f"the index of weight '{weight.name}' would take {index.nbytes} bytes, the "
+                    f"weight takes {weight.stored_bytes}",
+                    weight.name,
+                )
+            stored = self._store(graph, weight, index, name)
+        scale = self._tensor(graph, weight, "scale", match.scale)
+        attributes = stored.attributes
+        inputs = [match.x, stored.codes, stored.aux, scale, self._bias(match, graph, name)]
+        node = self._insert(match, graph, inputs, attributes)
+        self._remove(match)
+        self._roots[id(weight.root)] = weight.root
+        row = Rewrite(
+            node=name,
+            op_type=product.op_type,
+            pattern=match.pattern,
+            graph=where,
+            input=match.x.name or "",
+            output=match.output.name or "",
+            weight=weight.name,
+            K=attributes.K,
+            N=attributes.N,
+            dtype=weight.dtype.name.lower(),
+            index_format=attributes.index_format,
+            storage=attributes.storage,
+            alphabet=attributes.alphabet,
+            scale=_scale_kind(match.scale, attributes.group_size),
+            activation=attributes.activation,
+            bytes_before=weight.stored_bytes,
+            bytes_after=stored.nbytes + match.scale.nbytes,
+            shares_index_with=shared_with,
+            max_relative_change=match.levels.max_relative_change,
+        )
+        self._done.append((row, node))
+        return None
+
+    def finish(self) -> Replaced:
+        """Add imports, metadata and the function body, if anything was replaced."""
+        if not self._done:
+            has_body = any(key[:2] == (DOMAIN, OP_TYPE) for key in self._model.functions)
+            return Replaced((), (), has_body)
+        imported = self._model.opset_imports.setdefault(DOMAIN, DOMAIN_VERSION)
+        if imported != DOMAIN_VERSION:
+            raise ModelError(
+                f"The model imports domain '{DOMAIN}' version {imported}; this program writes "
+                f"version {DOMAIN_VERSION}."
+            )
+        self._model.metadata_props[METADATA_VERSION] = __version__
+        self._model.metadata_props[METADATA_OPTIONS] = json.dumps(
+            self._options.to_dict(), sort_keys=True
+        )
+        notes = [note for root in self._roots.values() if (note := _kept_note(root))]
+        if self._options.function_body and self._options.storage is None:
+            notes += self._unify_storage()
+        reason = self._attach_body()
+        if reason:
+            notes.append(f"no function body, so the model needs the library to run: {reason}")
+        return Replaced(tuple(map(_refreshed, self._done)), tuple(notes), not reason)
+
+    def _build(self, match: TernaryMatMul) -> Index:
+        options = self._options
+        levels = dataclasses.replace(match.levels, scale=match.scale)
+        if match.scale.ndim < 2:
+            levels = dataclasses.replace(levels, group_size=0)
+        index = build_index(
+            levels,
+            index_format=options.index_format,
+            storage=options.storage,
+            block_width=options.block_width,
+            algorithm=options.algorithm,
+            native=_has_native_packers(),
+        )
+        if options.activation == "keep":
+            return index
+        return dataclasses.replace(
+            index, attributes=dataclasses.replace(index.attributes, **INT8_RULE)
+        )
+
+    @staticmethod
+    def _pays(index: Index, weight: Constant) -> bool:
+        """Padding can make the index of a very small matrix the larger one; rsr is a choice."""
+        return index.attributes.index_format != "packed" or index.nbytes < weight.stored_bytes
+
+    def _store(
+        self, graph: ir.Graph, weight: Constant, index: Index, first_user: str
+    ) -> _StoredIndex:
+        stored = _StoredIndex(
+            attributes=index.attributes,
+            codes=self._add(graph, f"{weight.name}.codes", index.codes),
+            aux=(
+                self._tensor(graph, weight, "aux", index.aux)
+                if index.aux.size == 1
+                else self._add(graph, f"{weight.name}.aux", index.aux)
+            ),
+            nbytes=index.codes.nbytes + index.aux.nbytes,
+            first_user=first_user,
+        )
+        self._indices[id(graph), weight.key] = stored
+        return stored
+
+    def _bias(self, match: TernaryMatMul, graph: ir.Graph, name: str) -> ir.Value:
+        if match.bias_value is not None:
+            return match.bias_value
+        if match.bias is not None:
+            return self._add(graph, f"{name}.bias", match.bias)
+        needs_n = self._opset < _FIRST_OPSET_WITH_SCALAR_BIAS and match.scale.ndim == 0
+        zeros = np.zeros(match.levels.levels.shape[1:] if needs_n else (), np.float32)
+        return self._tensor(graph, match.weight, "zero_bias", zeros)
+
+    def _tensor(
+        self, graph: ir.Graph, weight: Constant, role: str, array: NDArray[Any]
+    ) -> ir.Value:
+        """An initializer of ``graph``; small equal ones are shared by all nodes."""
+        small = array.size == 1 and not array.any()
+        key = (id(graph), None if small else weight.key, role, array.shape, array.tobytes())
+        if key not in self._tensors:
+            name = f"{DOMAIN}.{role}" if small else f"{weight.name}.{role}"
+            self._tensors[key] = self._add(graph, name, array)
+        return self._tensors[key]
+
+    def _add(self, graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+        name = self._unique(name)
+        tensor = ir.Tensor(array, name=name)
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        graph.register_initializer(value)
+        return value
+
+    def _unique(self, name: str) -> str:
+        unique, count = name, 1
+        while unique in self._names:
+            count += 1
+            unique = f"{name}_{count}"
+        self._names.add(unique)
+        return unique
+
+    def _insert(
+        self,
+        match: TernaryMatMul,
+        graph: ir.Graph,
+        inputs: list[ir.Value],
+        attributes: OpAttributes,
+    ) -> ir.Node:
+        product, old = match.product, match.output
+        dtype = match.weight.dtype
+        nodes: list[ir.Node] = []
+
+        def add(
+            domain: str, op_type: str, operands: list[ir.Value], output: ir.Value, **kwargs: Any
+        ) -> ir.Value:
+            nodes.append(ir.Node(domain, op_type, operands, outputs=[output], **kwargs))
+            return output
+
+        def temporary(suffix: str, shape: ir.Shape | None) -> ir.Value:
+            name = self._unique(f"{old.name}.{suffix}")
+            return ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
+
+        if match.transpose_x:
+            shape = match.x.shape
+            turned = ir.Shape([shape[1], shape[0]]) if shape and len(shape) == 2 else None
+            inputs[0] = add(
+                "",
+                "Transpose",
+                [match.x],
+                temporary("transposed", turned),
+                attributes=[ir.AttrInt64s("perm", [1, 0])],
+                name=f"{product.name}.transpose",
+            )
+        output = ir.Value(
+            name=old.name,
+            shape=old.shape or _output_shape(inputs[0].shape, attributes.N),
+            type=old.type or ir.TensorType(dtype),
+            doc_string=old.doc_string,
+            metadata_props=dict(old.metadata_props),
+        )
+        product_value = add(
+            DOMAIN,
+            OP_TYPE,
+            inputs,
+            temporary("product", output.shape) if match.addend else output,
+            attributes=_attributes(attributes),
+            name=product.name,
+            doc_string=product.doc_string,
+            metadata_props=dict(product.metadata_props),
+        )
+        if match.addend:
+            term = match.addend.value
+            if match.addend.factor != 1.0:
+                beta = np.array(match.addend.factor, dtype.numpy())
+                factor = self._add(graph, f"{product.name}.beta", beta)
+                scaled = temporary("addend", term.shape)
+                term = add("", "Mul", [term, factor], scaled, name=f"{product.name}.scale_addend")
+            add("", "Add", [product_value, term], output, name=f"{product.name}.add")
+        graph.insert_before(product, nodes)
+        old.replace_all_uses_with(output, replace_graph_outputs=True)
+        node = product_value.producer()
+        assert node is not None
+        return node
+
+    @staticmethod
+    def _remove(match: TernaryMatMul) -> None:
+        graph = match.product.graph
+        assert isinstance(graph, ir.Graph)
+        removed = (match.product, *match.absorbed)
+        operands = [value for node in removed for value in node.inputs if value is not None]
+        graph.remove(removed, safe=True)
+        for value in operands:
+            _prune(value)
+
+    def _unify_storage(self) -> list[str]:
+        """Store binary weights as ternary ones where a model has both.
+
+        A model can carry one function body only, and bodies differ by storage and, where the
+        storage depends on it, by alphabet.
+        """
+        nodes = [(node, read_attributes(node)) for node in _op_nodes(self._model)]
+        kinds = {
+            (each.storage, each.alphabet if each.storage in ("1bit", "planes") else "")
+            for _, each in nodes
+        }
+        if len(kinds) < 2:
+            return []
+        rebuilt: dict[int, Index] = {}
+        for node, old in nodes:
+            if old.storage != "1bit" and (old.storage != "planes" or old.alphabet == "ternary"):
+                continue
+            codes, aux, scale = (_array(value) for value in node.inputs[1:4])
+            key = id(node.inputs[1])
+            if key not in rebuilt:
+                binary = old.storage == "1bit"
+                levels = TernaryWeight(
+                    levels=decode_index(old, codes, aux),
+                    scale=scale,
+                    group_size=old.group_size,
+                    alphabet=old.alphabet if binary else "ternary",
+                    max_relative_change=0.0,
+                )
+                rebuilt[key] = build_index(
+                    levels,
+                    index_format=old.index_format,
+                    storage="2bit" if binary else "planes",
+                    block_width=old.block_width or None,
+                    algorithm=None if binary else old.algorithm,
+                    native=_has_native_packers(),
+                )
+            index = rebuilt[key]
+            _set_array(node.inputs[1], index.codes)
+            if index.aux.size > 1:  # the one zero of packed indices is everybody's
+                _set_array(node.inputs[2], index.aux)
+            new = dataclasses.replace(
+                old, storage=index.attributes.storage, alphabet=index.attributes.alphabet
+            )
+            for attribute in _attributes(new):
+                node.attributes[attribute.name] = attribute
+        names = ", ".join(f"'{node.name}'" for node, old in nodes if id(node.inputs[1]) in rebuilt)
+        return [
+            f"binary weights of {names} are stored as ternary ones, because one function body has "
+            "to serve the whole model; without a body they take half the space"
+        ]
+
+    def _attach_body(self) -> str:
+        """Replace the model's bodies of the op; returns why there are none, or nothing."""
+        functions = self._model.functions
+        for key in [key for key in functions if key[:2] == (DOMAIN, OP_TYPE)]:
+            del functions[key]
+        if not self._options.function_body:
+            return "not asked for"
+        variants: list[BodyVariant] = []
+        for node in _op_nodes(self._model):
+            variant = self._variant(node)
+            if variant is None:
+                return f"the type of the output of '{node.name}' is unknown"
+            variants.append(variant)
+        body = make_function_body(variants, self._opset, self._model.ir_version)
+        if isinstance(body, NoBody):
+            return body.reason
+        function = ir.serde.deserialize_function(body)
+        functions[function.identifier()] = function
+        return ""
+
+    def _variant(self, node: ir.Node) -> BodyVariant | None:
+        x, _, _, scale, bias = node.inputs
+        output = node.outputs[0]
+        dtype = output.dtype or (None if x is None else x.dtype)
+        if dtype is None or scale is None or bias is None:
+            return None
+        assert scale.shape is not None and bias.shape is not None
+        return BodyVariant.of(
+            read_attributes(node),
+            x_dtype=int(dtype),
+            scale_rank=len(scale.shape),
+            bias_rank=len(bias.shape),
+            opset=self._opset,
+        )
+
+
+def read_attributes(node: ir.Node) -> OpAttributes:
+    """The attributes of a `TernaryIndexedMatMul` node.
+
+    Raises:
+        IndexFormatError: if one is unknown, missing or out of range.
+    """
+    values: dict[str, Any] = {name: attr.value for name, attr in node.attributes.items()}
+    names = {each.name for each in dataclasses.fields(OpAttributes)}
+    if values.keys() != names:
+        wrong = ", ".join(sorted(values.keys() ^ names))
+        raise IndexFormatError(
+            f"{OP_TYPE} '{node.name}': unknown or missing attributes ({wrong}); convert the model "
+            "again with 'onnx-ternary optimize'."
+        )
+    return OpAttributes(**values)
+
+
+@cache
+def _has_native_packers() -> bool:
+    """Whether there is a library to pack with; numpy does the same more slowly."""
+    try:
+        get_library_path()
+    except LibraryError:
+        return False
+    return True
+
+
+def _attributes(attributes: OpAttributes) -> list[ir.Attr]:
+    made: list[ir.Attr] = []
+    for name, value in attributes.to_dict().items():
+        if isinstance(value, str):
+            made.append(ir.AttrString(name, value))
+        elif isinstance(value, float):
+            made.append(ir.AttrFloat32(name, value))
+        else:
+            made.append(ir.AttrInt64(name, value))
+    return made
+
+
+def _output_shape(shape: ir.Shape | None, num_columns: int) -> ir.Shape | None:
+    return None if shape is None else ir.Shape([*shape[:-1], num_columns])
+
+
+def _array(value: ir.Value | None) -> NDArray[Any]:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _set_array(value: ir.Value | None, array: NDArray[Any]) -> None:
+    assert value is not None
+    value.const_value = ir.Tensor(array, name=value.name)
+    value.shape = ir.Shape(array.shape)
+
+
+def _refreshed(done: tuple[Rewrite, ir.Node]) -> Rewrite:
+    """The row of a node whose index may have been stored another way since."""
+    row, node = done
+    attributes = read_attributes(node)
+    return dataclasses.replace(
+        row,
+        storage=attributes.storage,
+        alphabet=attributes.alphabet,
+        bytes_after=sum(_array(value).nbytes for value in node.inputs[1:4]),
+    )
+
+
+def _scale_kind(scale: NDArray[np.float32], group_size: int) -> str:
+    return ("tensor", "column", f"group of {group_size}")[scale.ndim]
+
+
+def _op_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.domain == DOMAIN and node.op_type == OP_TYPE:
+            yield node
+
+
+def _value_names(model: ir.Model) -> Iterator[str]:
+    for graph in model.graphs():
+        yield from graph.initializers
+        values: Iterable[ir.Value] = (
+            *graph.inputs,
+            *(out for node in graph for out in node.outputs),
+        )
+        for value in values:
+            yield value.name or ""
+
+
+def _prune(value: ir.Value) -> None:
+    """Remove a constant nobody uses any more, and what it was made from."""
+    if value.uses() or value.is_graph_output() or value.is_graph_input():
+        return
+    producer = value.producer()
+    if producer is None:
+        if value.is_initializer() and value.name and value.graph is not None:
+            del value.graph.initializers[value.name]
+        return
+    if producer.graph is None or not _is_constant_step(producer):
+        return
+    if any(out.uses() or out.is_graph_output() for out in producer.outputs):
+        return
+    operands = [each for each in producer.inputs if each is not None]
+    producer.graph.remove(producer, safe=True)
+    for operand in operands:
+        _prune(operand)
+
+
+def _is_constant_step(node: ir.Node) -> bool:
+    """Whether a node only stood between a tensor and the product."""
+    if node.domain != "":
+        return False
+    if node.op_type == "Constant":
+        return True
+    if node.op_type not in ("Identity", "Transpose", "Cast") or node.inputs[0] is None:
+        return False
+    source = node.inputs[0]
+    producer = source.producer()
+    return source.is_initializer() if producer is None else _is_constant_step(producer)
+
+
+def _kept_note(root: ir.Value) -> str | None:
+    """Why a weight is still in the model, if it is."""
+    if root.is_graph_output():
+        return f"weight '{root.name}' kept as well: it is a graph output"
+    users = [use.node for use in root.uses()]
+    if not users:
+        return None
+    names = ", ".join(f"{node.op_type} '{node.name}'" for node in users[:3])
+    more = f" and {len(users) - 3} more" if len(users) > 3 else ""
+    return f"weight '{root.name}' kept as well: used by {names}{more}"

@@ -1,0 +1,45 @@
+"""Products this version leaves alone, so that the report names every one of them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from .match import Context, Rejection, TernaryMatMul
+
+_MICROSOFT = "com.microsoft"
+
+
+class Unhandled:
+    """Every other product ONNX and ONNX Runtime know."""
+
+    op_types: ClassVar[frozenset[tuple[str, str]]] = frozenset(
+        {("", name) for name in ("Conv", "Einsum", "MatMulInteger", "QLinearConv", "QLinearMatMul")}
+        | {("", "ConvInteger"), ("", "ConvTranspose")}
+        | {
+            (_MICROSOFT, name)
+            for name in (
+                "DynamicQuantizeMatMul",
+                "FusedConv",
+                "FusedGemm",
+                "FusedMatMul",
+                "GemmFastGelu",
+                "GemmFloat8",
+                "MatMulBnb4",
+                "MatMulInteger16",
+                "MatMulIntegerToFloat",
+                "MatMulNBits",
+                "QGemm",
+                "TransposeMatMul",
+            )
+        }
+    )
+
+    def match(self, node: ir.Node, context: Context) -> TernaryMatMul | Rejection | None:
+        """Always a refusal."""
+        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        return Rejection(node, f"{name} is not handled by this version")
+
+
+RULES = (Unhandled(),)

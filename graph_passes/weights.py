@@ -1,0 +1,247 @@
+"""Resolve a constant operand without touching the graph.
+
+An operand is constant when it is an initializer nobody can override, a Constant node, or one of
+these behind Identity, Transpose and Cast nodes. `resolve` only looks at shapes and dtypes;
+`Constant.numpy` reads and evaluates, one tensor at a time.
+
+Another way to find constants (a whole constant expression evaluated at once) only has to return a
+`Constant` whose ``key`` identifies the value and whose ``evaluate`` computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_ternary.errors import ModelError
+
+_FLOATS = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+)
+_INTEGERS = frozenset(
+    {
+        ir.DataType.BOOL,
+        ir.DataType.INT4,
+        ir.DataType.INT8,
+        ir.DataType.INT16,
+        ir.DataType.INT32,
+        ir.DataType.INT64,
+        ir.DataType.UINT4,
+        ir.DataType.UINT8,
+        ir.DataType.UINT16,
+        ir.DataType.UINT32,
+        ir.DataType.UINT64,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A constant operand.
+
+    Attributes:
+        root: the initializer, or the Constant node's output, the numbers come from.
+        nodes: nodes between ``root`` and the operand, first to last.
+        key: equal for operands that are sure to hold the same numbers.
+        shape: of the operand.
+        dtype: of the operand.
+        stored_bytes: size of the tensor that holds the numbers.
+        evaluate: computes the operand; may return a view of a mapped file.
+    """
+
+    root: ir.Value
+    nodes: tuple[ir.Node, ...]
+    key: Hashable
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+    stored_bytes: int
+    evaluate: Callable[[], NDArray[Any]]
+
+    @property
+    def name(self) -> str:
+        """Name of the tensor that holds the numbers."""
+        return self.root.name or ""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def numpy(self) -> NDArray[Any]:
+        """The operand's elements, of `shape`.
+
+        Raises:
+            ModelError: if the tensor's data cannot be read (missing or damaged external data, or
+                a wrong number of bytes).
+        """
+        try:
+            array = self.evaluate()
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"Tensor '{self.name}' cannot be read: {error}") from error
+        if array.shape != self.shape:
+            raise ModelError(
+                f"Tensor '{self.name}' has {array.shape} elements where {self.shape} were declared."
+            )
+        return array
+
+    def transposed(self) -> Constant:
+        """The transpose of a rank 2 constant; twice transposed is itself."""
+        return _transpose(self, (1, 0))
+
+    def release(self) -> None:
+        """Let go of the mapped file, if the tensor is external."""
+        tensor = self.root.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            # Somebody else may hold a view of the mapping, which then lives on.
+            with suppress(BufferError):
+                tensor.release()
+
+
+@dataclass(frozen=True, slots=True)
+class NotConstant:
+    """Why an operand is not a usable constant.
+
+    Attributes:
+        reason: in words, naming the tensor.
+        at_run_time: True if it is an ordinary activation, False if it looks like a constant.
+    """
+
+    reason: str
+    at_run_time: bool
+
+
+def resolve(value: ir.Value) -> Constant | NotConstant:
+    """Follow ``value`` back to the constant it comes from."""
+    producer = value.producer()
+    if producer is None:
+        return _resolve_initializer(value)
+    name = producer.name or producer.op_type
+    if producer.domain == "":
+        if producer.op_type == "Constant":
+            return _resolve_constant_node(value, producer)
+        if producer.op_type in ("Identity", "Transpose", "Cast") and producer.inputs:
+            source = producer.inputs[0]
+            if source is not None:
+                inner = resolve(source)
+                return inner if isinstance(inner, NotConstant) else _apply(producer, inner)
+    return NotConstant(
+        f"'{value.name}' is computed at run time (by {producer.op_type} '{name}')", True
+    )
+
+
+def _resolve_initializer(value: ir.Value) -> Constant | NotConstant:
+    if value.is_initializer() and value.is_graph_input():
+        return NotConstant(
+            f"'{value.name}' is also a graph input, so a caller may override it; "
+            "remove it from the graph's inputs to make it a constant",
+            False,
+        )
+    tensor = value.const_value
+    if not value.is_initializer() or tensor is None:
+        return NotConstant(f"'{value.name}' is given at run time", True)
+    return _from_tensor(value, tensor)
+
+
+def _resolve_constant_node(value: ir.Value, node: ir.Node) -> Constant | NotConstant:
+    unusable = NotConstant(
+        f"'{value.name}' is a Constant without a dense numeric tensor ('{node.name}')", False
+    )
+    if len(node.attributes) != 1:
+        return unusable
+    (attr,) = node.attributes.values()
+    if attr.is_ref():
+        return unusable
+    # Not ir.convenience.get_const_tensor: it writes the value's name into the user's tensor.
+    if attr.name == "value":
+        return _from_tensor(value, attr.as_tensor())
+    if attr.name in ("value_float", "value_floats"):
+        return _from_tensor(value, ir.Tensor(np.array(attr.value, np.float32)))
+    if attr.name in ("value_int", "value_ints"):
+        return _from_tensor(value, ir.Tensor(np.array(attr.value, np.int64)))
+    return unusable
+
+
+def _from_tensor(value: ir.Value, tensor: ir.TensorProtocol) -> Constant | NotConstant:
+    if tensor.dtype == ir.DataType.STRING:
+        return NotConstant(f"'{value.name}' holds strings", False)
+    shape = tuple(int(dim) for dim in tensor.shape.numpy())
+    return Constant(
+        root=value,
+        nodes=(),
+        key=(id(value),),
+        shape=shape,
+        dtype=tensor.dtype,
+        stored_bytes=int(tensor.nbytes),
+        evaluate=tensor.numpy,
+    )
+
+
+def _apply(node: ir.Node, constant: Constant) -> Constant | NotConstant:
+    constant = replace(constant, nodes=(*constant.nodes, node))
+    if node.op_type == "Identity":
+        return constant
+    if node.op_type == "Transpose":
+        rank = len(constant.shape)
+        perm_attr = node.attributes.get("perm")
+        perm = tuple(perm_attr.as_ints()) if perm_attr else tuple(range(rank))[::-1]
+        if sorted(perm) != list(range(rank)):
+            return NotConstant(
+                f"'{constant.name}' has rank {rank}, but Transpose '{node.name}' has perm "
+                f"{list(perm)}",
+                False,
+            )
+        return _transpose(constant, perm)
+    return _cast(node, constant)
+
+
+def _transpose(constant: Constant, perm: tuple[int, ...]) -> Constant:
+    if perm == tuple(range(len(perm))):
+        return constant
+    inner = constant.evaluate
+    *rest, last = constant.key if isinstance(constant.key, tuple) else (constant.key,)
+    undoes = isinstance(last, tuple) and last[0] == "transpose"
+    if undoes and tuple(last[1][axis] for axis in perm) == tuple(range(len(perm))):
+        key: Hashable = tuple(rest)
+    else:
+        key = (*rest, last, ("transpose", perm))
+    return replace(
+        constant,
+        key=key,
+        shape=tuple(constant.shape[axis] for axis in perm),
+        evaluate=lambda: inner().transpose(perm),
+    )
+
+
+def _cast(node: ir.Node, constant: Constant) -> Constant | NotConstant:
+    target = ir.DataType(node.attributes["to"].as_int())
+    if target == constant.dtype:
+        return constant
+    if target not in _FLOATS or constant.dtype not in _FLOATS | _INTEGERS:
+        return NotConstant(
+            f"'{constant.name}' is cast from {constant.dtype.name} to {target.name} by "
+            f"'{node.name}', which this version does not evaluate",
+            False,
+        )
+    inner = constant.evaluate
+    dtype = target.numpy()
+    old = constant.key if isinstance(constant.key, tuple) else (constant.key,)
+    # Elementwise: it commutes with the transposes, which stay last in the key to cancel.
+    transposes = tuple(part for part in old if isinstance(part, tuple) and part[0] == "transpose")
+    others = tuple(part for part in old if part not in transposes)
+
+    def evaluate() -> NDArray[Any]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return inner().astype(dtype)
+
+    return replace(
+        constant,
+        key=(*others, ("cast", int(target)), *transposes),
+        dtype=target,
+        evaluate=evaluate,
+    )

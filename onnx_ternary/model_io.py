@@ -1,0 +1,282 @@
+"""Read and write models: lazily, and never half a file."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+# The package ships no types, and its stubs are not among our development tools.
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+
+from onnx_ternary.errors import ModelError
+from onnx_ternary.options import ExternalData
+
+# A protobuf message must stay below 2 GiB; the graph itself needs some of that.
+MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
+# What the system maps is page-aligned, so the kernels read such tensors in place.
+ALIGNMENT = 4096
+_MIN_EXTERNAL_BYTES = 1024
+
+
+def load(path: str | PathLike[str]) -> ir.Model:
+    """Read a model; tensors in external files are mapped when they are first used.
+
+    Raises:
+        ModelError: if the file is missing, is not an ONNX model, is cut short, or if external
+            data it refers to is missing or too short.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ModelError(f"'{path}' is a directory, expected an ONNX model file.")
+    try:
+        with path.open("rb") as file:
+            proto = onnx.load_model(file, format="protobuf", load_external_data=False)
+    except FileNotFoundError as error:
+        raise ModelError(f"There is no file '{path}'.") from error
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
+    except DecodeError as error:
+        raise ModelError(
+            f"'{path}' is not an ONNX model, or is cut short or damaged ({error})."
+        ) from error
+    model = from_proto(proto, str(path))
+    for tensor in external_tensors(model):
+        tensor.base_dir = str(path.parent)
+    check_external_data(model, str(path))
+    return model
+
+
+def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
+    """Deserialise a ModelProto; ``name`` is what messages call it.
+
+    Raises:
+        ModelError: if it is not a model, or is damaged.
+    """
+    if not proto.ir_version or not proto.HasField("graph"):
+        raise ModelError(f"'{name}' is not an ONNX model: it has no graph.")
+    if not proto.opset_import:
+        raise ModelError(f"'{name}' is not a valid ONNX model: it imports no opset.")
+    try:
+        return ir.from_proto(proto)
+    except Exception as error:  # onnx_ir documents no narrower class
+        cause = error.__cause__ or error
+        raise ModelError(f"'{name}' is not a valid ONNX model: {cause}") from error
+
+
+def constant_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every initializer and every tensor attribute, in all graphs and functions."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+    owners: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
+    for owner in owners:
+        for node in ir.traversal.RecursiveGraphIterator(owner):
+            for attr in node.attributes.values():
+                if attr.is_ref():
+                    continue
+                if attr.type == ir.AttributeType.TENSOR:
+                    yield attr.as_tensor()
+                elif attr.type == ir.AttributeType.TENSORS:
+                    yield from attr.as_tensors()
+
+
+def constant_bytes(model: ir.Model) -> int:
+    """Bytes of all constant tensors; a tensor that occurs twice counts twice, as in the file."""
+    return sum(
+        int(tensor.nbytes)
+        for tensor in constant_tensors(model)
+        if tensor.dtype != ir.DataType.STRING
+    )
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every constant tensor that lies in another file."""
+    return (each for each in constant_tensors(model) if isinstance(each, ir.ExternalTensor))
+
+
+def check_external_data(model: ir.Model, name: str) -> None:
+    """Look for every external file, without reading it.
+
+    Raises:
+        ModelError: naming the tensor, if a file is missing or ends before the tensor does.
+    """
+    sizes: dict[str, int] = {}
+    for tensor in external_tensors(model):
+        path = tensor.path
+        if path not in sizes:
+            try:
+                sizes[path] = Path(path).stat().st_size
+            except OSError as error:
+                raise ModelError(
+                    f"'{name}' keeps tensor '{tensor.name}' in '{path}', which cannot be read: "
+                    f"{error.strerror}."
+                ) from error
+        end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+        if end > sizes[path]:
+            raise ModelError(
+                f"'{name}' keeps tensor '{tensor.name}' in '{path}' up to byte {end}, but "
+                f"the file has {sizes[path]} bytes; it is cut short."
+            )
+
+
+def save(
+    model: ir.Model, path: str | PathLike[str], *, external_data: ExternalData = "auto"
+) -> tuple[Path, ...]:
+    """Write a model, all of it or nothing.
+
+    Everything is written to a temporary folder beside the target and checked with onnx.checker
+    before it takes the target's name, so converting a file in place is safe. Large tensors go to
+    ``<name>.data`` (page-aligned) if ``external_data`` says so; with ``auto``, only when the model
+    would not fit into one file.
+
+    Returns:
+        The files written, the model first.
+
+    Raises:
+        ModelError: if the target cannot be written, the model is not valid, or it does not fit
+            into one file and ``external_data`` is ``never``. No file is left behind.
+    """
+    path = Path(path)
+    folder = path.parent
+    if not folder.is_dir():
+        raise ModelError(f"'{path}' cannot be written: there is no folder '{folder}'.")
+    if path.is_dir():
+        raise ModelError(f"'{path}' cannot be written: it is a directory.")
+    size = constant_bytes(model)
+    external = external_data == "always" or (external_data == "auto" and size > MAX_EMBEDDED_BYTES)
+    if not external and size > MAX_EMBEDDED_BYTES:
+        raise ModelError(
+            f"'{path}' cannot be written: {size} bytes of tensors do not fit into one file; allow "
+            "external data."
+        )
+    # Links in the target's place keep pointing where they do.
+    target = path.resolve()
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+            staged = Path(temporary) / target.name
+            _write(model, staged, external)
+            _check(staged)
+            names = [target.name]
+            if (Path(temporary) / _data_name(target)).exists():
+                names.append(_data_name(target))
+            _move(Path(temporary), target.parent, names)
+            _forget_replaced_data(model, [target.parent / name for name in names[1:]])
+            return tuple(path.parent / name for name in (path.name, *names[1:]))
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as one message, external tensors included.
+
+    Raises:
+        ModelError: if its tensors take 2 GB or more, or cannot be read.
+    """
+    size = constant_bytes(model)
+    if size > MAX_EMBEDDED_BYTES:
+        raise ModelError(f"{size} bytes of tensors do not fit into one message; save the model.")
+    try:
+        with _embedded(model):
+            return ir.to_proto(model)
+    except (OSError, ValueError, EncodeError) as error:
+        raise ModelError(f"The model cannot be serialised: {error}") from error
+
+
+def _data_name(path: Path) -> str:
+    return f"{path.name}.data"
+
+
+def _write(model: ir.Model, path: Path, external: bool) -> None:
+    try:
+        if external:
+            ir.save(
+                model,
+                path,
+                format="protobuf",
+                external_data=_data_name(path),
+                size_threshold_bytes=_MIN_EXTERNAL_BYTES,
+                alignment=ALIGNMENT,
+                align_threshold=ALIGNMENT,
+            )
+        else:
+            with _embedded(model):
+                ir.save(model, path, format="protobuf")
+    except (EncodeError, ValueError) as error:
+        raise ModelError(f"'{path.name}' cannot be written: {error}") from error
+
+
+@contextmanager
+def _embedded(model: ir.Model) -> Iterator[None]:
+    """While open, external initializers are tensors in memory."""
+    external = [
+        (value, value.const_value)
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    try:
+        for value, tensor in external:
+            value.const_value = ir.Tensor(
+                tensor.numpy(),
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name,
+                doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props),
+            )
+        yield
+    finally:
+        for value, tensor in external:
+            value.const_value = tensor
+
+
+def _forget_replaced_data(model: ir.Model, replaced: list[Path]) -> None:
+    """Make tensors that lay in a replaced file fail when read, instead of giving other numbers."""
+    for tensor in external_tensors(model):
+        if Path(tensor.path).resolve() in replaced:
+            tensor.invalidate()
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        # Users' models have outputs of unknown rank; every runtime takes them.
+        if "Field 'shape' of 'type' is required but missing" in str(error):
+            return
+        raise ModelError(f"The model '{path.name}' is not valid ONNX: {error}") from error
+
+
+def _move(source: Path, folder: Path, names: list[str]) -> None:
+    """Give staged files their names; the model, first of ``names``, last.
+
+    A failure half way puts the replaced data file back.
+    """
+    model, *data = names
+    restore: list[tuple[Path, Path]] = []
+    added: list[Path] = []
+    try:
+        for name in data:
+            if (folder / name).exists():
+                kept = source / f"{name}.replaced"
+                (folder / name).replace(kept)
+                restore.append((kept, folder / name))
+            (source / name).replace(folder / name)
+            added.append(folder / name)
+        if (folder / model).exists():
+            shutil.copymode(folder / model, source / model)
+        (source / model).replace(folder / model)
+    except OSError:
+        for each in added:
+            each.unlink(missing_ok=True)
+        for kept, original in restore:
+            kept.replace(original)
+        raise

@@ -1,0 +1,107 @@
+"""Convert a model: the public entry to the rules."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnx_ternary import __version__, model_io
+from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.report import Report
+from onnx_ternary.schema import FORMAT_VERSION
+
+if TYPE_CHECKING:
+    # In the source tree the folder has this name; see onnx_ternary/__init__.py.
+    from graph_passes import pipeline
+else:
+    from onnx_ternary.graph_passes import pipeline
+
+__all__ = ["OptimizeOptions", "OptimizeResult", "optimize"]
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeResult:
+    """A converted model and what was done to it.
+
+    Attributes:
+        model: the converted model; what was not converted may still be in the source's files.
+        report: what was rewritten, what was not, and why.
+        options: as given to `optimize`.
+    """
+
+    model: ir.Model
+    report: Report
+    options: OptimizeOptions
+
+    def save(self, path: str | PathLike[str]) -> tuple[Path, ...]:
+        """Write the model, all of it or nothing; the source's own path is fine.
+
+        Returns:
+            The files written, the model first.
+
+        Raises:
+            ModelError: as `onnx_ternary.model_io.save`.
+        """
+        return model_io.save(self.model, path, external_data=self.options.external_data)
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as a message with all tensors in it.
+
+        Raises:
+            ModelError: if it is too large for one message.
+        """
+        return model_io.to_proto(self.model)
+
+
+def optimize(
+    model: str | PathLike[str] | onnx.ModelProto | ir.Model,
+    options: OptimizeOptions | None = None,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> OptimizeResult:
+    """Replace every product with a ternary or binary weight by `TernaryIndexedMatMul`.
+
+    Args:
+        model: a path, or a model in memory, which is left as it is.
+        options: None for the defaults.
+        progress: called before each product with its name, its index and their number.
+
+    Raises:
+        ModelError: if the model cannot be read or is not valid.
+    """
+    options = options or OptimizeOptions()
+    if isinstance(model, ir.Model):
+        converted = model.clone()
+    elif isinstance(model, onnx.ModelProto):
+        converted = model_io.from_proto(model)
+    else:
+        converted = model_io.load(model)
+    bytes_before = model_io.constant_bytes(converted)
+    done = pipeline.run(converted, options, progress)
+    report = Report(
+        rewrites=done.replaced.rewrites,
+        rejections=done.rejections,
+        already_converted=done.already_converted,
+        notes=done.replaced.notes,
+        bytes_before=bytes_before,
+        bytes_after=model_io.constant_bytes(converted),
+        has_function_body=done.replaced.has_function_body,
+        options=options.to_dict(),
+        versions={
+            "onnx-ternary": __version__,
+            "format": str(FORMAT_VERSION),
+            "onnx": onnx.__version__,
+            "onnx-ir": ir.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    )
+    return OptimizeResult(converted, report, options)

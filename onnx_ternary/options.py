@@ -1,0 +1,88 @@
+"""What a user can choose when a model is converted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from onnx_ternary.schema import Algorithm, IndexFormat, Storage
+
+ActivationChoice = Literal["keep", "int8"]
+ExternalData = Literal["auto", "always", "never"]
+
+# BitNet b1.58's rule: per-token absmax, the whole int8 range, absmax clamped from below.
+INT8_RULE: Mapping[str, Any] = {
+    "activation": "int8",
+    "activation_rule": "absmax_division",
+    "activation_epsilon": 1e-5,
+    "activation_qmin": -128,
+    "activation_qmax": 127,
+}
+
+DEFAULT_MIN_ELEMENTS = 1024
+"""4 KiB of float32: below it the node's own attributes eat most of what the index saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeOptions:
+    """How `optimize` converts a model.
+
+    Attributes:
+        include: globs (`fnmatch`); only nodes whose name, or whose weight's name, matches one are
+            considered. Empty: all.
+        exclude: globs of nodes or weights to leave alone; wins over ``include``.
+        index_format: ``packed`` (default) or ``rsr`` (docs/index_format.md).
+        storage: how codes are stored; None: the format's default for the weight's alphabet.
+        block_width: columns in a block of an ``rsr`` index; None: the paper's optimum.
+        algorithm: block product of an ``rsr`` index, ``rsr`` or ``rsr++``; None: ``rsr++``.
+        activation: ``keep`` never quantises activations; ``int8`` quantises each row as BitNet
+            b1.58 does, which changes the model's numbers.
+        tolerance: largest relative distance of a weight from its level; 0.0: bitwise exact.
+        external_data: where tensors go on saving: ``auto`` (beside the model above 2 GB),
+            ``always`` or ``never``.
+        function_body: carry a body of standard operators, so that the model also runs without the
+            library.
+        min_elements: smaller weights stay float, and so does a weight whose ``packed`` index would
+            not be smaller than it. 0: convert whatever can be converted.
+
+    Raises:
+        ValueError: on construction, for an unknown choice or a number out of range.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    index_format: IndexFormat = "packed"
+    storage: Storage | None = None
+    block_width: int | None = None
+    algorithm: Algorithm | None = None
+    activation: ActivationChoice = "keep"
+    tolerance: float = 0.0
+    external_data: ExternalData = "auto"
+    function_body: bool = True
+    min_elements: int = DEFAULT_MIN_ELEMENTS
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("index_format", get_args(IndexFormat)),
+            ("storage", (None, *get_args(Storage))),
+            ("algorithm", (None, *get_args(Algorithm))),
+            ("activation", get_args(ActivationChoice)),
+            ("external_data", get_args(ExternalData)),
+        ):
+            if getattr(self, name) not in choices:
+                expected = ", ".join(str(choice) for choice in choices)
+                raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of: {expected}")
+        # A larger one could not tell a level of 0 from the scale.
+        if not 0.0 <= self.tolerance < 1 / 3:
+            raise ValueError(f"tolerance = {self.tolerance}, expected from 0 to below 1/3")
+        if self.min_elements < 0:
+            raise ValueError(f"min_elements = {self.min_elements}, expected 0 or more")
+        for name in ("include", "exclude"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a tuple of globs, not one string")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options by name, ready for JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

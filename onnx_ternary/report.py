@@ -1,0 +1,133 @@
+"""What a conversion did: dataclasses with a JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from onnx_ternary.schema import Activation, Alphabet, IndexFormat, Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """One product that became a `TernaryIndexedMatMul` node.
+
+    Attributes:
+        node: name of the product, and of the new node.
+        op_type: of the product.
+        pattern: op types of everything replaced, ``Mul -> MatMul -> Add``.
+        graph: ``main graph``, or the node and attribute whose body it is in.
+        input: name of the value the new node reads.
+        output: name of the value it produces, as in the original model.
+        weight: name of the tensor the weight came from.
+        K: reduction length.
+        N: output columns.
+        dtype: of the activations, ``float``, ``float16`` or ``bfloat16``.
+        index_format: of the new index.
+        storage: of the new index.
+        alphabet: of the new index.
+        scale: ``tensor``, ``column``, or ``group of 128``.
+        activation: ``float`` or ``int8``.
+        bytes_before: size of the tensor the weight came from.
+        bytes_after: size of codes, segment offsets and scale.
+        shares_index_with: the node whose index this one uses too, or None.
+        max_relative_change: largest change made to a weight, relative to its scale.
+    """
+
+    node: str
+    op_type: str
+    pattern: str
+    graph: str
+    input: str
+    output: str
+    weight: str
+    K: int
+    N: int
+    dtype: str
+    index_format: IndexFormat
+    storage: Storage
+    alphabet: Alphabet
+    scale: str
+    activation: Activation
+    bytes_before: int
+    bytes_after: int
+    shares_index_with: str | None
+    max_relative_change: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One product that stayed as it is.
+
+    Attributes:
+        node: its name.
+        op_type: of the product.
+        graph: as `Rewrite.graph`, or ``function domain::name``.
+        weight: name of its constant operand, or an empty string.
+        reason: why it stayed.
+    """
+
+    node: str
+    op_type: str
+    graph: str
+    weight: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `optimize` did to a model.
+
+    Attributes:
+        rewrites: products that were replaced, in graph order.
+        rejections: products that stayed, with their reasons, in graph order.
+        already_converted: names of the `TernaryIndexedMatMul` nodes the model came with.
+        notes: what else a user should know (a weight kept, a function body left out).
+        bytes_before: all constant tensors of the original model.
+        bytes_after: all constant tensors of the result.
+        has_function_body: whether the result runs without the library.
+        options: `OptimizeOptions.to_dict()`.
+        versions: of this package and of what it used, by name.
+    """
+
+    rewrites: tuple[Rewrite, ...] = ()
+    rejections: tuple[Kept, ...] = ()
+    already_converted: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    bytes_before: int = 0
+    bytes_after: int = 0
+    has_function_body: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weight_bytes_before(self) -> int:
+        """Bytes of the rewritten weights, shared ones counted once."""
+        return sum({row.weight: row.bytes_before for row in self.rewrites}.values())
+
+    @property
+    def weight_bytes_after(self) -> int:
+        """Bytes of the new indices, shared ones counted once."""
+        return sum(row.bytes_after for row in self.rewrites if row.shares_index_with is None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types: lists, dicts, strings, numbers, booleans and None.
+
+        Keys are the attributes of this class, `weight_bytes_before` and `weight_bytes_after`;
+        ``rewrites`` and ``rejections`` hold one dict per node with the attributes of `Rewrite` and
+        `Kept`.
+        """
+        return {
+            "rewrites": [asdict(row) for row in self.rewrites],
+            "rejections": [asdict(row) for row in self.rejections],
+            "already_converted": list(self.already_converted),
+            "notes": list(self.notes),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "weight_bytes_before": self.weight_bytes_before,
+            "weight_bytes_after": self.weight_bytes_after,
+            "has_function_body": self.has_function_body,
+            "options": dict(self.options),
+            "versions": dict(self.versions),
+        }

@@ -1,0 +1,360 @@
+"""Every form of tests/models.py: converted as it should be, with the original's answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx_ternary.graph_passes.replace import read_attributes
+
+from onnx_ternary import get_library_path
+from onnx_ternary.errors import LibraryError
+from onnx_ternary.index import decode_index
+from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize
+from onnx_ternary.reference import float_error_bound
+from onnx_ternary.report import Rewrite
+from onnx_ternary.runtime import register
+from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE, OpAttributes
+from tests.models import HITS, NEAR_MISSES, Case
+
+ALL = OptimizeOptions(min_elements=0)
+Array = NDArray[Any]
+
+
+@pytest.fixture(params=HITS, ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    return HITS[request.param]()
+
+
+def op_nodes(model: ir.Model) -> list[ir.Node]:
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return [node for node in nodes if (node.domain, node.op_type) == (DOMAIN, OP_TYPE)]
+
+
+def tensors(node: ir.Node) -> list[Array]:
+    """Codes, aux, scale and bias."""
+    values = []
+    for value in node.inputs[1:]:
+        assert value is not None and value.const_value is not None
+        values.append(value.const_value.numpy())
+    return values
+
+
+def levels_and_scale(node: ir.Node) -> tuple[Array, Array, int]:
+    attributes = read_attributes(node)
+    codes, aux, scale, _ = tensors(node)
+    return decode_index(attributes, codes, aux), scale, attributes.group_size
+
+
+def dense(node: ir.Node) -> Array:
+    levels, scale, group_size = levels_and_scale(node)
+    scale = scale.astype(np.float64)
+    if scale.ndim == 2:
+        scale = np.repeat(scale, group_size, axis=0)[: levels.shape[0]]
+    return levels * scale
+
+
+def run(
+    model: onnx.ModelProto, feeds: dict[str, Array], *, library: bool = False
+) -> dict[str, Array]:
+    options = ort.SessionOptions()
+    if library:
+        register(options)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [each.name for each in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def feeds_of(model: onnx.ModelProto, *, whole_numbers: bool) -> dict[str, Array]:
+    generator = np.random.default_rng(5)
+    initializers = {each.name for each in model.graph.initializer}
+    feeds = {}
+    for value in model.graph.input:
+        if value.name in initializers:
+            continue
+        tensor = value.type.tensor_type
+        dims = [dim.dim_value or 2 for dim in tensor.shape.dim]
+        if not tensor.HasField("shape"):
+            dims = [2, 3, 48]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        numbers = generator.standard_normal(dims)
+        feeds[value.name] = (np.round(numbers * 4) if whole_numbers else numbers).astype(dtype)
+    return feeds
+
+
+def exposed(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """The model with more of its values among the outputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    present = {each.name for each in (*copy.graph.output, *copy.graph.input)}
+    for name in dict.fromkeys(names):
+        if name not in present:
+            copy.graph.output.add(name=name)
+    return copy
+
+
+def test_hit_structure(case: Case) -> None:
+    result = optimize(case.model, ALL)
+    proto = result.to_proto()
+    if all(each.type.tensor_type.HasField("shape") for each in case.model.graph.output):
+        onnx.checker.check_model(proto)
+    assert tuple(row.pattern for row in result.report.rewrites) == case.patterns
+    assert result.report.rejections == ()
+    nodes = op_nodes(result.model)
+    assert len(nodes) == len(case.patterns)
+    for node, row in zip(nodes, result.report.rewrites, strict=True):
+        assert node.name == row.node
+        assert list(node.attributes) == list(read_attributes(node).to_dict())
+        assert len(node.inputs) == len(INPUT_NAMES)
+        for value in node.inputs[1:]:
+            assert value is not None
+            assert value.is_initializer() and not value.is_graph_input()
+            assert value.graph is node.graph
+        assert node.outputs[0].dtype is not None
+    assert (result.report.bytes_after < result.report.bytes_before) or case.keeps_weight
+
+
+def test_hit_keeps_names_metadata_and_imports(case: Case) -> None:
+    before, after = case.model, optimize(case.model, ALL).to_proto()
+    assert [each.name for each in after.graph.input] == [each.name for each in before.graph.input]
+    for old, new in zip(before.graph.output, after.graph.output, strict=True):
+        assert new.name == old.name
+        assert new.type.tensor_type.elem_type == old.type.tensor_type.elem_type
+        if old.type.tensor_type.HasField("shape"):
+            assert new == old
+    for name in ("ir_version", "producer_name", "doc_string"):
+        assert getattr(after, name) == getattr(before, name)
+    assert after.graph.doc_string == before.graph.doc_string
+    assert after.graph.name == before.graph.name
+    imports = {each.domain: each.version for each in after.opset_import}
+    assert imports == {**{each.domain: each.version for each in before.opset_import}, DOMAIN: 1}
+    metadata = {each.key: each.value for each in after.metadata_props}
+    assert metadata["author"] == "somebody"
+    assert metadata.keys() == {"author", "onnx_ternary.version", "onnx_ternary.options"}
+
+
+def test_hit_keeps_float_weight_only_where_used(case: Case) -> None:
+    result = optimize(case.model, ALL)
+    names = {value.name for graph in result.model.graphs() for value in graph.initializers.values()}
+    weights = {row.weight for row in result.report.rewrites}
+    assert (weights <= names) if case.keeps_weight else not (weights & names)
+    assert bool(result.report.notes) == case.keeps_weight
+    constants = [node for node in result.model.graph if node.op_type == "Constant"]
+    assert not constants
+
+
+def test_hit_weight_is_exact(case: Case) -> None:
+    nodes = op_nodes(optimize(case.model, ALL).model)
+    for node, expected in zip(nodes, case.weights, strict=True):
+        if expected is not None:
+            np.testing.assert_array_equal(dense(node), expected)
+
+
+@pytest.fixture(params=["function body", "library"])
+def library(request: pytest.FixtureRequest) -> bool:
+    if request.param == "library":
+        try:
+            get_library_path()
+        except LibraryError as error:
+            pytest.skip(str(error))
+    return bool(request.param == "library")
+
+
+def test_hit_numerics(case: Case, library: bool) -> None:
+    # With a body in the model, a library that refuses a node would go unnoticed.
+    result = optimize(case.model, dataclasses.replace(ALL, function_body=not library))
+    assert result.report.has_function_body is not library
+    if all(row.graph == "main graph" for row in result.report.rewrites):
+        check_products(case, result, library)
+    else:
+        # Values in bodies cannot be exposed; whole numbers make every sum exact.
+        feeds = feeds_of(case.model, whole_numbers=True)
+        expected = run(case.model, feeds)
+        found = run(result.to_proto(), feeds, library=library)
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def check_products(case: Case, result: OptimizeResult, library: bool) -> None:
+    rows = result.report.rewrites
+    if any(row.dtype == "bfloat16" for row in rows):
+        pytest.skip("ONNX Runtime's CPU provider multiplies no bfloat16 matrices")
+    names = [name for row in rows for name in (row.input, row.output)]
+    feeds = feeds_of(case.model, whole_numbers=False)
+    before = run(exposed(case.model, names), feeds)
+    after = run(exposed(result.to_proto(), names), feeds, library=library)
+    for row, node in zip(rows, op_nodes(result.model), strict=True):
+        check_product(row, node, {**feeds, **before}, {**feeds, **after}, case, library)
+
+
+def check_product(
+    row: Rewrite,
+    node: ir.Node,
+    before: dict[str, Array],
+    after: dict[str, Array],
+    case: Case,
+    library: bool,
+) -> None:
+    levels, scale, group_size = levels_and_scale(node)
+    bias = np.broadcast_to(tensors(node)[3], (levels.shape[1],))
+    for values, roundings in ((after, 0), (before, row.pattern.count("->") + 1)):
+        x = values[row.input]
+        if x.shape[-1] != levels.shape[0]:
+            x = x.T
+        exact = x.astype(np.float64) @ dense(node) + bias
+        addend = kept_addend(case.model, values)
+        y = values[row.output]
+        bound = float_error_bound(
+            x,
+            levels,
+            scale,
+            group_size,
+            bias,
+            addition_depth=levels.shape[0],
+            fixed_point=library,
+            dtype=y.dtype,
+        )
+        unit = np.finfo(y.dtype).eps
+        magnitude = np.abs(x).astype(np.float64) @ np.abs(dense(node)) + np.abs(bias)
+        # Each separate operation of the original rounds once more.
+        bound = bound + (roundings + 2 * (addend is not None)) * unit * (
+            magnitude + (0 if addend is None else np.abs(addend))
+        )
+        expected = exact if addend is None else exact + addend
+        assert y.shape == expected.shape
+        assert (np.abs(y - expected) <= bound).all()
+
+
+def kept_addend(model: onnx.ModelProto, values: dict[str, Array]) -> Array | None:
+    """``beta * C`` of a Gemm whose C cannot become the op's bias."""
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or len(node.input) < 3:
+            continue
+        constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+        c = values.get(node.input[2], constants.get(node.input[2]))
+        assert c is not None
+        runtime = node.input[2] not in constants
+        if runtime or (c.ndim == 2 and c.shape[0] > 1):
+            beta = {each.name: each.f for each in node.attribute}.get("beta", 1.0)
+            return c.astype(np.float64) * beta
+    return None
+
+
+def test_hit_twice_changes_nothing(case: Case) -> None:
+    once = optimize(case.model, ALL)
+    twice = optimize(once.to_proto(), ALL)
+    assert twice.report.rewrites == ()
+    assert twice.report.already_converted == tuple(row.node for row in once.report.rewrites)
+    assert twice.report.rejections == ()
+    assert twice.to_proto() == once.to_proto()
+
+
+def test_hit_leaves_given_model_alone(case: Case) -> None:
+    original = onnx.ModelProto()
+    original.CopyFrom(case.model)
+    optimize(case.model, ALL)
+    assert case.model == original
+    model = ir.from_proto(case.model)
+    before = ir.to_proto(model)
+    optimize(model, ALL)
+    assert ir.to_proto(model) == before
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_miss_stays_with_its_reason(name: str) -> None:
+    miss = NEAR_MISSES[name]()
+    result = optimize(miss.model, OptimizeOptions(**{"min_elements": 0, **miss.options}))
+    assert result.report.rewrites == ()
+    (kept,) = result.report.rejections
+    assert kept.reason == miss.reason
+    assert result.to_proto() == ir.to_proto(ir.from_proto(miss.model))
+
+
+def test_shared_weight_is_stored_once() -> None:
+    result = optimize(HITS["shared"]().model, ALL)
+    first, second = op_nodes(result.model)
+    assert first.inputs[1] is second.inputs[1]
+    assert first.inputs[2] is second.inputs[2]
+    assert first.inputs[3] is not second.inputs[3]  # one has absorbed a factor
+    assert [row.shares_index_with for row in result.report.rewrites] == [None, "first"]
+    assert result.report.weight_bytes_before == 48 * 48 * 4
+
+
+def test_transposed_twice_is_the_same_weight() -> None:
+    result = optimize(HITS["shared_through_transpose"]().model, ALL)
+    first, second = op_nodes(result.model)
+    assert [first.inputs[at] for at in (1, 2, 3, 4)] == [second.inputs[at] for at in (1, 2, 3, 4)]
+    assert "Transpose" not in {node.op_type for node in result.model.graph}
+
+
+def test_bias_initializer_is_kept_by_name() -> None:
+    result = optimize(HITS["gemm_trans_b"]().model, ALL)
+    (node,) = op_nodes(result.model)
+    assert node.inputs[4] is result.model.graph.initializers["c"]
+
+
+def test_notes_name_who_uses_a_kept_weight() -> None:
+    notes = optimize(HITS["gather_tied_weight"]().model, ALL).report.notes
+    assert notes == ("weight 'w' kept as well: used by Gather 'Gather_z'",)
+    notes = optimize(HITS["graph_output_weight"]().model, ALL).report.notes
+    assert notes == ("weight 'w' kept as well: it is a graph output",)
+
+
+def test_bfloat16_answers(library: bool) -> None:
+    case = HITS["matmul_bfloat16"]()
+    result = optimize(case.model, ALL)
+    (node,) = op_nodes(result.model)
+    assert node.outputs[0].dtype == ir.DataType.BFLOAT16
+    feeds = feeds_of(case.model, whole_numbers=True)
+    found = run(result.to_proto(), feeds, library=library)["y"]
+    exact = feeds["x"].astype(np.float64) @ dense(node)
+    assert (np.abs(found - exact) <= 2.0**-8 * np.abs(exact)).all()
+
+
+@pytest.mark.parametrize("index_format", ["packed", "rsr"])
+@pytest.mark.parametrize("activation", ["keep", "int8"])
+def test_options_reach_the_node(index_format: str, activation: str) -> None:
+    options = OptimizeOptions(
+        index_format=index_format,  # type: ignore[arg-type] # parametrized
+        activation=activation,  # type: ignore[arg-type] # parametrized
+        min_elements=0,
+    )
+    result = optimize(HITS["matmul"]().model, options)
+    onnx.checker.check_model(result.to_proto())
+    (node,) = op_nodes(ir.from_proto(result.to_proto()))
+    attributes = read_attributes(node)
+    assert attributes.index_format == index_format
+    if activation == "keep":
+        assert attributes.activation == "float"
+        return
+    assert attributes == OpAttributes(
+        K=48,
+        N=20,
+        index_format=attributes.index_format,
+        storage=attributes.storage,
+        block_size=attributes.block_size,
+        block_width=attributes.block_width,
+        algorithm=attributes.algorithm,
+        activation="int8",
+        activation_rule="absmax_division",
+        activation_epsilon=float(np.float32(1e-5)),
+        activation_qmin=-128,
+        activation_qmax=127,
+    )
+
+
+def test_int8_keeps_a_scale_in_front_of_the_quantisation() -> None:
+    options = OptimizeOptions(activation="int8", min_elements=0)
+    result = optimize(HITS["mul_before"]().model, options)
+    assert [row.pattern for row in result.report.rewrites] == ["MatMul"]
