@@ -15,7 +15,6 @@ import numpy as np
 import onnxruntime as ort
 
 import onnx_ternary
-from onnx_ternary.verify import verify
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE / "digits_mlp.onnx"
@@ -62,9 +61,9 @@ def main() -> None:
             if difference > 1e-5:
                 raise SystemExit(f"{name}: logits differ by more than 1e-5")
 
-        report = verify(MODEL, converted, inputs={"image": images})
+        report = onnx_ternary.verify(MODEL, converted, inputs={"image": images})
         for product in report.products:
-            print(f"  {product.node}: error {product.worst_ratio:.1%} of its bound")
+            print(f"  {product.node}: error {product.worst_error_over_bound:.1%} of its bound")
         if not report.passed:
             raise SystemExit("verification failed")
 

@@ -24,7 +24,7 @@ from onnx_ternary.convert import Conversion, Requirements, convert
 from onnx_ternary.errors import OnnxTernaryError, RequirementError, VerificationError
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.report import Report
-from onnx_ternary.verify import VerificationReport, load_inputs, verify
+from onnx_ternary.verify import VerificationReport, verify
 
 
 class ExitCode(IntEnum):
@@ -240,7 +240,7 @@ def optimize_command(
             options,
             requirements=Requirements(rewrite=require_rewrite, max_size_ratio=max_size_ratio),
             verify_result=run_verify,
-            inputs=load_inputs(inputs) if inputs else None,
+            inputs=inputs,
             report_path=report_path,
             progress=progress,
         )
@@ -315,7 +315,7 @@ def verify_command(
 ) -> None:
     """Compare CONVERTED with ORIGINAL in onnxruntime, product by product and end to end."""
     out = _Output(quiet, verbose)
-    report = verify(original, converted, inputs=load_inputs(inputs) if inputs else None, seed=seed)
+    report = verify(original, converted, inputs=inputs, seed=seed)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -361,7 +361,7 @@ def _print_rewrites(out: _Output, report: Report) -> None:
             rewrite.node,
             rewrite.pattern,
             f"{rewrite.K} x {rewrite.N}",
-            f"{rewrite.alphabet}, scale {rewrite.scale_kind}",
+            f"{rewrite.alphabet}, scale {rewrite.scale}",
             _size(rewrite.bytes_before),
             _size(rewrite.bytes_after),
             "rewritten",
@@ -400,14 +400,18 @@ def _print_conversion(out: _Output, conversion: Conversion, target: Path | None)
 
 def _print_verification(out: _Output, report: VerificationReport) -> None:
     if out.verbose:
-        table = Table("product", "largest error / bound", "result")
+        table = Table("product", "rows", "largest error / bound", "result", "compared with")
         for product in report.products:
             table.add_row(
                 product.node,
-                f"{product.worst_ratio:.3g}",
-                "within its bound" if product.passed else "OUTSIDE its bound",
+                str(product.rows),
+                f"{product.worst_error_over_bound:.3g}",
+                product.status,
+                product.compared_with or product.reason,
             )
         out.console.print(table)
+        for note in report.notes:
+            out.console.print("Note:", note, markup=False, highlight=False, soft_wrap=True)
     out.console.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
 
 

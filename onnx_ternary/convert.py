@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from onnx_ternary import model_io
 from onnx_ternary.errors import ModelError, RequirementError, VerificationError
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.report import Report
-from onnx_ternary.verify import VerificationReport, verify
+from onnx_ternary.verify import Inputs, VerificationReport, verify
 
 # Verification holds the original in memory, its products' inputs and outputs beside it.
 MAX_VERIFIED_BYTES = 2_000_000_000
@@ -75,7 +73,7 @@ def convert(
     *,
     requirements: Requirements | None = None,
     verify_result: bool | None = None,
-    inputs: Mapping[str, NDArray[Any]] | None = None,
+    inputs: Inputs | None = None,
     report_path: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Conversion:
@@ -90,7 +88,7 @@ def convert(
         requirements: None for none.
         verify_result: Compare both models in onnxruntime; None for: where the model is not larger
             than `MAX_VERIFIED_BYTES`.
-        inputs: Inputs to verify with, by name; None for generated ones.
+        inputs: Inputs to verify with, by name or in an .npz file; None for generated ones.
         report_path: Where `Conversion.to_dict` goes as JSON, after everything else.
         progress: Called before each product with its name, its index and their number.
 
@@ -119,7 +117,7 @@ def _convert(
     options: OptimizeOptions | None,
     requirements: Requirements,
     verify_result: bool | None,
-    inputs: Mapping[str, NDArray[Any]] | None,
+    inputs: Inputs | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> Conversion:
     result = optimize(source, options, progress=progress)
@@ -142,7 +140,9 @@ def _convert(
                 f"{size / bytes_before:.3f} of its size; at most {limit:g} is required."
             )
         if not skipped:
-            verification = verify(source, staged, inputs=inputs)
+            verification = verify(
+                source, staged, inputs=inputs, weight_tolerance=result.options.tolerance
+            )
             if not verification.passed:
                 raise VerificationError(verification.summary())
             checked["verification"] = verification

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -127,8 +127,67 @@ def check_external_data(model: ir.Model, name: str) -> None:
             )
 
 
+def file_bytes(path: str | PathLike[str]) -> int:
+    """Bytes of a model file and of the files it keeps tensors in.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    others = {tensor.path for tensor in external_tensors(load(path))}
+    return sum(os.stat(each).st_size for each in {os.fspath(path), *map(os.fspath, others)})
+
+
+def copy(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    accept: Callable[[Path], None] | None = None,
+) -> tuple[Path, ...]:
+    """Copy a model as it is; one with external data is written again, beside its new data file.
+
+    Args:
+        source: the model.
+        target: its new name; the same as ``source`` leaves the file alone.
+        accept: as in `save`.
+
+    Returns:
+        The files written, the model first.
+
+    Raises:
+        ModelError: as `load` and `save`.
+    """
+    source, target = Path(source), Path(target)
+    model = load(source)
+    if any(external_tensors(model)) and source.resolve() != target.resolve():
+        return save(model, target, external_data="always", accept=accept)
+    _check_target(target)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            if accept is not None:
+                accept(source)
+            if target.exists() and target.samefile(source):
+                return (target,)
+            staged = Path(folder) / target.name
+            shutil.copyfile(source, staged)
+            staged.replace(target.resolve())
+    except OSError as error:
+        raise ModelError(f"'{target}' cannot be written: {error.strerror or error}.") from error
+    return (target,)
+
+
+def _check_target(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ModelError(f"'{path}' cannot be written: there is no folder '{path.parent}'.")
+    if path.is_dir():
+        raise ModelError(f"'{path}' cannot be written: it is a directory.")
+
+
 def save(
-    model: ir.Model, path: str | PathLike[str], *, external_data: ExternalData = "auto"
+    model: ir.Model,
+    path: str | PathLike[str],
+    *,
+    external_data: ExternalData = "auto",
+    accept: Callable[[Path], None] | None = None,
 ) -> tuple[Path, ...]:
     """Write a model, all of it or nothing.
 
@@ -136,6 +195,13 @@ def save(
     before it takes the target's name, so converting a file in place is safe. Large tensors go to
     ``<name>.data`` (page-aligned) if ``external_data`` says so; with ``auto``, only when the model
     would not fit into one file.
+
+    Args:
+        model: what to write.
+        path: where to.
+        external_data: ``auto``, ``always`` or ``never``.
+        accept: called with the path of the complete staged model before it takes the target's
+            name; what it raises stops the writing.
 
     Returns:
         The files written, the model first.
@@ -145,11 +211,7 @@ def save(
             into one file and ``external_data`` is ``never``. No file is left behind.
     """
     path = Path(path)
-    folder = path.parent
-    if not folder.is_dir():
-        raise ModelError(f"'{path}' cannot be written: there is no folder '{folder}'.")
-    if path.is_dir():
-        raise ModelError(f"'{path}' cannot be written: it is a directory.")
+    _check_target(path)
     size = constant_bytes(model)
     external = external_data == "always" or (external_data == "auto" and size > MAX_EMBEDDED_BYTES)
     if not external and size > MAX_EMBEDDED_BYTES:
@@ -164,6 +226,8 @@ def save(
             staged = Path(temporary) / target.name
             _write(model, staged, external)
             _check(staged)
+            if accept is not None:
+                accept(staged)
             names = [target.name]
             if (Path(temporary) / _data_name(target)).exists():
                 names.append(_data_name(target))
