@@ -7,6 +7,7 @@ Nothing is written unless the code is 0.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ class _Output:
     """Where a command prints; ``quiet`` keeps errors and warnings, ``verbose`` adds detail."""
 
     def __init__(self, quiet: bool, verbose: bool) -> None:
-        self.console = Console(quiet=quiet)
+        self.console = _console(quiet)
         self.errors = Console(stderr=True)
         self.verbose = verbose
         self.quiet = quiet
@@ -79,6 +80,22 @@ class _Output:
 
     def warn(self, message: str) -> None:
         self.errors.print("Warning:", message, style="yellow", markup=False, highlight=False)
+
+
+def _console(quiet: bool = False) -> Console:
+    """Standard output; a log or a pipe has room for whole table rows."""
+    console = Console(quiet=quiet)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160
+    return console
+
+
+def _table(*columns: str) -> Table:
+    """A table whose cells fold where they are too long: names are never cut."""
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def _quiet_and_verbose(command: Callable[..., None]) -> Callable[..., None]:
@@ -332,11 +349,11 @@ def info_command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(kernels, indent=2))
         return
-    console = Console()
+    console = _console()
     console.print(f"onnx-ternary {onnx_ternary.__version__}", highlight=False)
     console.print(f"library: {onnx_ternary.get_library_path()}", highlight=False, soft_wrap=True)
     console.print(f"processor: {', '.join(kernels['cpu']) or 'baseline'}", highlight=False)
-    table = Table("kernel", "format", "activation", "isa", "supported", "selected for rows")
+    table = _table("kernel", "format", "activation", "isa", "supported", "selected for rows")
     for kernel in kernels["kernels"]:
         rows = [
             f"{row['rows_min']}-{row['rows_max'] or ''}"
@@ -355,7 +372,7 @@ def info_command(as_json: bool) -> None:
 
 
 def _print_rewrites(out: _Output, report: Report) -> None:
-    table = Table("node", "operator", "K x N", "weights", "before", "after", "result")
+    table = _table("node", "operator", "K x N", "weights", "before", "after", "result")
     for rewrite in report.rewrites:
         table.add_row(
             rewrite.node,
@@ -400,7 +417,7 @@ def _print_conversion(out: _Output, conversion: Conversion, target: Path | None)
 
 def _print_verification(out: _Output, report: VerificationReport) -> None:
     if out.verbose:
-        table = Table("product", "rows", "largest error / bound", "result", "compared with")
+        table = _table("product", "rows", "largest error / bound", "result", "compared with")
         for product in report.products:
             table.add_row(
                 product.node,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+import onnx_ternary
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = EXAMPLES / "digits_mlp.onnx"
@@ -25,17 +28,11 @@ def run(*arguments: object, check: int | None = 0) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         check=False,
-        env={"COLUMNS": "240", **_environment()},
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "COLUMNS": "240"},
     )
     if check is not None:
         assert done.returncode == check, done.stdout + done.stderr
     return done
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONIOENCODING": "utf-8"}
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +64,6 @@ def test_optimize_digits_is_small_and_gives_the_same_answers(converted: Path) ->
     onnx.checker.check_model(str(converted), full_check=True)
     with np.load(IMAGES) as data:
         images, labels = data["images"], data["labels"]
-    import onnx_ternary
-
     (reference,) = ort.InferenceSession(DIGITS).run(None, {"image": images})
     with_library = onnx_ternary.InferenceSession(converted).run(None, {"image": images})[0]
     without_library = ort.InferenceSession(converted).run(None, {"image": images})[0]
