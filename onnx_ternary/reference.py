@@ -5,6 +5,7 @@ The op's documentation is docs/op_spec.md, the layouts are those of docs/index_f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -23,6 +24,7 @@ _ROUNDING: dict[np.dtype[Any], tuple[float, float, float]] = {
     np.dtype(np.float32): (0.0, 0.0, float(np.finfo(np.float32).max)),
 }
 _DENORMAL_STEP = 2.0**-149
+_COLUMNS_ELEMENTS = 1 << 22
 
 
 def ternary_indexed_matmul(
@@ -132,9 +134,12 @@ def _level_sums(
     groups = [slice(start, start + group_rows) for start in range(0, K, group_rows)]
     if attributes.index_format == "packed":
         # Sums of int8 products stay below 2^31, so they are exact in float64 too.
-        levels = decode_index(attributes, codes, aux).astype(np.float64)
+        levels = decode_index(attributes, codes, aux)
         real = values.astype(np.float64)
-        sums = np.stack([real[:, rows] @ levels[rows] for rows in groups])
+        sums = np.empty((len(groups), values.shape[0], N))
+        for g, rows in enumerate(groups):
+            for columns, part in _float64_columns(levels[rows]):
+                sums[g, :, columns] = real[:, rows] @ part
         return sums.astype(values.dtype)
     blocks = [
         np.stack(
@@ -291,9 +296,10 @@ def float_error_bound(
     scaled_nonzeros = np.zeros(N)
     for g in range(num_groups):
         group = slice(g * group_rows, (g + 1) * group_rows)
-        signs = levels[group].astype(np.float64)
-        exact += (rows[:, group] @ signs) * group_scales[g]
-        magnitude += (np.abs(rows[:, group]) @ np.abs(signs)) * group_scales[g]
+        part, size = rows[:, group], np.abs(rows[:, group])
+        for columns, signs in _float64_columns(levels[group]):
+            exact[:, columns] += (part @ signs) * group_scales[g, columns]
+            magnitude[:, columns] += (size @ np.abs(signs)) * group_scales[g, columns]
         scaled_nonzeros += np.count_nonzero(levels[group], axis=0) * group_scales[g]
 
     bound = gamma(addition_depth + num_groups + 3) * magnitude
@@ -349,15 +355,24 @@ def int8_error_bound(
     magnitude = np.abs(exact)
     for g in range(num_groups):
         group = slice(g * group_rows, (g + 1) * group_rows)
-        sums = q[:, group].astype(np.float64) @ levels[group].astype(np.float64)
-        term = sums / s[:, None].astype(np.float64) * group_scales[g]
-        exact += term
-        magnitude += np.abs(term)
+        part = q[:, group].astype(np.float64)
+        for columns, signs in _float64_columns(levels[group]):
+            term = (part @ signs) / s[:, None].astype(np.float64) * group_scales[g, columns]
+            exact[:, columns] += term
+            magnitude[:, columns] += np.abs(term)
 
     bound = gamma(num_groups + 4) * magnitude + num_groups * _DENORMAL_STEP
     bound += (num_groups + 4) * 2.0**-53 * magnitude
     bound = _with_output_rounding(exact, bound, dtype)
     return bound.reshape(*x.shape[:-1], N)
+
+
+def _float64_columns(levels: NDArray[np.int8]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Levels a few columns at a time, so that a large matrix is never in memory as float64."""
+    step = max(1, _COLUMNS_ELEMENTS // levels.shape[0])
+    for start in range(0, levels.shape[1], step):
+        columns = slice(start, start + step)
+        yield columns, levels[:, columns].astype(np.float64)
 
 
 def _group_scales(scale: NDArray[np.float32], weight_shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -126,18 +126,17 @@ def decode_index(
     """
     _validate_tensors(attributes, codes, aux, node)
     levels = _unpack(attributes, codes, aux)
-    allowed = {"ternary": (-1, 0, 1), "binary_pm": (-1, 1), "binary_01": (0, 1)}
-    alphabet = allowed[attributes.alphabet]
-    wrong = ~np.isin(levels, alphabet)
+    alphabet = {"ternary": (-1, 0, 1), "binary_pm": (-1, 1), "binary_01": (0, 1)}
+    allowed = alphabet[attributes.alphabet]
+    wrong = np.ones(levels.shape, bool)
+    for level in allowed:
+        wrong &= levels != level
     if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        found = int(levels[row, column])
-        raise _error(
-            node,
-            f"level of row {row}, column {column}",
-            "code 3" if found == 2 else str(found),
-            " or ".join(map(str, alphabet)),
-        )
+        row, column = map(int, np.argwhere(wrong)[0])
+        level = int(levels[row, column])
+        found = "code 3" if level == 2 else str(level)
+        what = f"level of row {row}, column {column}"
+        raise _error(node, what, found, " or ".join(map(str, allowed)))
     return levels
 
 

@@ -433,6 +433,21 @@ def test_bounds_refuse_another_dtype() -> None:
         bound_of(x, matrix(64, 4), NO_BIAS, dtype=np.float64)
 
 
+def test_columns_are_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = matrix(100, 9, "group")
+    x = np.random.default_rng(6).standard_normal((3, 100)).astype(np.float32)
+    index = build(weight, "packed", **INT8)
+    options: Any = (weight.levels, weight.scale, weight.group_size, NO_BIAS, index.attributes)
+
+    def results() -> list[NDArray[Any]]:
+        return [run(index, x), bound_of(x, weight, NO_BIAS), int8_error_bound(x, *options, x.dtype)]
+
+    expected = results()
+    monkeypatch.setattr("onnx_ternary.reference._COLUMNS_ELEMENTS", 200)
+    for found, whole in zip(results(), expected, strict=True):
+        np.testing.assert_allclose(found, whole, rtol=1e-12)
+
+
 def test_gamma() -> None:
     assert gamma(1) == pytest.approx(2.0**-24, rel=1e-6)
     assert gamma(100) > 100 * 2.0**-24
