@@ -253,6 +253,17 @@ def test_corrupted_rsr_index_is_refused(rng: np.random.Generator) -> None:
     assert f"'{NODE_NAME}': segment_offsets[1, 0, 0, 3] = 2147483648, expected from" in message
 
 
+def test_codes_of_another_type_are_refused(rng: np.random.Generator) -> None:
+    packed, rsr = make_node(rng, VARIANTS[0]), make_node(rng, VARIANTS[8])
+    message = error_of(make_model(replace(packed, codes=packed.codes.astype(np.uint16))))
+    assert f"'{NODE_NAME}': codes dtype = uint16, expected uint8; {NEXT_STEP}" in message
+    message = error_of(make_model(replace(rsr, codes=rsr.codes.astype(np.uint8))))
+    assert f"'{NODE_NAME}': codes dtype = uint8, expected uint16 or uint32; {NEXT_STEP}" in message
+    assert "TernaryIndexedMatMul" in error_of(
+        make_model(replace(packed, codes=packed.codes.astype(np.int8)))
+    )
+
+
 def test_uint32_permutation_gives_the_same_bits(rng: np.random.Generator) -> None:
     node = make_node(rng, VARIANTS[8])
     wide = replace(node, codes=node.codes.astype(np.uint32))
