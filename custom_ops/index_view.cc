@@ -208,18 +208,19 @@ void Checker::CheckPermutation(const Layer& layer) const {
   for (int64_t plane = 0; plane < layer.num_planes; ++plane) {
     for (int64_t block = 0; block < layer.num_blocks; ++block, base += layer.K) {
       std::fill(seen.begin(), seen.end(), uint8_t{0});
-      for (int64_t k = 0; k < layer.K; ++k) {
-        const int64_t begin = k / layer.group_size * layer.group_size;
+      for (int64_t begin = 0; begin < layer.K; begin += layer.group_size) {
         const int64_t end = std::min(layer.K, begin + layer.group_size);
-        const int64_t row = layer.permutation_u16
-                                ? layer.permutation_u16[base + k]
-                                : static_cast<int64_t>(layer.permutation_u32[base + k]);
-        if (row < begin || row >= end || seen[static_cast<size_t>(row)]) {
-          Fail("permutation" + Position({plane, block, k}), std::to_string(row),
-               "each row from " + std::to_string(begin) + " to " + std::to_string(end - 1) +
-                   " once");
+        for (int64_t k = begin; k < end; ++k) {
+          const int64_t row = layer.permutation_u16
+                                  ? layer.permutation_u16[base + k]
+                                  : static_cast<int64_t>(layer.permutation_u32[base + k]);
+          if (row < begin || row >= end || seen[static_cast<size_t>(row)]) {
+            Fail("permutation" + Position({plane, block, k}), std::to_string(row),
+                 "each row from " + std::to_string(begin) + " to " + std::to_string(end - 1) +
+                     " once");
+          }
+          seen[static_cast<size_t>(row)] = 1;
         }
-        seen[static_cast<size_t>(row)] = 1;
       }
     }
   }

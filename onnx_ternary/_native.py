@@ -377,6 +377,7 @@ def forced(isa: str = "", kernel: str = "") -> Iterator[None]:
 
 
 def _checked(name: str, tensor: NDArray[Any], dtypes: tuple[str, ...]) -> NDArray[Any]:
+    """The tensor, contiguous. Values are the library's to check; it cannot see other dtypes."""
     if tensor.dtype.name not in dtypes:
         raise IndexFormatError(
             f"TernaryIndexedMatMul: {name} dtype = {tensor.dtype}, expected {' or '.join(dtypes)}; "
@@ -398,8 +399,11 @@ def _node(
     scale: NDArray[Any],
     bias: NDArray[Any],
 ) -> Iterator[_Node]:
-    codes = _checked("codes", codes, ("uint8", "uint16", "uint32"))
+    codes_dtypes: tuple[str, ...] = ("uint8",)
+    if attributes.index_format == "rsr":
+        codes_dtypes = ("uint16", "uint32") if attributes.K <= 65536 else ("uint32",)
     aux = _checked("aux", aux, ("uint32",))
+    codes = _checked("codes", codes, codes_dtypes)
     scale = _checked("scale", scale, ("float32",))
     bias = _checked("bias", bias, ("float32",))
     values = attributes.to_dict()

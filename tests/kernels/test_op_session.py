@@ -253,6 +253,17 @@ def test_corrupted_rsr_index_is_refused(rng: np.random.Generator) -> None:
     assert f"'{NODE_NAME}': segment_offsets[1, 0, 0, 3] = 2147483648, expected from" in message
 
 
+def test_codes_of_another_type_are_refused(rng: np.random.Generator) -> None:
+    packed, rsr = make_node(rng, VARIANTS[0]), make_node(rng, VARIANTS[8])
+    message = error_of(make_model(replace(packed, codes=packed.codes.astype(np.uint16))))
+    assert f"'{NODE_NAME}': codes dtype = uint16, expected uint8; {NEXT_STEP}" in message
+    message = error_of(make_model(replace(rsr, codes=rsr.codes.astype(np.uint8))))
+    assert f"'{NODE_NAME}': codes dtype = uint8, expected uint16 or uint32; {NEXT_STEP}" in message
+    assert "TernaryIndexedMatMul" in error_of(
+        make_model(replace(packed, codes=packed.codes.astype(np.int8)))
+    )
+
+
 def test_uint32_permutation_gives_the_same_bits(rng: np.random.Generator) -> None:
     node = make_node(rng, VARIANTS[8])
     wide = replace(node, codes=node.codes.astype(np.uint32))
@@ -362,6 +373,45 @@ def test_registering_twice_fails_when_the_session_is_made(rng: np.random.Generat
     model = make_model(make_node(rng, VARIANTS[0])).SerializeToString()
     with pytest.raises(ORT_ERRORS, match="Domain already set"):
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def test_forced_kernel_that_cannot_serve_is_named_when_the_session_is_made(
+    rng: np.random.Generator,
+) -> None:
+    with _native.forced(kernel="rsr_gemv_float_scalar"):
+        message = error_of(make_model(make_node(rng, VARIANTS[0])))
+    assert f"TernaryIndexedMatMul '{NODE_NAME}': " in message
+    assert "'rsr_gemv_float_scalar' cannot serve" in message
+
+
+def test_unknown_rank_is_accepted(rng: np.random.Generator) -> None:
+    node = make_node(rng, VARIANTS[0])
+    x = rng.standard_normal((2, 3, 100)).astype(np.float32)
+    for dtype in ("float32", "float16", "bfloat16"):
+        model = make_model(node, dtype=dtype)
+        model.graph.input[0].type.tensor_type.ClearField("shape")
+        assert run(make_session(model), x).shape == (2, 3, 13)
+
+
+def test_all_types_in_one_session(rng: np.random.Generator) -> None:
+    model = make_model(make_node(rng, VARIANTS[0]))
+    graph = model.graph
+    for dtype, variant in (("float16", VARIANTS[8]), ("bfloat16", VARIANTS[1])):
+        other = make_model(make_node(rng, variant), dtype=dtype)
+        names = {name for node in other.graph.node for name in (*node.input, *node.output)}
+        renamed = {name: f"{name}_{dtype}" for name in names - {"X"}}
+        for node in other.graph.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+            node.output[:] = [renamed.get(name, name) for name in node.output]
+            node.name = f"{node.op_type}_{dtype}_{node.output[0]}"
+        for tensor in (*other.graph.initializer, *other.graph.output):
+            tensor.name = renamed[tensor.name]
+        graph.node.extend(other.graph.node)
+        graph.initializer.extend(other.graph.initializer)
+        graph.output.extend(other.graph.output)
+    x = rng.standard_normal((2, 100)).astype(np.float32)
+    outputs = make_session(model).run(None, {"X": x})
+    assert [y.shape for y in outputs] == [(2, 13)] * 3
 
 
 def test_many_sessions_share_the_library(rng: np.random.Generator) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,15 @@ from numpy.typing import NDArray
 
 from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError, LibraryError
-from onnx_ternary.schema import ActivationRule, Alphabet, OpAttributes, Storage
+from onnx_ternary.schema import (
+    MAX_K,
+    MAX_N,
+    ActivationRule,
+    Alphabet,
+    IndexFormat,
+    OpAttributes,
+    Storage,
+)
 from tests.single_node import Node, attribute_variants, int8, label, make_node, pack, pack_rsr
 
 SIZES = [(1, 1), (15, 3), (16, 4), (17, 5), (127, 7), (128, 64), (129, 65), (300, 70)]
@@ -304,7 +313,7 @@ def test_every_two_bit_code_is_safe(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("attributes", [VARIANTS[0], VARIANTS[3], VARIANTS[8]], ids=label)
 def test_misaligned_tensors_are_read(rng: np.random.Generator, attributes: OpAttributes) -> None:
-    def misalign(tensor: NDArray[Any]) -> NDArray[Any]:
+    def misalign(tensor: NDArray[Any]) -> Any:
         raw = np.zeros(tensor.nbytes + 1, np.uint8)
         moved = raw[1:].view()
         moved[:] = np.frombuffer(tensor.tobytes(), np.uint8)
@@ -402,6 +411,50 @@ def test_validate_wrong_tensor_is_refused(
     node = replace(make_node(rng, OpAttributes(K=100, N=3)), **tensors)
     with pytest.raises(IndexFormatError, match=message):
         _native.validate(node.attributes, *node.tensors)
+
+
+@pytest.mark.parametrize("index_format", ["packed", "rsr"])
+def test_validate_largest_sizes_do_not_overflow(index_format: IndexFormat) -> None:
+    is_rsr = index_format == "rsr"
+    attributes = OpAttributes(
+        K=MAX_K,
+        N=MAX_N,
+        index_format=index_format,
+        storage="planes" if is_rsr else "dense",
+        block_size=0 if is_rsr else 16,
+        block_width=16 if is_rsr else 0,
+        algorithm="rsr++" if is_rsr else "auto",
+        group_size=1 if is_rsr else 16,
+    )
+    codes = np.zeros(2, np.uint32 if is_rsr else np.uint8)
+    expected = "(2, 134217728, 16777215)" if is_rsr else "(536870912, 1048576, 4, 4)"
+    one, zero = np.ones((), np.float32), np.zeros((), np.float32)
+    with pytest.raises(IndexFormatError, match=re.escape(f"expected {expected};")):
+        _native.validate(attributes, codes, np.zeros(1, np.uint32), one, zero)
+
+
+@pytest.mark.parametrize("attributes", [a for a in VARIANTS if a.index_format == "rsr"], ids=label)
+def test_random_corruption_is_refused_or_harmless(
+    rng: np.random.Generator, attributes: OpAttributes
+) -> None:
+    node = make_node(rng, attributes)
+    x = rng.standard_normal((3, attributes.K)).astype(np.float32)
+    refused = 0
+    for _ in range(200):
+        tensors: dict[str, Any] = {}
+        name = str(rng.choice(["codes", "aux"]))
+        tensor = getattr(node, name).copy()
+        flat = tensor.reshape(-1)
+        flat[rng.integers(flat.size)] = rng.choice([0, 1, attributes.K, rng.integers(65536)])
+        tensors[name] = tensor
+        broken = replace(node, **tensors)
+        try:
+            y, _ = run(broken, x)
+        except IndexFormatError:
+            refused += 1
+        else:
+            assert np.isfinite(y).all()
+    assert refused > 50
 
 
 def test_validate_long_matrix_needs_uint32() -> None:
