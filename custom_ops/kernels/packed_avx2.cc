@@ -161,37 +161,43 @@ void PrepareGemvInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   }
 }
 
-// sum(level * q) over blocks [begin, end) of one column tile, four columns.
-__m128i DotInt8(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
-                int32_t sum_q) {
+// sum(code * q) over blocks [begin, end), at most kWiden, of one column tile: (4,) of eight int32.
+inline void DotInt8Short(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
+                         __m256i* sum_i32) {
   const __m256i mask3 = _mm256_set1_epi8(3);
   const __m256i mask12 = _mm256_set1_epi8(12);
-  __m256i sum_i32[kTile];
-  for (int c = 0; c < kTile; ++c) sum_i32[c] = _mm256_setzero_si256();
-  for (int64_t b0 = begin; b0 < end; b0 += kWiden) {
-    __m256i scale1_i16[kTile], scale4_i16[kTile];
-    for (int c = 0; c < kTile; ++c) scale1_i16[c] = scale4_i16[c] = _mm256_setzero_si256();
-    for (int64_t b = b0; b < Min(b0 + kWiden, end); ++b) {
-      const uint8_t* codes = tile_codes + b * kTileBlockBytes;
-      const int8_t* q_block = q + b * kBlock;
-      _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
-      _mm_prefetch((const char*)codes + kPrefetchBytes + 64, _MM_HINT_T0);
-      for (int c = 0; c < kTile; ++c) {
-        const __m256i v = LoadU(codes + c * kBlockBytes);
-        const __m256i s = _mm256_srli_epi16(v, 4);
-        scale1_i16[c] = _mm256_add_epi16(
-            scale1_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(v, mask3), LoadA(q_block)));
-        scale4_i16[c] = _mm256_add_epi16(
-            scale4_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(v, mask12), LoadA(q_block + 32)));
-        scale1_i16[c] = _mm256_add_epi16(
-            scale1_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(s, mask3), LoadA(q_block + 64)));
-        scale4_i16[c] = _mm256_add_epi16(
-            scale4_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(s, mask12), LoadA(q_block + 96)));
-      }
-    }
+  __m256i scale1_i16[kTile], scale4_i16[kTile];
+  for (int c = 0; c < kTile; ++c) scale1_i16[c] = scale4_i16[c] = _mm256_setzero_si256();
+  for (int64_t b = begin; b < end; ++b) {
+    const uint8_t* codes = tile_codes + b * kTileBlockBytes;
+    const int8_t* q_block = q + b * kBlock;
+    _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
+    _mm_prefetch((const char*)codes + kPrefetchBytes + 64, _MM_HINT_T0);
     for (int c = 0; c < kTile; ++c) {
-      sum_i32[c] = _mm256_add_epi32(sum_i32[c], Widen(scale1_i16[c], scale4_i16[c]));
+      const __m256i v = LoadU(codes + c * kBlockBytes);
+      const __m256i s = _mm256_srli_epi16(v, 4);
+      scale1_i16[c] = _mm256_add_epi16(
+          scale1_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(v, mask3), LoadA(q_block)));
+      scale4_i16[c] = _mm256_add_epi16(
+          scale4_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(v, mask12), LoadA(q_block + 32)));
+      scale1_i16[c] = _mm256_add_epi16(
+          scale1_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(s, mask3), LoadA(q_block + 64)));
+      scale4_i16[c] = _mm256_add_epi16(
+          scale4_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(s, mask12), LoadA(q_block + 96)));
     }
+  }
+  for (int c = 0; c < kTile; ++c) sum_i32[c] = Widen(scale1_i16[c], scale4_i16[c]);
+}
+
+// sum(level * q) over blocks [begin, end) of one column tile, four columns.
+inline __m128i DotInt8(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
+                       int32_t sum_q) {
+  __m256i sum_i32[kTile];
+  DotInt8Short(tile_codes, q, begin, Min(begin + kWiden, end), sum_i32);
+  for (int64_t b = begin + kWiden; b < end; b += kWiden) {
+    __m256i part_i32[kTile];
+    DotInt8Short(tile_codes, q, b, Min(b + kWiden, end), part_i32);
+    for (int c = 0; c < kTile; ++c) sum_i32[c] = _mm256_add_epi32(sum_i32[c], part_i32[c]);
   }
   return _mm_sub_epi32(HorizontalSums(sum_i32[0], sum_i32[1], sum_i32[2], sum_i32[3]),
                        _mm_set1_epi32(sum_q));
@@ -259,6 +265,7 @@ void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 
 constexpr int kDigits = 3;
 constexpr int32_t kFixedPointMax = 8355711;
+constexpr int64_t kShortGroup = 2;  // blocks
 
 struct FixedRow {
   size_t sums_offset, unit_offset, bytes;
@@ -375,50 +382,71 @@ void PrepareGemvFloat(const Layer* layer, const float* x, int64_t rows, void* pr
   }
 }
 
-// sum(level * q) over blocks [begin, end) of one column tile, four columns, exact.
-__m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, int64_t begin, int64_t end,
-                      const int32_t* sums) {
+// sum(code * digit) over blocks [begin, end), at most kWiden, of column c of a tile: (3,) of eight
+// int32.
+inline void DotDigits(const uint8_t* tile_codes, int c, const int8_t* digits, int64_t begin,
+                      int64_t end, __m256i* sum_i32) {
   const __m256i mask3 = _mm256_set1_epi8(3);
   const __m256i mask12 = _mm256_set1_epi8(12);
-  __m256i sum_i32[kDigits][kTile];
-  for (int d = 0; d < kDigits; ++d) {
-    for (int c = 0; c < kTile; ++c) sum_i32[d][c] = _mm256_setzero_si256();
+  __m256i scale1_i16[kDigits], scale4_i16[kDigits];
+  for (int d = 0; d < kDigits; ++d) scale1_i16[d] = scale4_i16[d] = _mm256_setzero_si256();
+  for (int64_t b = begin; b < end; ++b) {
+    const uint8_t* codes = tile_codes + b * kTileBlockBytes + c * kBlockBytes;
+    const int8_t* digits_block = digits + b * kDigits * kBlock;
+    _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
+    const __m256i v = LoadU(codes);
+    const __m256i s = _mm256_srli_epi16(v, 4);
+    const __m256i field0 = _mm256_and_si256(v, mask3);
+    const __m256i field1 = _mm256_and_si256(v, mask12);
+    const __m256i field2 = _mm256_and_si256(s, mask3);
+    const __m256i field3 = _mm256_and_si256(s, mask12);
+    for (int d = 0; d < kDigits; ++d) {
+      const int8_t* p = digits_block + d * kBlock;
+      scale1_i16[d] = _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field0, LoadA(p)));
+      scale4_i16[d] = _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field1, LoadA(p + 32)));
+      scale1_i16[d] = _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field2, LoadA(p + 64)));
+      scale4_i16[d] = _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field3, LoadA(p + 96)));
+    }
   }
-  for (int64_t b0 = begin; b0 < end; b0 += kWiden) {
-    const int64_t b1 = Min(b0 + kWiden, end);
+  for (int d = 0; d < kDigits; ++d) sum_i32[d] = Widen(scale1_i16[d], scale4_i16[d]);
+}
+
+// sum(level * q) over blocks [begin, end) of one column tile, four columns, exact.
+inline __m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, int64_t begin,
+                             int64_t end, const int32_t* sums) {
+  if (end - begin <= kShortGroup) {
+    // |sum(level * q)| <= 256 * 8355711 < 2^31: the digits can be put together before the lanes
+    // are added up, modulo 2^32.
+    __m256i column_i32[kTile];
     for (int c = 0; c < kTile; ++c) {
-      __m256i scale1_i16[kDigits], scale4_i16[kDigits];
-      for (int d = 0; d < kDigits; ++d) scale1_i16[d] = scale4_i16[d] = _mm256_setzero_si256();
-      for (int64_t b = b0; b < b1; ++b) {
-        const uint8_t* codes = tile_codes + b * kTileBlockBytes + c * kBlockBytes;
-        const int8_t* digits_block = digits + b * kDigits * kBlock;
-        _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
-        const __m256i v = LoadU(codes);
-        const __m256i s = _mm256_srli_epi16(v, 4);
-        const __m256i field0 = _mm256_and_si256(v, mask3);
-        const __m256i field1 = _mm256_and_si256(v, mask12);
-        const __m256i field2 = _mm256_and_si256(s, mask3);
-        const __m256i field3 = _mm256_and_si256(s, mask12);
-        for (int d = 0; d < kDigits; ++d) {
-          const int8_t* p = digits_block + d * kBlock;
-          scale1_i16[d] = _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field0, LoadA(p)));
-          scale4_i16[d] =
-              _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field1, LoadA(p + 32)));
-          scale1_i16[d] =
-              _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field2, LoadA(p + 64)));
-          scale4_i16[d] =
-              _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field3, LoadA(p + 96)));
-        }
-      }
+      __m256i sum_i32[kDigits];
+      DotDigits(tile_codes, c, digits, begin, end, sum_i32);
+      column_i32[c] =
+          _mm256_add_epi32(_mm256_add_epi32(sum_i32[0], _mm256_slli_epi32(sum_i32[1], 8)),
+                           _mm256_slli_epi32(sum_i32[2], 16));
+    }
+    const uint32_t sum_q = (uint32_t)sums[0] + ((uint32_t)sums[1] << 8) + ((uint32_t)sums[2] << 16);
+    return _mm256_cvtepi32_pd(
+        _mm_sub_epi32(HorizontalSums(column_i32[0], column_i32[1], column_i32[2], column_i32[3]),
+                      _mm_set1_epi32((int32_t)sum_q)));
+  }
+  __m256i sum_i32[kTile][kDigits];
+  for (int c = 0; c < kTile; ++c) {
+    for (int d = 0; d < kDigits; ++d) sum_i32[c][d] = _mm256_setzero_si256();
+  }
+  for (int64_t b = begin; b < end; b += kWiden) {
+    for (int c = 0; c < kTile; ++c) {
+      __m256i part_i32[kDigits];
+      DotDigits(tile_codes, c, digits, b, Min(b + kWiden, end), part_i32);
       for (int d = 0; d < kDigits; ++d) {
-        sum_i32[d][c] = _mm256_add_epi32(sum_i32[d][c], Widen(scale1_i16[d], scale4_i16[d]));
+        sum_i32[c][d] = _mm256_add_epi32(sum_i32[c][d], part_i32[d]);
       }
     }
   }
   __m256d total = _mm256_setzero_pd();
   for (int d = kDigits - 1; d >= 0; --d) {
     const __m128i sum =
-        _mm_sub_epi32(HorizontalSums(sum_i32[d][0], sum_i32[d][1], sum_i32[d][2], sum_i32[d][3]),
+        _mm_sub_epi32(HorizontalSums(sum_i32[0][d], sum_i32[1][d], sum_i32[2][d], sum_i32[3][d]),
                       _mm_set1_epi32(sums[d]));
     total = _mm256_add_pd(_mm256_mul_pd(total, _mm256_set1_pd(256.0)), _mm256_cvtepi32_pd(sum));
   }
