@@ -84,11 +84,37 @@ void StoreFloats(float* p, __m128 v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
 }
 
-// Scales of group g (0 unless per group) for columns n..n+3.
-__m128 LoadScale(const Layer* layer, int64_t g, int64_t n) {
+// Scales of columns n..n+3; not for scales per group.
+__m128 LoadScale(const Layer* layer, int64_t n) {
   if (layer->scale_kind == ScaleKind::per_tensor) return _mm_set1_ps(layer->scale[0]);
-  const int64_t row = PerGroup(layer) ? g * layer->N : 0;
-  return LoadFloats(layer->scale + row + n, layer->N - n);
+  return LoadFloats(layer->scale + n, layer->N - n);
+}
+
+// Scales per group are copied four tiles (a cache line) at a time to scratch, (tiles, groups, 4
+// columns): read in place, the groups of a column lie N floats apart and evict each other from L1
+// where N is a multiple of a power of two (GEMV 1.3 to 2 times slower at N = 2560).
+constexpr int64_t kStripTiles = 4;
+
+size_t StripBytes(const Layer* layer, int64_t, int64_t) {
+  return PerGroup(layer) ? (size_t)(layer->num_groups * kStripTiles * kTile) * sizeof(float) : 0;
+}
+
+// Scales of the tile at column n, (groups, 4); fills the strip at the first tile of each.
+const float* StripScales(const Layer* layer, int64_t begin, int64_t n, void* scratch) {
+  const int64_t num_groups = layer->num_groups;
+  float* strip = (float*)scratch;
+  const int64_t tile = (n - begin) / kTile % kStripTiles;
+  if (tile == 0) {
+    for (int64_t g = 0; g < num_groups; ++g) {
+      const float* row = layer->scale + g * layer->N;
+      for (int64_t t = 0; t < kStripTiles && n + t * kTile < layer->N; ++t) {
+        const int64_t column = n + t * kTile;
+        _mm_store_ps(strip + (t * num_groups + g) * kTile,
+                     LoadFloats(row + column, layer->N - column));
+      }
+    }
+  }
+  return strip + tile * num_groups * kTile;
 }
 
 __m128 LoadBias(const Layer* layer, int64_t n) {
@@ -206,12 +232,12 @@ inline __m128i DotInt8(const uint8_t* tile_codes, const int8_t* q, int64_t begin
 // Y = sum / s * scale + bias, each operation rounded to float32 (docs/op_spec.md).
 __m128 FinishInt8(const Layer* layer, __m128i sum, float s, int64_t n) {
   const __m128 quotient = _mm_div_ps(_mm_cvtepi32_ps(sum), _mm_set1_ps(s));
-  return _mm_add_ps(_mm_mul_ps(quotient, LoadScale(layer, 0, n)), LoadBias(layer, n));
+  return _mm_add_ps(_mm_mul_ps(quotient, LoadScale(layer, n)), LoadBias(layer, n));
 }
 
 // With scales per group the weighted sums are taken in float64, in the order of the groups.
-__m256d AddGroup(const Layer* layer, __m256d total, __m256d sum, int64_t g, int64_t n) {
-  return _mm256_add_pd(total, _mm256_mul_pd(sum, _mm256_cvtps_pd(LoadScale(layer, g, n))));
+__m256d AddGroup(__m256d total, __m256d sum, __m128 scale) {
+  return _mm256_add_pd(total, _mm256_mul_pd(sum, _mm256_cvtps_pd(scale)));
 }
 
 __m128 FinishGroupsInt8(const Layer* layer, __m256d total, float s, int64_t n) {
@@ -220,7 +246,7 @@ __m128 FinishGroupsInt8(const Layer* layer, __m256d total, float s, int64_t n) {
 }
 
 void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-              int64_t end, float* y, void*) {
+              int64_t end, float* y, void* scratch) {
   const Int8Row layout = Int8RowLayout(layer);
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t blocks_per_group = BlocksPerGroup(layer);
@@ -235,12 +261,13 @@ void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
       if (!PerGroup(layer)) {
         result = FinishInt8(layer, DotInt8(codes, q, 0, num_blocks, sums[0]), s, n);
       } else {
+        const float* scales = StripScales(layer, begin, n, scratch);
         __m256d total = _mm256_setzero_pd();
         for (int64_t g = 0; g < layer->num_groups; ++g) {
           const int64_t first = g * blocks_per_group;
           const __m128i sum =
               DotInt8(codes, q, first, Min(first + blocks_per_group, num_blocks), sums[g]);
-          total = AddGroup(layer, total, _mm256_cvtepi32_pd(sum), g, n);
+          total = AddGroup(total, _mm256_cvtepi32_pd(sum), _mm_load_ps(scales + g * kTile));
         }
         result = FinishGroupsInt8(layer, total, s, n);
       }
@@ -454,13 +481,14 @@ inline __m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, in
 }
 
 void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-               int64_t end, float* y, void*) {
+               int64_t end, float* y, void* scratch) {
   const FixedRow layout = FixedRowLayout(layer);
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t num_groups = NumGroups(layer);
   const int64_t blocks_per_group = BlocksPerGroup(layer);
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = layer->codes + n / kTile * num_blocks * kTileBlockBytes;
+    const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
     const __m256d bias = _mm256_cvtps_pd(LoadBias(layer, n));
     for (int64_t row = 0; row < rows; ++row) {
       const char* base = (const char*)prepared + (size_t)row * layout.bytes;
@@ -472,7 +500,8 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
         const int64_t first = g * blocks_per_group;
         const __m256d sum = DotFixedPoint(
             codes, digits, first, Min(first + blocks_per_group, num_blocks), sums + g * kDigits);
-        total = AddGroup(layer, total, sum, g, n);
+        total =
+            AddGroup(total, sum, scales ? _mm_load_ps(scales + g * kTile) : LoadScale(layer, n));
       }
       const __m256d result = _mm256_add_pd(_mm256_mul_pd(total, unit), bias);
       StoreFloats(y + row * layer->N + n, _mm256_cvtpd_ps(result), end - n);
@@ -578,13 +607,14 @@ void DotInt8Rows(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int6
 
 template <int kRows>
 void GemmInt8RowGroup(const Layer* layer, const int8_t* q, const int32_t* sums, const float* s,
-                      int64_t begin, int64_t end, float* y) {
+                      int64_t begin, int64_t end, float* y, void* scratch) {
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t num_groups = NumGroups(layer);
   const int64_t blocks_per_group = BlocksPerGroup(layer);
   __m256i sum_i32[kRows][kTile];
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = layer->codes + n / kTile * num_blocks * kTileBlockBytes;
+    const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
     __m256d total[kRows];
     for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_pd();
     for (int64_t g = 0; g < num_groups; ++g) {
@@ -594,8 +624,8 @@ void GemmInt8RowGroup(const Layer* layer, const int8_t* q, const int32_t* sums, 
         const __m128i sum = _mm_sub_epi32(
             HorizontalSums(sum_i32[r][0], sum_i32[r][1], sum_i32[r][2], sum_i32[r][3]),
             _mm_set1_epi32(sums[r * num_groups + g]));
-        if (PerGroup(layer)) {
-          total[r] = AddGroup(layer, total[r], _mm256_cvtepi32_pd(sum), g, n);
+        if (scales) {
+          total[r] = AddGroup(total[r], _mm256_cvtepi32_pd(sum), _mm_load_ps(scales + g * kTile));
         } else {
           StoreFloats(y + r * layer->N + n, FinishInt8(layer, sum, s[r], n), end - n);
         }
@@ -610,7 +640,7 @@ void GemmInt8RowGroup(const Layer* layer, const int8_t* q, const int32_t* sums, 
 }
 
 void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-              int64_t end, float* y, void*) {
+              int64_t end, float* y, void* scratch) {
   const Int8Rows layout = Int8RowsLayout(layer, rows);
   const char* base = (const char*)prepared;
   const int64_t num_groups = NumGroups(layer);
@@ -622,28 +652,28 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
     float* y_rows = y + row * layer->N;
     switch (Min(rows - row, kRowGroup)) {
       case 1:
-        GemmInt8RowGroup<1>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<1>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 2:
-        GemmInt8RowGroup<2>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<2>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 3:
-        GemmInt8RowGroup<3>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<3>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 4:
-        GemmInt8RowGroup<4>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<4>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 5:
-        GemmInt8RowGroup<5>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<5>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 6:
-        GemmInt8RowGroup<6>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<6>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 7:
-        GemmInt8RowGroup<7>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<7>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       default:
-        GemmInt8RowGroup<8>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<8>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
     }
   }
@@ -984,8 +1014,6 @@ int64_t LookupDepth(const Layer* layer) {
   return blocks * kBlockBytes + 2;
 }
 
-size_t NoScratch(const Layer*, int64_t, int64_t) { return 0; }
-
 }  // namespace
 }  // namespace avx2
 
@@ -1001,7 +1029,7 @@ extern const Kernel packed_gemv_int8_1x4_avx2 = {
     /*fixed_point=*/false,
     avx2::GemvInt8PreparedBytes,
     avx2::PrepareGemvInt8,
-    avx2::NoScratch,
+    avx2::StripBytes,
     avx2::GemvInt8,
 };
 
@@ -1017,7 +1045,7 @@ extern const Kernel packed_gemm_int8_8x4_avx2 = {
     /*fixed_point=*/false,
     avx2::GemmInt8PreparedBytes,
     avx2::PrepareGemmInt8,
-    avx2::NoScratch,
+    avx2::StripBytes,
     avx2::GemmInt8,
 };
 
@@ -1033,7 +1061,7 @@ extern const Kernel packed_gemv_float_1x4_avx2 = {
     /*fixed_point=*/true,
     avx2::GemvFloatPreparedBytes,
     avx2::PrepareGemvFloat,
-    avx2::NoScratch,
+    avx2::StripBytes,
     avx2::GemvFloat,
 };
 
