@@ -81,6 +81,7 @@ class Checker {
 
   Layer Attributes() const;
   void CheckPermutation(const Layer& layer) const;
+  void CheckSegmentOffsets(const Layer& layer) const;
   void CheckScale(Layer* layer) const;
   void CheckBias(Layer* layer) const;
 
@@ -194,42 +195,54 @@ void Checker::ActivationAttributes(Layer* layer) const {
   layer->activation_qmax = static_cast<int32_t>(qmax);
 }
 
-// A permutation of each group's rows, and offsets that cut it in num_patterns segments.
+std::string Position(std::initializer_list<int64_t> indices) {
+  std::string text;
+  for (const int64_t index : indices) text += (text.empty() ? "" : ", ") + std::to_string(index);
+  return "[" + text + "]";
+}
+
+// A permutation of each group's rows.
 void Checker::CheckPermutation(const Layer& layer) const {
   std::vector<uint8_t> seen(static_cast<size_t>(layer.K));
-  const uint32_t* offsets = layer.segment_offsets;
   int64_t base = 0;
   for (int64_t plane = 0; plane < layer.num_planes; ++plane) {
     for (int64_t block = 0; block < layer.num_blocks; ++block, base += layer.K) {
       std::fill(seen.begin(), seen.end(), uint8_t{0});
+      for (int64_t k = 0; k < layer.K; ++k) {
+        const int64_t begin = k / layer.group_size * layer.group_size;
+        const int64_t end = std::min(layer.K, begin + layer.group_size);
+        const int64_t row = layer.permutation_u16
+                                ? layer.permutation_u16[base + k]
+                                : static_cast<int64_t>(layer.permutation_u32[base + k]);
+        if (row < begin || row >= end || seen[static_cast<size_t>(row)]) {
+          Fail("permutation" + Position({plane, block, k}), std::to_string(row),
+               "each row from " + std::to_string(begin) + " to " + std::to_string(end - 1) +
+                   " once");
+        }
+        seen[static_cast<size_t>(row)] = 1;
+      }
+    }
+  }
+}
+
+// Offsets cut each group's rows in num_patterns segments.
+void Checker::CheckSegmentOffsets(const Layer& layer) const {
+  const uint32_t* offsets = layer.segment_offsets;
+  for (int64_t plane = 0; plane < layer.num_planes; ++plane) {
+    for (int64_t block = 0; block < layer.num_blocks; ++block) {
       for (int64_t group = 0; group < layer.num_groups; ++group) {
         const int64_t begin = group * layer.group_size;
         const int64_t end = std::min(layer.K, begin + layer.group_size);
-        const std::string place = "[" + std::to_string(plane) + ", " + std::to_string(block) + ", ";
-        for (int64_t k = begin; k < end; ++k) {
-          const int64_t row = layer.permutation_u16
-                                  ? layer.permutation_u16[base + k]
-                                  : static_cast<int64_t>(layer.permutation_u32[base + k]);
-          if (row < begin || row >= end || seen[static_cast<size_t>(row)]) {
-            Fail("permutation" + place + std::to_string(k) + "]", std::to_string(row),
-                 "each row from " + std::to_string(begin) + " to " + std::to_string(end - 1) +
-                     " once");
-          }
-          seen[static_cast<size_t>(row)] = 1;
-        }
         int64_t smallest = begin;
         for (int64_t p = 0; p <= layer.num_patterns; ++p, ++offsets) {
           const int64_t offset = *offsets;
-          const bool first = p == 0;
-          const bool last = p == layer.num_patterns;
-          if (offset < smallest || offset > end || (first && offset != begin) ||
-              (last && offset != end)) {
-            const std::string expected =
-                first  ? std::to_string(begin)
-                : last ? std::to_string(end)
-                       : "from " + std::to_string(smallest) + " to " + std::to_string(end);
-            Fail("segment_offsets" + place + std::to_string(group) + ", " + std::to_string(p) + "]",
-                 std::to_string(offset), expected);
+          if (p == layer.num_patterns) smallest = end;
+          const int64_t largest = p == 0 ? begin : end;
+          if (offset < smallest || offset > largest) {
+            Fail("segment_offsets" + Position({plane, block, group, p}), std::to_string(offset),
+                 smallest == largest
+                     ? std::to_string(smallest)
+                     : "from " + std::to_string(smallest) + " to " + std::to_string(largest));
           }
           smallest = offset;
         }
@@ -249,7 +262,7 @@ void Checker::CheckScale(Layer* layer) const {
   } else {
     if (node_.scale_rank != 1 || node_.scale_shape[0] != layer->N) {
       Fail("scale shape", ShapeText(node_.scale_shape, node_.scale_rank),
-           "() or (" + std::to_string(layer->N) + ",) where group_size is 0");
+           "() or (" + std::to_string(layer->N) + ",)");
     }
     layer->scale_kind = ScaleKind::per_column;
     count = layer->N;
@@ -259,10 +272,8 @@ void Checker::CheckScale(Layer* layer) const {
     std::memcpy(&value, node_.scale + i, sizeof value);
     if (!(value >= 0.0f && value <= std::numeric_limits<float>::max())) {
       std::string what = "scale";
-      if (layer->scale_kind == ScaleKind::per_column) what += "[" + std::to_string(i) + "]";
-      if (layer->scale_kind == ScaleKind::per_group) {
-        what += "[" + std::to_string(i / layer->N) + ", " + std::to_string(i % layer->N) + "]";
-      }
+      if (layer->scale_kind == ScaleKind::per_column) what += Position({i});
+      if (layer->scale_kind == ScaleKind::per_group) what += Position({i / layer->N, i % layer->N});
       Fail(what, FloatText(value), "a finite number of at least 0");
     }
   }
@@ -279,7 +290,7 @@ void Checker::CheckBias(Layer* layer) const {
   }
   if (node_.bias_rank != 1 || node_.bias_shape[0] != layer->N) {
     Fail("bias shape", ShapeText(node_.bias_shape, node_.bias_rank),
-         "(" + std::to_string(layer->N) + ",) or ()");
+         "() or (" + std::to_string(layer->N) + ",)");
   }
   layer->bias = node_.bias;
 }
@@ -326,7 +337,7 @@ IndexView::IndexView(const OtnNode& node, const std::string& node_name) {
   layer_ = checker.Attributes();
   if (layer_.index_format == IndexFormat::packed) {
     if (node.codes_element_bytes != 1) {
-      checker.Fail("codes dtype", DtypeText(node.codes_element_bytes), "uint8 for packed");
+      checker.Fail("codes dtype", DtypeText(node.codes_element_bytes), "uint8");
     }
     checker.RequireShape("codes", node.codes_shape, node.codes_rank,
                          {layer_.num_column_tiles, layer_.num_k_blocks, 4, layer_.block_bytes});
@@ -341,7 +352,7 @@ IndexView::IndexView(const OtnNode& node, const std::string& node_name) {
   } else {
     if (node.codes_element_bytes == 1 || (node.codes_element_bytes == 2 && layer_.K > 65536)) {
       checker.Fail("codes dtype", DtypeText(node.codes_element_bytes),
-                   layer_.K > 65536 ? "uint32 for rsr with K > 65536" : "uint16 or uint32 for rsr");
+                   layer_.K > 65536 ? "uint32" : "uint16 or uint32");
     }
     checker.RequireShape("codes", node.codes_shape, node.codes_rank,
                          {layer_.num_planes, layer_.num_blocks, layer_.K});
@@ -362,6 +373,7 @@ IndexView::IndexView(const OtnNode& node, const std::string& node_name) {
         layer_.num_planes * layer_.num_blocks * layer_.num_groups * (layer_.num_patterns + 1),
         &segment_offsets_);
     checker.CheckPermutation(layer_);
+    checker.CheckSegmentOffsets(layer_);
   }
   checker.CheckScale(&layer_);
   checker.CheckBias(&layer_);

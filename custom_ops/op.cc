@@ -6,6 +6,7 @@
 #include <string>
 
 #include "index_view.h"
+#include "kernel_registry.h"
 #include "run.h"
 
 namespace onnx_ternary {
@@ -250,6 +251,11 @@ class OpKernel {
     const NodeReader reader(api, info);
     name_ = reader.name();
     index_ = ReadIndex(api, reader);
+    // A kernel forced by the environment that cannot run is an error now, not at the first run.
+    std::string error;
+    if (SelectKernel(index_->layer(), 1, /*ordinary_rows=*/true, &error) == nullptr) {
+      throw RunError("TernaryIndexedMatMul '" + name_ + "': " + error);
+    }
     OrtMemoryInfo* memory_info = nullptr;
     Check(api, api.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_info));
     memory_info_.reset(memory_info);

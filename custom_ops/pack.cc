@@ -122,19 +122,17 @@ void EncodePanel(const uint8_t* panel, Storage storage, int64_t block_size, int6
   }
 }
 
-// Levels of one block of one column. levels: (block_size,). False where a 2-bit code is 3.
-bool DecodeBlock(const uint8_t* bytes, Storage storage, Alphabet alphabet, int64_t block_size,
+// Levels of one block of one column; 2-bit code 3 gives 2. levels: (block_size,).
+void DecodeBlock(const uint8_t* bytes, Storage storage, Alphabet alphabet, int64_t block_size,
                  int64_t block_bytes, int8_t* levels) {
   static constexpr int kPowers[] = {1, 3, 9, 27, 81};
   const int8_t zero_bit = alphabet == Alphabet::binary_pm ? -1 : 0;
-  bool valid = true;
   for (int64_t field = 0; field * block_bytes < block_size; ++field) {
     int8_t* out = levels + field * block_bytes;
     const int64_t count = std::min(block_bytes, block_size - field * block_bytes);
     for (int64_t i = 0; i < count; ++i) {
       if (storage == Storage::two_bit) {
         out[i] = static_cast<int8_t>((bytes[i] >> (2 * field) & 3) - 1);
-        valid &= out[i] <= 1;
       } else if (storage == Storage::one_bit) {
         out[i] = (bytes[i] >> field) & 1 ? int8_t{1} : zero_bit;
       } else {
@@ -142,7 +140,6 @@ bool DecodeBlock(const uint8_t* bytes, Storage storage, Alphabet alphabet, int64
       }
     }
   }
-  return valid;
 }
 
 size_t CodesBytes(int64_t K, int64_t N, Storage storage, int64_t block_size) {
@@ -199,9 +196,7 @@ void Unpack(const uint8_t* codes, size_t codes_bytes, int64_t K, int64_t N, Stor
       for (int64_t c = 0; c < width; ++c) {
         const int64_t tile = (n + c) / 4;
         const uint8_t* bytes = codes + ((tile * num_k_blocks + b) * 4 + (n + c) % 4) * block_bytes;
-        Require(DecodeBlock(bytes, storage, alphabet, block_size, block_bytes, panel[c]),
-                "codes of column " + std::to_string(n + c) + ", block " + std::to_string(b) +
-                    " hold code 3, which no level has");
+        DecodeBlock(bytes, storage, alphabet, block_size, block_bytes, panel[c]);
       }
       for (int64_t r = 0; r < count; ++r) {
         int8_t* row = levels + (k_begin + r) * N + n;

@@ -247,10 +247,10 @@ def unpack(
     alphabet: Alphabet,
     block_size: int,
 ) -> NDArray[np.int8]:
-    """The levels (K, N) int8 of packed codes.
+    """The levels (K, N) int8 of packed codes; the unused 2-bit code 3 gives 2.
 
     Raises:
-        IndexFormatError: for sizes that do not fit K and N, or a 2-bit code 3.
+        IndexFormatError: for sizes that do not fit K and N.
     """
     if codes.dtype != np.uint8:
         raise IndexFormatError(f"codes dtype = {codes.dtype}, expected uint8.")

@@ -103,8 +103,7 @@ void ComputeInt8(const Layer* layer, const float*, int64_t rows, const void* pre
   // |sum| <= (2^24 - 1) * 128 < 2^31 for the four codes' levels -1, 0, 1; code 3 (level 2, never
   // written) may exceed it, so the sum is 64 bits wide.
   int64_t group_sum[kMaxRows] = {};
-  double total[kMaxRows] = {};
-  const bool per_group = layer->scale_kind == ScaleKind::per_group;
+  float total[kMaxRows] = {};
   ForEachColumn(
       *layer, rows, begin, end,
       [&](int64_t m, int64_t k_begin, int64_t count, const int8_t* levels) {
@@ -114,18 +113,12 @@ void ComputeInt8(const Layer* layer, const float*, int64_t rows, const void* pre
         group_sum[m] += sum;
       },
       [&](int64_t m, float scale) {
-        if (per_group) {
-          total[m] += static_cast<double>(group_sum[m]) * static_cast<double>(scale);
-        } else {
-          total[m] = static_cast<double>(static_cast<float>(group_sum[m]) / s[m] * scale);
-        }
+        total[m] += static_cast<float>(group_sum[m]) / s[m] * scale;
         group_sum[m] = 0;
       },
       [&](int64_t m, int64_t n) {
-        float value = static_cast<float>(total[m]);
-        if (per_group) value /= s[m];
-        y[m * layer->N + n] = layer->bias ? value + layer->bias[n] : value;
-        total[m] = 0.0;
+        y[m * layer->N + n] = layer->bias ? total[m] + layer->bias[n] : total[m];
+        total[m] = 0.0f;
       });
 }
 

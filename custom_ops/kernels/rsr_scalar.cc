@@ -43,18 +43,6 @@ float GroupScale(const Layer& layer, int64_t group, int64_t n) {
   return layer.scale[group * layer.N + n];
 }
 
-float Finish(const Layer& layer, int64_t n, double value) {
-  return static_cast<float>(layer.bias ? value + static_cast<double>(layer.bias[n]) : value);
-}
-
-// Y of one row and column from the groups' exact integer sums; docs/op_spec.md. total: their scaled
-// sum where scales are per group, else the one integer sum.
-float FinishInt8(const Layer& layer, int64_t n, double total, float s) {
-  float value = static_cast<float>(total) / s;
-  if (layer.scale_kind != ScaleKind::per_group) value *= GroupScale(layer, 0, n);
-  return layer.bias ? value + layer.bias[n] : value;
-}
-
 bool AcceptsFloat(const Layer* layer) {
   return layer->index_format == IndexFormat::rsr && layer->activation == Activation::float32;
 }
@@ -89,24 +77,23 @@ int Level(const Layer& layer, const uint16_t* patterns, int64_t k, int64_t divis
   return layer.alphabet == Alphabet::binary_pm ? 2 * digit - 1 : digit;
 }
 
-// value(m, k) is the activation, store(m, n, total) stores one result; sums are Sum, exact for
-// int8, and float64 otherwise (T = 0).
-template <typename Sum, typename Value, typename Store>
+// value(m, k) is the activation, term(m, group_scale, sum) a scale group's share of the result,
+// both of a type wide enough to be exact in (float64 in `float`: T = 0).
+template <typename Sum, typename Value, typename Term>
 void DecodeAndMultiply(const Layer& layer, int64_t rows, int64_t begin, int64_t end,
-                       uint16_t* patterns, bool scaled, const Value& value, const Store& store) {
+                       uint16_t* patterns, float* y, const Value& value, const Term& term) {
   const int64_t digit_base = layer.storage == Storage::base3 ? 3 : 2;
   int64_t decoded = -1;
-  int64_t divisor = 0;
   for (int64_t n = begin; n < end; ++n) {
     const int64_t block = n / layer.block_width;
     if (block != decoded) {
       DecodePatterns(layer, block, patterns);
       decoded = block;
     }
-    divisor = 1;
+    int64_t divisor = 1;
     for (int64_t c = n % layer.block_width + 1; c < layer.block_width; ++c) divisor *= digit_base;
     for (int64_t m = 0; m < rows; ++m) {
-      double total = 0.0;
+      decltype(term(m, 0.0f, Sum{0})) total = 0;
       for (int64_t group = 0; group < layer.num_groups; ++group) {
         const int64_t k_begin = group * layer.group_size;
         const int64_t rest = layer.K - k_begin;
@@ -116,10 +103,10 @@ void DecodeAndMultiply(const Layer& layer, int64_t rows, int64_t begin, int64_t 
           sum +=
               static_cast<Sum>(value(m, k)) * static_cast<Sum>(Level(layer, patterns, k, divisor));
         }
-        const double scale = scaled ? static_cast<double>(GroupScale(layer, group, n)) : 1.0;
-        total += static_cast<double>(sum) * scale;
+        total += term(m, GroupScale(layer, group, n), sum);
       }
-      store(m, n, total);
+      if (layer.bias) total += layer.bias[n];
+      y[m * layer.N + n] = static_cast<float>(total);
     }
   }
 }
@@ -127,22 +114,19 @@ void DecodeAndMultiply(const Layer& layer, int64_t rows, int64_t begin, int64_t 
 void ReferenceFloat(const Layer* layer, const float* x, int64_t rows, const void*, int64_t begin,
                     int64_t end, float* y, void* scratch) {
   DecodeAndMultiply<double>(
-      *layer, rows, begin, end, static_cast<uint16_t*>(scratch), /*scaled=*/true,
+      *layer, rows, begin, end, static_cast<uint16_t*>(scratch), y,
       [&](int64_t m, int64_t k) { return x[m * layer->K + k]; },
-      [&](int64_t m, int64_t n, double total) { y[m * layer->N + n] = Finish(*layer, n, total); });
+      [](int64_t, float scale, double sum) { return sum * static_cast<double>(scale); });
 }
 
 void ReferenceInt8(const Layer* layer, const float*, int64_t rows, const void* prepared,
                    int64_t begin, int64_t end, float* y, void* scratch) {
   const float* s = static_cast<const float*>(prepared);
   const int8_t* q = reinterpret_cast<const int8_t*>(s + rows);
-  DecodeAndMultiply<int64_t>(
-      *layer, rows, begin, end, static_cast<uint16_t*>(scratch),
-      layer->scale_kind == ScaleKind::per_group,
+  DecodeAndMultiply<int32_t>(
+      *layer, rows, begin, end, static_cast<uint16_t*>(scratch), y,
       [&](int64_t m, int64_t k) { return q[m * layer->K + k]; },
-      [&](int64_t m, int64_t n, double total) {
-        y[m * layer->N + n] = FinishInt8(*layer, n, total, s[m]);
-      });
+      [&](int64_t m, float scale, int32_t sum) { return static_cast<float>(sum) / s[m] * scale; });
 }
 
 size_t PatternBytes(const Layer* layer, int64_t, int64_t) {
@@ -247,16 +231,19 @@ void RsrRow(const Layer& layer, const Value* x, int64_t begin, int64_t end, Sum*
   }
 }
 
+// Adds one scale group's share of column n to a row of Y; the bias after the last group.
+void AddGroup(const Layer& layer, int64_t n, int64_t group, float term, float* row) {
+  row[n] = group == 0 ? term : row[n] + term;
+  if (layer.bias && group == layer.num_groups - 1) row[n] += layer.bias[n];
+}
+
 void GemvFloat(const Layer* layer, const float* x, int64_t rows, const void*, int64_t begin,
                int64_t end, float* y, void* scratch) {
-  float* u = static_cast<float*>(scratch);
   for (int64_t m = 0; m < rows; ++m) {
-    float* row = y + m * layer->N;
-    RsrRow(*layer, x + m * layer->K, begin, end, u, [&](int64_t n, int64_t group, float product) {
-      const float value = product * GroupScale(*layer, group, n);
-      row[n] = group == 0 ? value : row[n] + value;
-      if (layer->bias && group == layer->num_groups - 1) row[n] += layer->bias[n];
-    });
+    RsrRow(*layer, x + m * layer->K, begin, end, static_cast<float*>(scratch),
+           [&](int64_t n, int64_t group, float product) {
+             AddGroup(*layer, n, group, product * GroupScale(*layer, group, n), y + m * layer->N);
+           });
   }
 }
 
@@ -266,18 +253,12 @@ void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
               int64_t end, float* y, void* scratch) {
   const float* s = static_cast<const float*>(prepared);
   const int8_t* q = reinterpret_cast<const int8_t*>(s + rows);
-  const bool per_group = layer->scale_kind == ScaleKind::per_group;
-  int32_t* u = static_cast<int32_t*>(scratch);
   for (int64_t m = 0; m < rows; ++m) {
-    double total[kMaxBlockWidth] = {};
-    RsrRow(*layer, q + m * layer->K, begin, end, u, [&](int64_t n, int64_t group, int32_t product) {
-      double& column = total[n % layer->block_width];
-      const double scale = per_group ? static_cast<double>(GroupScale(*layer, group, n)) : 1.0;
-      column = (group == 0 ? 0.0 : column) + static_cast<double>(product) * scale;
-      if (group == layer->num_groups - 1) {
-        y[m * layer->N + n] = FinishInt8(*layer, n, column, s[m]);
-      }
-    });
+    RsrRow(*layer, q + m * layer->K, begin, end, static_cast<int32_t*>(scratch),
+           [&](int64_t n, int64_t group, int32_t product) {
+             const float term = static_cast<float>(product) / s[m] * GroupScale(*layer, group, n);
+             AddGroup(*layer, n, group, term, y + m * layer->N);
+           });
   }
 }
 
