@@ -84,11 +84,37 @@ void StoreFloats(float* p, __m128 v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
 }
 
-// Scales of group g (0 unless per group) for columns n..n+3.
-__m128 LoadScale(const Layer* layer, int64_t g, int64_t n) {
+// Scales of columns n..n+3; not for scales per group.
+__m128 LoadScale(const Layer* layer, int64_t n) {
   if (layer->scale_kind == ScaleKind::per_tensor) return _mm_set1_ps(layer->scale[0]);
-  const int64_t row = PerGroup(layer) ? g * layer->N : 0;
-  return LoadFloats(layer->scale + row + n, layer->N - n);
+  return LoadFloats(layer->scale + n, layer->N - n);
+}
+
+// Scales per group are copied four tiles (a cache line) at a time to scratch, (tiles, groups, 4
+// columns): read in place, the groups of a column lie N floats apart and evict each other from L1
+// where N is a multiple of a power of two (GEMV 1.3 to 2 times slower at N = 2560).
+constexpr int64_t kStripTiles = 4;
+
+size_t StripBytes(const Layer* layer, int64_t, int64_t) {
+  return PerGroup(layer) ? (size_t)(layer->num_groups * kStripTiles * kTile) * sizeof(float) : 0;
+}
+
+// Scales of the tile at column n, (groups, 4); fills the strip at the first tile of each.
+const float* StripScales(const Layer* layer, int64_t begin, int64_t n, void* scratch) {
+  const int64_t num_groups = layer->num_groups;
+  float* strip = (float*)scratch;
+  const int64_t tile = (n - begin) / kTile % kStripTiles;
+  if (tile == 0) {
+    for (int64_t g = 0; g < num_groups; ++g) {
+      const float* row = layer->scale + g * layer->N;
+      for (int64_t t = 0; t < kStripTiles && n + t * kTile < layer->N; ++t) {
+        const int64_t column = n + t * kTile;
+        _mm_store_ps(strip + (t * num_groups + g) * kTile,
+                     LoadFloats(row + column, layer->N - column));
+      }
+    }
+  }
+  return strip + tile * num_groups * kTile;
 }
 
 __m128 LoadBias(const Layer* layer, int64_t n) {
@@ -161,37 +187,43 @@ void PrepareGemvInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   }
 }
 
-// sum(level * q) over blocks [begin, end) of one column tile, four columns.
-__m128i DotInt8(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
-                int32_t sum_q) {
+// sum(code * q) over blocks [begin, end), at most kWiden, of one column tile: (4,) of eight int32.
+inline void DotInt8Short(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
+                         __m256i* sum_i32) {
   const __m256i mask3 = _mm256_set1_epi8(3);
   const __m256i mask12 = _mm256_set1_epi8(12);
-  __m256i sum_i32[kTile];
-  for (int c = 0; c < kTile; ++c) sum_i32[c] = _mm256_setzero_si256();
-  for (int64_t b0 = begin; b0 < end; b0 += kWiden) {
-    __m256i scale1_i16[kTile], scale4_i16[kTile];
-    for (int c = 0; c < kTile; ++c) scale1_i16[c] = scale4_i16[c] = _mm256_setzero_si256();
-    for (int64_t b = b0; b < Min(b0 + kWiden, end); ++b) {
-      const uint8_t* codes = tile_codes + b * kTileBlockBytes;
-      const int8_t* q_block = q + b * kBlock;
-      _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
-      _mm_prefetch((const char*)codes + kPrefetchBytes + 64, _MM_HINT_T0);
-      for (int c = 0; c < kTile; ++c) {
-        const __m256i v = LoadU(codes + c * kBlockBytes);
-        const __m256i s = _mm256_srli_epi16(v, 4);
-        scale1_i16[c] = _mm256_add_epi16(
-            scale1_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(v, mask3), LoadA(q_block)));
-        scale4_i16[c] = _mm256_add_epi16(
-            scale4_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(v, mask12), LoadA(q_block + 32)));
-        scale1_i16[c] = _mm256_add_epi16(
-            scale1_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(s, mask3), LoadA(q_block + 64)));
-        scale4_i16[c] = _mm256_add_epi16(
-            scale4_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(s, mask12), LoadA(q_block + 96)));
-      }
-    }
+  __m256i scale1_i16[kTile], scale4_i16[kTile];
+  for (int c = 0; c < kTile; ++c) scale1_i16[c] = scale4_i16[c] = _mm256_setzero_si256();
+  for (int64_t b = begin; b < end; ++b) {
+    const uint8_t* codes = tile_codes + b * kTileBlockBytes;
+    const int8_t* q_block = q + b * kBlock;
+    _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
+    _mm_prefetch((const char*)codes + kPrefetchBytes + 64, _MM_HINT_T0);
     for (int c = 0; c < kTile; ++c) {
-      sum_i32[c] = _mm256_add_epi32(sum_i32[c], Widen(scale1_i16[c], scale4_i16[c]));
+      const __m256i v = LoadU(codes + c * kBlockBytes);
+      const __m256i s = _mm256_srli_epi16(v, 4);
+      scale1_i16[c] = _mm256_add_epi16(
+          scale1_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(v, mask3), LoadA(q_block)));
+      scale4_i16[c] = _mm256_add_epi16(
+          scale4_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(v, mask12), LoadA(q_block + 32)));
+      scale1_i16[c] = _mm256_add_epi16(
+          scale1_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(s, mask3), LoadA(q_block + 64)));
+      scale4_i16[c] = _mm256_add_epi16(
+          scale4_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(s, mask12), LoadA(q_block + 96)));
     }
+  }
+  for (int c = 0; c < kTile; ++c) sum_i32[c] = Widen(scale1_i16[c], scale4_i16[c]);
+}
+
+// sum(level * q) over blocks [begin, end) of one column tile, four columns.
+inline __m128i DotInt8(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
+                       int32_t sum_q) {
+  __m256i sum_i32[kTile];
+  DotInt8Short(tile_codes, q, begin, Min(begin + kWiden, end), sum_i32);
+  for (int64_t b = begin + kWiden; b < end; b += kWiden) {
+    __m256i part_i32[kTile];
+    DotInt8Short(tile_codes, q, b, Min(b + kWiden, end), part_i32);
+    for (int c = 0; c < kTile; ++c) sum_i32[c] = _mm256_add_epi32(sum_i32[c], part_i32[c]);
   }
   return _mm_sub_epi32(HorizontalSums(sum_i32[0], sum_i32[1], sum_i32[2], sum_i32[3]),
                        _mm_set1_epi32(sum_q));
@@ -200,12 +232,12 @@ __m128i DotInt8(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64
 // Y = sum / s * scale + bias, each operation rounded to float32 (docs/op_spec.md).
 __m128 FinishInt8(const Layer* layer, __m128i sum, float s, int64_t n) {
   const __m128 quotient = _mm_div_ps(_mm_cvtepi32_ps(sum), _mm_set1_ps(s));
-  return _mm_add_ps(_mm_mul_ps(quotient, LoadScale(layer, 0, n)), LoadBias(layer, n));
+  return _mm_add_ps(_mm_mul_ps(quotient, LoadScale(layer, n)), LoadBias(layer, n));
 }
 
 // With scales per group the weighted sums are taken in float64, in the order of the groups.
-__m256d AddGroup(const Layer* layer, __m256d total, __m256d sum, int64_t g, int64_t n) {
-  return _mm256_add_pd(total, _mm256_mul_pd(sum, _mm256_cvtps_pd(LoadScale(layer, g, n))));
+__m256d AddGroup(__m256d total, __m256d sum, __m128 scale) {
+  return _mm256_add_pd(total, _mm256_mul_pd(sum, _mm256_cvtps_pd(scale)));
 }
 
 __m128 FinishGroupsInt8(const Layer* layer, __m256d total, float s, int64_t n) {
@@ -214,7 +246,7 @@ __m128 FinishGroupsInt8(const Layer* layer, __m256d total, float s, int64_t n) {
 }
 
 void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-              int64_t end, float* y, void*) {
+              int64_t end, float* y, void* scratch) {
   const Int8Row layout = Int8RowLayout(layer);
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t blocks_per_group = BlocksPerGroup(layer);
@@ -229,12 +261,13 @@ void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
       if (!PerGroup(layer)) {
         result = FinishInt8(layer, DotInt8(codes, q, 0, num_blocks, sums[0]), s, n);
       } else {
+        const float* scales = StripScales(layer, begin, n, scratch);
         __m256d total = _mm256_setzero_pd();
         for (int64_t g = 0; g < layer->num_groups; ++g) {
           const int64_t first = g * blocks_per_group;
           const __m128i sum =
               DotInt8(codes, q, first, Min(first + blocks_per_group, num_blocks), sums[g]);
-          total = AddGroup(layer, total, _mm256_cvtepi32_pd(sum), g, n);
+          total = AddGroup(total, _mm256_cvtepi32_pd(sum), _mm_load_ps(scales + g * kTile));
         }
         result = FinishGroupsInt8(layer, total, s, n);
       }
@@ -259,6 +292,7 @@ void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 
 constexpr int kDigits = 3;
 constexpr int32_t kFixedPointMax = 8355711;
+constexpr int64_t kShortGroup = 2;  // blocks
 
 struct FixedRow {
   size_t sums_offset, unit_offset, bytes;
@@ -375,50 +409,71 @@ void PrepareGemvFloat(const Layer* layer, const float* x, int64_t rows, void* pr
   }
 }
 
-// sum(level * q) over blocks [begin, end) of one column tile, four columns, exact.
-__m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, int64_t begin, int64_t end,
-                      const int32_t* sums) {
+// sum(code * digit) over blocks [begin, end), at most kWiden, of column c of a tile: (3,) of eight
+// int32.
+inline void DotDigits(const uint8_t* tile_codes, int c, const int8_t* digits, int64_t begin,
+                      int64_t end, __m256i* sum_i32) {
   const __m256i mask3 = _mm256_set1_epi8(3);
   const __m256i mask12 = _mm256_set1_epi8(12);
-  __m256i sum_i32[kDigits][kTile];
-  for (int d = 0; d < kDigits; ++d) {
-    for (int c = 0; c < kTile; ++c) sum_i32[d][c] = _mm256_setzero_si256();
+  __m256i scale1_i16[kDigits], scale4_i16[kDigits];
+  for (int d = 0; d < kDigits; ++d) scale1_i16[d] = scale4_i16[d] = _mm256_setzero_si256();
+  for (int64_t b = begin; b < end; ++b) {
+    const uint8_t* codes = tile_codes + b * kTileBlockBytes + c * kBlockBytes;
+    const int8_t* digits_block = digits + b * kDigits * kBlock;
+    _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
+    const __m256i v = LoadU(codes);
+    const __m256i s = _mm256_srli_epi16(v, 4);
+    const __m256i field0 = _mm256_and_si256(v, mask3);
+    const __m256i field1 = _mm256_and_si256(v, mask12);
+    const __m256i field2 = _mm256_and_si256(s, mask3);
+    const __m256i field3 = _mm256_and_si256(s, mask12);
+    for (int d = 0; d < kDigits; ++d) {
+      const int8_t* p = digits_block + d * kBlock;
+      scale1_i16[d] = _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field0, LoadA(p)));
+      scale4_i16[d] = _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field1, LoadA(p + 32)));
+      scale1_i16[d] = _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field2, LoadA(p + 64)));
+      scale4_i16[d] = _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field3, LoadA(p + 96)));
+    }
   }
-  for (int64_t b0 = begin; b0 < end; b0 += kWiden) {
-    const int64_t b1 = Min(b0 + kWiden, end);
+  for (int d = 0; d < kDigits; ++d) sum_i32[d] = Widen(scale1_i16[d], scale4_i16[d]);
+}
+
+// sum(level * q) over blocks [begin, end) of one column tile, four columns, exact.
+inline __m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, int64_t begin,
+                             int64_t end, const int32_t* sums) {
+  if (end - begin <= kShortGroup) {
+    // |sum(level * q)| <= 256 * 8355711 < 2^31: the digits can be put together before the lanes
+    // are added up, modulo 2^32.
+    __m256i column_i32[kTile];
     for (int c = 0; c < kTile; ++c) {
-      __m256i scale1_i16[kDigits], scale4_i16[kDigits];
-      for (int d = 0; d < kDigits; ++d) scale1_i16[d] = scale4_i16[d] = _mm256_setzero_si256();
-      for (int64_t b = b0; b < b1; ++b) {
-        const uint8_t* codes = tile_codes + b * kTileBlockBytes + c * kBlockBytes;
-        const int8_t* digits_block = digits + b * kDigits * kBlock;
-        _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
-        const __m256i v = LoadU(codes);
-        const __m256i s = _mm256_srli_epi16(v, 4);
-        const __m256i field0 = _mm256_and_si256(v, mask3);
-        const __m256i field1 = _mm256_and_si256(v, mask12);
-        const __m256i field2 = _mm256_and_si256(s, mask3);
-        const __m256i field3 = _mm256_and_si256(s, mask12);
-        for (int d = 0; d < kDigits; ++d) {
-          const int8_t* p = digits_block + d * kBlock;
-          scale1_i16[d] = _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field0, LoadA(p)));
-          scale4_i16[d] =
-              _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field1, LoadA(p + 32)));
-          scale1_i16[d] =
-              _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field2, LoadA(p + 64)));
-          scale4_i16[d] =
-              _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field3, LoadA(p + 96)));
-        }
-      }
+      __m256i sum_i32[kDigits];
+      DotDigits(tile_codes, c, digits, begin, end, sum_i32);
+      column_i32[c] =
+          _mm256_add_epi32(_mm256_add_epi32(sum_i32[0], _mm256_slli_epi32(sum_i32[1], 8)),
+                           _mm256_slli_epi32(sum_i32[2], 16));
+    }
+    const uint32_t sum_q = (uint32_t)sums[0] + ((uint32_t)sums[1] << 8) + ((uint32_t)sums[2] << 16);
+    return _mm256_cvtepi32_pd(
+        _mm_sub_epi32(HorizontalSums(column_i32[0], column_i32[1], column_i32[2], column_i32[3]),
+                      _mm_set1_epi32((int32_t)sum_q)));
+  }
+  __m256i sum_i32[kTile][kDigits];
+  for (int c = 0; c < kTile; ++c) {
+    for (int d = 0; d < kDigits; ++d) sum_i32[c][d] = _mm256_setzero_si256();
+  }
+  for (int64_t b = begin; b < end; b += kWiden) {
+    for (int c = 0; c < kTile; ++c) {
+      __m256i part_i32[kDigits];
+      DotDigits(tile_codes, c, digits, b, Min(b + kWiden, end), part_i32);
       for (int d = 0; d < kDigits; ++d) {
-        sum_i32[d][c] = _mm256_add_epi32(sum_i32[d][c], Widen(scale1_i16[d], scale4_i16[d]));
+        sum_i32[c][d] = _mm256_add_epi32(sum_i32[c][d], part_i32[d]);
       }
     }
   }
   __m256d total = _mm256_setzero_pd();
   for (int d = kDigits - 1; d >= 0; --d) {
     const __m128i sum =
-        _mm_sub_epi32(HorizontalSums(sum_i32[d][0], sum_i32[d][1], sum_i32[d][2], sum_i32[d][3]),
+        _mm_sub_epi32(HorizontalSums(sum_i32[0][d], sum_i32[1][d], sum_i32[2][d], sum_i32[3][d]),
                       _mm_set1_epi32(sums[d]));
     total = _mm256_add_pd(_mm256_mul_pd(total, _mm256_set1_pd(256.0)), _mm256_cvtepi32_pd(sum));
   }
@@ -426,13 +481,14 @@ __m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, int64_t b
 }
 
 void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-               int64_t end, float* y, void*) {
+               int64_t end, float* y, void* scratch) {
   const FixedRow layout = FixedRowLayout(layer);
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t num_groups = NumGroups(layer);
   const int64_t blocks_per_group = BlocksPerGroup(layer);
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = layer->codes + n / kTile * num_blocks * kTileBlockBytes;
+    const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
     const __m256d bias = _mm256_cvtps_pd(LoadBias(layer, n));
     for (int64_t row = 0; row < rows; ++row) {
       const char* base = (const char*)prepared + (size_t)row * layout.bytes;
@@ -444,7 +500,8 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
         const int64_t first = g * blocks_per_group;
         const __m256d sum = DotFixedPoint(
             codes, digits, first, Min(first + blocks_per_group, num_blocks), sums + g * kDigits);
-        total = AddGroup(layer, total, sum, g, n);
+        total =
+            AddGroup(total, sum, scales ? _mm_load_ps(scales + g * kTile) : LoadScale(layer, n));
       }
       const __m256d result = _mm256_add_pd(_mm256_mul_pd(total, unit), bias);
       StoreFloats(y + row * layer->N + n, _mm256_cvtpd_ps(result), end - n);
@@ -550,13 +607,14 @@ void DotInt8Rows(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int6
 
 template <int kRows>
 void GemmInt8RowGroup(const Layer* layer, const int8_t* q, const int32_t* sums, const float* s,
-                      int64_t begin, int64_t end, float* y) {
+                      int64_t begin, int64_t end, float* y, void* scratch) {
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t num_groups = NumGroups(layer);
   const int64_t blocks_per_group = BlocksPerGroup(layer);
   __m256i sum_i32[kRows][kTile];
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = layer->codes + n / kTile * num_blocks * kTileBlockBytes;
+    const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
     __m256d total[kRows];
     for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_pd();
     for (int64_t g = 0; g < num_groups; ++g) {
@@ -566,8 +624,8 @@ void GemmInt8RowGroup(const Layer* layer, const int8_t* q, const int32_t* sums, 
         const __m128i sum = _mm_sub_epi32(
             HorizontalSums(sum_i32[r][0], sum_i32[r][1], sum_i32[r][2], sum_i32[r][3]),
             _mm_set1_epi32(sums[r * num_groups + g]));
-        if (PerGroup(layer)) {
-          total[r] = AddGroup(layer, total[r], _mm256_cvtepi32_pd(sum), g, n);
+        if (scales) {
+          total[r] = AddGroup(total[r], _mm256_cvtepi32_pd(sum), _mm_load_ps(scales + g * kTile));
         } else {
           StoreFloats(y + r * layer->N + n, FinishInt8(layer, sum, s[r], n), end - n);
         }
@@ -582,7 +640,7 @@ void GemmInt8RowGroup(const Layer* layer, const int8_t* q, const int32_t* sums, 
 }
 
 void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-              int64_t end, float* y, void*) {
+              int64_t end, float* y, void* scratch) {
   const Int8Rows layout = Int8RowsLayout(layer, rows);
   const char* base = (const char*)prepared;
   const int64_t num_groups = NumGroups(layer);
@@ -594,28 +652,28 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
     float* y_rows = y + row * layer->N;
     switch (Min(rows - row, kRowGroup)) {
       case 1:
-        GemmInt8RowGroup<1>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<1>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 2:
-        GemmInt8RowGroup<2>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<2>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 3:
-        GemmInt8RowGroup<3>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<3>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 4:
-        GemmInt8RowGroup<4>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<4>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 5:
-        GemmInt8RowGroup<5>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<5>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 6:
-        GemmInt8RowGroup<6>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<6>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       case 7:
-        GemmInt8RowGroup<7>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<7>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
       default:
-        GemmInt8RowGroup<8>(layer, q, sums, s, begin, end, y_rows);
+        GemmInt8RowGroup<8>(layer, q, sums, s, begin, end, y_rows, scratch);
         break;
     }
   }
@@ -956,8 +1014,6 @@ int64_t LookupDepth(const Layer* layer) {
   return blocks * kBlockBytes + 2;
 }
 
-size_t NoScratch(const Layer*, int64_t, int64_t) { return 0; }
-
 }  // namespace
 }  // namespace avx2
 
@@ -973,7 +1029,7 @@ extern const Kernel packed_gemv_int8_1x4_avx2 = {
     /*fixed_point=*/false,
     avx2::GemvInt8PreparedBytes,
     avx2::PrepareGemvInt8,
-    avx2::NoScratch,
+    avx2::StripBytes,
     avx2::GemvInt8,
 };
 
@@ -989,7 +1045,7 @@ extern const Kernel packed_gemm_int8_8x4_avx2 = {
     /*fixed_point=*/false,
     avx2::GemmInt8PreparedBytes,
     avx2::PrepareGemmInt8,
-    avx2::NoScratch,
+    avx2::StripBytes,
     avx2::GemmInt8,
 };
 
@@ -1005,7 +1061,7 @@ extern const Kernel packed_gemv_float_1x4_avx2 = {
     /*fixed_point=*/true,
     avx2::GemvFloatPreparedBytes,
     avx2::PrepareGemvFloat,
-    avx2::NoScratch,
+    avx2::StripBytes,
     avx2::GemvFloat,
 };
 
