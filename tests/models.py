@@ -449,7 +449,7 @@ HITS: dict[str, Callable[[], Case]] = {
         None, [("Mul", -TWO)], pattern="MatMul", effective=_exact(ternary())
     ),
     "zero_scale_after": lambda: surrounded(
-        None, [("Mul", 0 * TWO)], pattern="MatMul", effective=_exact(ternary())
+        None, [("Mul", np.array(0, F32))], pattern="MatMul", effective=_exact(ternary())
     ),
     "tiny_scale_after": lambda: surrounded(
         None, [("Mul", np.array(1e-38, F32))], pattern="MatMul", effective=_exact(ternary())
