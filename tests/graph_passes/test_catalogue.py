@@ -75,6 +75,14 @@ def run(
     return dict(zip(names, session.run(names, feeds), strict=True))
 
 
+def skip_where_too_new(model: onnx.ModelProto) -> None:
+    opset = {each.domain: each.version for each in model.opset_import}[""]
+    version = tuple(map(int, ort.__version__.split(".")[:2]))
+    # onnxruntime 1.17 knows opset 20, 1.18 knows 21.
+    if opset > 20 and version < (1, 18):
+        pytest.skip(f"onnxruntime {ort.__version__} does not know opset {opset}")
+
+
 def feeds_of(model: onnx.ModelProto, *, whole_numbers: bool) -> dict[str, Array]:
     generator = np.random.default_rng(5)
     initializers = {each.name for each in model.graph.initializer}
@@ -171,6 +179,7 @@ def library(request: pytest.FixtureRequest) -> bool:
 
 
 def test_hit_numerics(case: Case, library: bool) -> None:
+    skip_where_too_new(case.model)
     # With a body in the model, a library that refuses a node would go unnoticed.
     result = optimize(case.model, dataclasses.replace(ALL, function_body=not library))
     assert result.report.has_function_body is not library
