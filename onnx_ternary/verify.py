@@ -182,17 +182,24 @@ class VerificationReport:
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON."""
+        """Everything as plain values for JSON, which has no inf and NaN: these become strings."""
         return {
             "passed": self.passed,
             "products_passed": self.products_passed,
             "outputs_passed": self.outputs_passed,
-            "products": [asdict(product) for product in self.products],
-            "outputs": [asdict(output) for output in self.outputs],
+            "products": [_for_json(product) for product in self.products],
+            "outputs": [_for_json(output) for output in self.outputs],
             "num_nested_products": self.num_nested_products,
             "inputs": dict(self.inputs),
             "notes": list(self.notes),
         }
+
+
+def _for_json(check: ProductCheck | OutputCheck) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, float) and not np.isfinite(value) else value
+        for name, value in asdict(check).items()
+    }
 
 
 def verify(
@@ -597,7 +604,7 @@ def _check_product(
     chosen = np.unique(np.linspace(0, num_rows - 1, min(num_rows, max_rows)).round().astype(int))
     rows = x.reshape(-1, K)[chosen]
     found, y = found.reshape(-1, N)[chosen], y.reshape(-1, N)[chosen]
-    levels = decode_index(attributes, codes, aux)
+    levels = decode_index(attributes, codes, aux, node=name)
 
     worst_ratio, max_error, difference = 0.0, 0.0, 0.0
     worst: tuple[tuple[int, int] | None, float, float] = (None, 0.0, 0.0)
@@ -616,7 +623,8 @@ def _check_product(
         else:
             wanted, bound = originals, part.float_bound(rows, originals, weight_tolerance)
         error, ratio = _compare(values, wanted, bound)
-        gap = np.abs(values - originals)
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(values - originals)
         difference = max(difference, float(np.max(gap, initial=0, where=np.isfinite(gap))))
         max_error = max(max_error, float(np.max(error, initial=0, where=np.isfinite(error))))
         if ratio.size and (ratio.max() > worst_ratio or worst[0] is None):

@@ -89,6 +89,14 @@ def test_one_flipped_weight_fails_its_product_only(products: list[Product]) -> N
     assert "product0 at" in report.summary()
 
 
+def test_infinite_differences_become_json(products: list[Product]) -> None:
+    converted = replace_initializer(converted_model(products), "bias0", lambda b: b * np.nan)
+    report = verify(original_model(products), converted)
+    assert not report.passed
+    text = json.dumps(report.to_dict(), allow_nan=False)
+    assert json.loads(text)["products"][0]["worst_error_over_bound"] == "inf"
+
+
 def test_last_bits_of_scale_fail(products: list[Product]) -> None:
     converted = replace_initializer(converted_model(products), "scale0", lambda s: s * 1.0001)
     report = verify(original_model(products), converted)
@@ -164,8 +172,12 @@ def test_float16_passes_and_flip_fails() -> None:
     for value in (*original.graph.input, *original.graph.output):
         value.type.tensor_type.elem_type = TensorProto.FLOAT16
     assert verify(original, converted).passed
-    flipped = replace_initializer(converted, "codes0", lambda codes: codes ^ 1)
-    assert not verify(original, flipped).products_passed
+    weight.levels[7, 3] = 1 if weight.levels[7, 3] != 1 else 0
+    flipped = converted_model([Product.make(weight)], x_dtype=TensorProto.FLOAT16)
+    report = verify(original, flipped)
+    assert not report.products_passed
+    assert report.products[0].worst_index is not None
+    assert report.products[0].worst_index[1] == 3
 
 
 def test_product_without_counterpart_is_end_to_end_only(products: list[Product]) -> None:
