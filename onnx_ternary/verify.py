@@ -42,6 +42,9 @@ _ROUNDING_OPS = frozenset(("Round", "QuantizeLinear", "DynamicQuantizeLinear", "
 # Operations of the original behind its MatMul: alpha, scale, bias and their conversions.
 _EXTRA_ROUNDINGS = 8
 _COLUMNS_AT_ONCE = 1024
+# Rows compared are cut where the bounds would take more multiplications than this (seconds).
+_PRODUCT_WORK = 1 << 31
+_MIN_ROWS = 16
 _NUMPY_TYPES = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
@@ -65,6 +68,9 @@ class ProductCheck:
         compared_with: what the op's output was held against; empty if nothing was.
         reason: why the product was not judged on its own; empty if it was.
         rows: rows of X compared, evenly taken.
+        probe_rows: sparse rows compared besides, which show a single wrong weight however long the
+            sums are; 0 where the original's product cannot be run on its own.
+        worst_is_probe: whether worst_index counts rows of the probe.
         max_abs_error: largest difference of a finite element.
         worst_error_over_bound: largest ratio of error and bound; above 1 fails.
         worst_index: (row, column) of that element.
@@ -81,6 +87,8 @@ class ProductCheck:
     compared_with: str = ""
     reason: str = ""
     rows: int = 0
+    probe_rows: int = 0
+    worst_is_probe: bool = False
     max_abs_error: float = 0.0
     worst_error_over_bound: float = 0.0
     worst_index: tuple[int, int] | None = None
@@ -169,8 +177,11 @@ class VerificationReport:
         parts = [f"{judged - failed} of {judged} products within their bounds"]
         product, output = self.worst_product, self.worst_output
         if product is not None:
+            where = (
+                f"probe {product.worst_index}" if product.worst_is_probe else product.worst_index
+            )
             parts.append(
-                f"worst: {product.node} at {product.worst_index}, "
+                f"worst: {product.node} at {where}, "
                 f"{product.worst_error_over_bound:.3g} of its bound"
             )
         if output is not None:
@@ -226,7 +237,7 @@ def verify(
             takes DEFAULT_TOLERANCES, and gives no verdict on outputs of models that quantise
             activations.
         weight_tolerance: what conversion was allowed to change a weight by, relative to the scale.
-        max_rows: rows a product is compared on; all are run.
+        max_rows: rows a product is compared on at most, fewer where it is large; all are run.
         max_exposed_bytes: intermediate values held at once, roughly.
         progress: called with the product's name, its number and how many there are.
 
@@ -523,7 +534,7 @@ def _check_products(
                 )
                 continue
             x, y = values[node.input[0]], values[node.output[0]]
-            checks.append(_check_product(after, node, x, y, weight_tolerance, max_rows))
+            checks.append(_check_product(before, after, node, x, y, weight_tolerance, max_rows))
     return checks
 
 
@@ -572,7 +583,73 @@ def _run_exposed(
     return model.run_session(session, feeds, readable)
 
 
+# Nonzero inputs of a probe row. A bound grows with them and with the length of the sums, a wrong
+# weight moves the result by at least its scale: 64 suffice up to K = 100000 and more.
+_PROBE_NONZEROS = 64
+
+
+def _probe(K: int, rank: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    """Rows (1, .., R, K) that hold each input once, magnitudes in [1, 2); None for rank 1."""
+    if rank < 2:
+        return None
+    num_rows = -(-K // _PROBE_NONZEROS)
+    rng = np.random.default_rng(0)
+    values = (1 + rng.random(K)) * rng.choice((-1, 1), K)
+    probe = np.zeros((num_rows, K), dtype)
+    probe[np.arange(K) % num_rows, np.arange(K)] = values
+    return probe.reshape((1,) * (rank - 2) + probe.shape)
+
+
+def _run_original_product(before: _Loaded, node: NodeProto, x: NDArray[Any]) -> NDArray[Any] | None:
+    """The original's nodes between a product's input and output, on another input.
+
+    None where they take more than constants and this input, or fit one shape only.
+    """
+    source, target = node.input[0], node.output[0]
+    graph = before.proto.graph
+    makers = {name: maker for maker in graph.node for name in maker.output if name}
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    needed: set[str] = set()
+    constants: dict[str, TensorProto] = {}
+    open_names = [target]
+    while open_names:
+        name = open_names.pop()
+        if name in ("", source) or name in needed or name in constants:
+            continue
+        if name in initializers:
+            constants[name] = initializers[name]
+            continue
+        maker = makers.get(name)
+        if maker is None or any(_has_graph(attribute) for attribute in maker.attribute):
+            return None
+        needed.update(maker.output)
+        open_names.extend(maker.input)
+    alone = ModelProto()
+    alone.ir_version = before.proto.ir_version
+    alone.opset_import.extend(before.proto.opset_import)
+    alone.functions.extend(before.proto.functions)
+    alone.graph.name = "product"
+    alone.graph.node.extend(
+        maker for maker in graph.node if any(name in needed for name in maker.output)
+    )
+    alone.graph.initializer.extend(constants.values())
+    dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
+    alone.graph.input.append(helper.make_tensor_value_info(source, dtype, x.shape))
+    alone.graph.output.append(onnx.ValueInfoProto(name=target))
+    try:
+        session = before.session(alone, optimised=False)
+        result: NDArray[Any] = before.run_session(session, {source: x}, [target])[target]
+    except ModelError:
+        return None
+    return result
+
+
+def _has_graph(attribute: onnx.AttributeProto) -> bool:
+    return attribute.HasField("g") or len(attribute.graphs) > 0
+
+
 def _check_product(
+    before: _Loaded,
     after: _Loaded,
     node: NodeProto,
     x: NDArray[Any],
@@ -601,12 +678,24 @@ def _check_product(
         )
     found = _run_node(after, node, tensors, x)
     num_rows = x.size // K
-    chosen = np.unique(np.linspace(0, num_rows - 1, min(num_rows, max_rows)).round().astype(int))
+    num_chosen = min(num_rows, max_rows, max(_MIN_ROWS, _PRODUCT_WORK // (K * N)))
+    chosen = np.unique(np.linspace(0, num_rows - 1, num_chosen).round().astype(int))
     rows = x.reshape(-1, K)[chosen]
     found, y = found.reshape(-1, N)[chosen], y.reshape(-1, N)[chosen]
+    num_probes = 0
+    probe = _probe(K, x.ndim, x.dtype) if attributes.activation == "float" else None
+    if probe is not None:
+        probed = _run_original_product(before, node, probe)
+        if probed is not None and probed.shape == (*probe.shape[:-1], N):
+            num_probes = probe.size // K
+            answered = _run_node(after, node, tensors, probe)
+            rows = np.concatenate([rows, probe.reshape(-1, K)])
+            found = np.concatenate([found, answered.reshape(-1, N)])
+            y = np.concatenate([y, probed.reshape(-1, N)])
+    row_names = [*chosen, *range(num_probes)]
     levels = decode_index(attributes, codes, aux, node=name)
 
-    worst_ratio, max_error, difference = 0.0, 0.0, 0.0
+    worst_ratio, max_error, difference, is_probe = 0.0, 0.0, 0.0, False
     worst: tuple[tuple[int, int] | None, float, float] = (None, 0.0, 0.0)
     for start in range(0, N, _COLUMNS_AT_ONCE):
         columns = slice(start, min(N, start + _COLUMNS_AT_ONCE))
@@ -630,8 +719,9 @@ def _check_product(
         if ratio.size and (ratio.max() > worst_ratio or worst[0] is None):
             row, column = np.unravel_index(np.argmax(ratio), ratio.shape)
             worst_ratio = float(ratio[row, column])
+            is_probe = bool(row >= len(chosen))
             worst = (
-                (int(chosen[row]), start + int(column)),
+                (int(row_names[row]), start + int(column)),
                 float(wanted[row, column]),
                 float(values[row, column]),
             )
@@ -646,6 +736,8 @@ def _check_product(
             else "numpy reference of the int8 rule"
         ),
         rows=len(chosen),
+        probe_rows=num_probes,
+        worst_is_probe=is_probe,
         max_abs_error=max_error,
         worst_error_over_bound=worst_ratio,
         worst_index=worst[0],
@@ -668,16 +760,20 @@ class _Columns:
         self, x: NDArray[Any], originals: NDArray[np.float64], weight_tolerance: float
     ) -> NDArray[np.float64]:
         """Bound on |op - original|: the worst kernel's, and that of the original's operations."""
-        group_size = self.attributes.group_size
-        arguments = (x, self.levels, self.scale, group_size, self.bias)
-        K = self.attributes.K
+        group_size, K = self.attributes.group_size, self.attributes.K
         ours = reference.float_error_bound(
-            *arguments, addition_depth=K, fixed_point=True, dtype=x.dtype
+            x,
+            self.levels,
+            self.scale,
+            group_size,
+            self.bias,
+            addition_depth=K,
+            fixed_point=True,
+            dtype=x.dtype,
         )
-        theirs = reference.float_error_bound(
-            *arguments, addition_depth=K + _EXTRA_ROUNDINGS, fixed_point=False, dtype=x.dtype
-        )
-        bound = ours + theirs
+        # The original sums as many terms and has a few roundings more; all terms grow with gamma.
+        longest = K + self.attributes.num_groups + 3
+        bound = ours * (1 + reference.gamma(longest + _EXTRA_ROUNDINGS) / reference.gamma(longest))
         if x.dtype == np.float16:
             # The original rounds between its MatMul, scale and bias too.
             bound += 3 * 2.0**-11 * (np.abs(originals) + np.abs(self.bias)) + 3 * 2.0**-25

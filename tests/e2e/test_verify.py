@@ -50,6 +50,7 @@ def test_equal_models_pass(products: list[Product]) -> None:
         assert check.compared_with == "original product"
         assert check.worst_error_over_bound <= 1
         assert check.rows == 16
+        assert check.probe_rows == -(-check.shape[0] // 64)
     (output,) = report.outputs
     assert output.tolerance == 1e-5
     assert output.max_relative_difference < 1e-6
@@ -87,6 +88,20 @@ def test_one_flipped_weight_fails_its_product_only(products: list[Product]) -> N
     assert worst.worst_error_over_bound > 1
     assert not report.outputs_passed
     assert "product0 at" in report.summary()
+
+
+def test_one_flipped_weight_in_long_sums_fails() -> None:
+    rng = np.random.default_rng(8)
+    weight = random_weight(rng, 20000, 8)
+    original = original_model([Product.make(weight)])
+    weight.levels[12345, 6] = 1 if weight.levels[12345, 6] != 1 else 0
+    report = verify(original, converted_model([Product.make(weight)]))
+    (check,) = report.products
+    assert check.status == "failed"
+    assert check.worst_is_probe
+    assert check.worst_index is not None
+    assert check.worst_index[1] == 6
+    assert "at probe (" in report.summary()
 
 
 def test_infinite_differences_become_json(products: list[Product]) -> None:
