@@ -597,7 +597,8 @@ def _probe(K: int, rank: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
     values = (1 + rng.random(K)) * rng.choice((-1, 1), K)
     probe = np.zeros((num_rows, K), dtype)
     probe[np.arange(K) % num_rows, np.arange(K)] = values
-    return probe.reshape((1,) * (rank - 2) + probe.shape)
+    shaped: NDArray[Any] = probe.reshape((1,) * (rank - 2) + probe.shape)
+    return shaped
 
 
 def _run_original_product(before: _Loaded, node: NodeProto, x: NDArray[Any]) -> NDArray[Any] | None:
@@ -676,7 +677,8 @@ def _check_product(
         return failed(
             f"the original has dtypes {x.dtype} and {y.dtype}, expected float32 or float16"
         )
-    found = _run_node(after, node, tensors, x)
+    session = _node_session(after, node, tensors, x.dtype)
+    found = after.run_session(session, {"X": x}, ["Y"])["Y"]
     num_rows = x.size // K
     num_chosen = min(num_rows, max_rows, max(_MIN_ROWS, _PRODUCT_WORK // (K * N)))
     chosen = np.unique(np.linspace(0, num_rows - 1, num_chosen).round().astype(int))
@@ -688,7 +690,7 @@ def _check_product(
         probed = _run_original_product(before, node, probe)
         if probed is not None and probed.shape == (*probe.shape[:-1], N):
             num_probes = probe.size // K
-            answered = _run_node(after, node, tensors, probe)
+            answered = after.run_session(session, {"X": probe}, ["Y"])["Y"]
             rows = np.concatenate([rows, probe.reshape(-1, K)])
             found = np.concatenate([found, answered.reshape(-1, N)])
             y = np.concatenate([y, probed.reshape(-1, N)])
@@ -821,20 +823,20 @@ def _largest(values: NDArray[Any]) -> float:
     return float(np.max(magnitudes, initial=0, where=np.isfinite(magnitudes)))
 
 
-def _run_node(
-    after: _Loaded, node: NodeProto, tensors: Sequence[NDArray[Any]], x: NDArray[Any]
-) -> NDArray[Any]:
-    """The converted node alone, through the library, on X."""
+def _node_session(
+    after: _Loaded, node: NodeProto, tensors: Sequence[NDArray[Any]], x_dtype: np.dtype[Any]
+) -> ort.InferenceSession:
+    """The converted node alone, X to Y, through the library."""
     alone = NodeProto()
     alone.CopyFrom(node)
     names = ["codes", "aux", "scale", "bias"]
     alone.input[:] = ["X", *names]
     alone.output[:] = ["Y"]
-    dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
+    dtype = helper.np_dtype_to_tensor_dtype(x_dtype)
     graph = helper.make_graph(
         [alone],
         "product",
-        [helper.make_tensor_value_info("X", dtype, x.shape)],
+        [helper.make_tensor_value_info("X", dtype, None)],
         [onnx.ValueInfoProto(name="Y")],
         [
             numpy_helper.from_array(np.asarray(tensor), name)
@@ -844,8 +846,7 @@ def _run_node(
     model = helper.make_model(
         graph, opset_imports=after.proto.opset_import, ir_version=after.proto.ir_version
     )
-    session = after.session(model, optimised=True)
-    return after.run_session(session, {"X": x}, ["Y"])["Y"]
+    return after.session(model, optimised=True)
 
 
 def _check_output(
