@@ -21,12 +21,21 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_ternary import reference, runtime
+from onnx_ternary._verify_inputs import Inputs, InputsError, verification_inputs
 from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
 from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
 
+__all__ = [
+    "DEFAULT_TOLERANCES",
+    "InputsError",
+    "OutputCheck",
+    "ProductCheck",
+    "VerificationReport",
+    "verify",
+]
+
 Model: TypeAlias = "str | os.PathLike[str] | ModelProto"
-Inputs: TypeAlias = "Mapping[str, NDArray[Any]] | str | os.PathLike[str]"
 Progress: TypeAlias = Callable[[str, int, int], None]
 
 # Largest difference of an output relative to its largest magnitude.
@@ -50,10 +59,6 @@ _NUMPY_TYPES = {
     "tensor(float16)": np.dtype(np.float16),
     "tensor(double)": np.dtype(np.float64),
 }
-
-
-class InputsError(OnnxTernaryError, ValueError):
-    """The inputs given for verification do not fit the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +257,7 @@ def verify(
     """
     before, after = _Loaded.load(original, "original"), _Loaded.load(converted, "converted")
     notes: list[str] = []
-    feeds, used = _feeds(before, inputs, seed)
+    feeds, used = verification_inputs(before.proto, inputs, seed, before.refusal)
     nodes = [node for node in after.proto.graph.node if _is_product(node)]
     num_nested = sum(map(_is_product, _nested_nodes(after.proto)))
     if num_nested:
@@ -404,6 +409,27 @@ class _Loaded:
                     "tensors only."
                 )
         return dict(zip(names, results, strict=True))
+
+    def refusal(
+        self, attempts: Sequence[Mapping[str, NDArray[Any]]]
+    ) -> Iterator[ModelError | None]:
+        """Why the model does not run on each of these inputs, one at a time."""
+        session = self.session(None, optimised=False)
+        names = [output.name for output in session.get_outputs()]
+        for feeds in attempts:
+            yield self._refusal(session, feeds, names)
+
+    def _refusal(
+        self,
+        session: ort.InferenceSession,
+        feeds: Mapping[str, NDArray[Any]],
+        names: Sequence[str],
+    ) -> ModelError | None:
+        try:
+            self.run_session(session, feeds, names)
+        except ModelError as error:
+            return error
+        return None
 
     def _error(self, action: str, error: Exception) -> ModelError:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -893,170 +919,3 @@ def _check_output(
         top1_agreement=top1,
         passed=tolerance is None or relative <= tolerance,
     )
-
-
-def _feeds(
-    model: _Loaded, inputs: Inputs | None, seed: int
-) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Inputs by name, and how they read in a report.
-
-    Raises:
-        InputsError: if given inputs do not fit.
-        ModelError: if inputs cannot be generated.
-    """
-    constants = {tensor.name for tensor in model.proto.graph.initializer}
-    wanted = [value for value in model.proto.graph.input if value.name not in constants]
-    if inputs is None:
-        feeds, source = _generate(model, wanted, seed), f"generated, seed {seed}"
-    elif isinstance(inputs, Mapping):
-        _require_known(inputs, wanted)
-        feeds, source = _given(inputs, wanted), "given"
-    else:
-        feeds, source = _given(_read_npz(inputs), wanted), f"from {os.fspath(inputs)}"
-    return feeds, {name: f"{source}: {array.dtype} {array.shape}" for name, array in feeds.items()}
-
-
-def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise InputsError(f"{os.fspath(path)} holds one unnamed array; expected an .npz.")
-            return {name: archive[name] for name in archive.files}
-    except InputsError:
-        raise
-    except Exception as error:  # zipfile, numpy and the file system raise what they like
-        raise InputsError(f"Inputs cannot be read from {os.fspath(path)}: {error}.") from error
-
-
-def _require_known(inputs: Mapping[str, Any], wanted: Sequence[onnx.ValueInfoProto]) -> None:
-    names = [value.name for value in wanted]
-    for name in inputs:
-        if name not in names:
-            raise InputsError(f"The model has no input '{name}'; it has: {', '.join(names)}.")
-
-
-def _given(
-    inputs: Mapping[str, Any], wanted: Sequence[onnx.ValueInfoProto]
-) -> dict[str, NDArray[Any]]:
-    feeds = {}
-    for value in wanted:
-        if value.name not in inputs:
-            raise InputsError(
-                f"Input '{value.name}' is missing; given: {', '.join(inputs) or 'nothing'}."
-            )
-        array = np.asarray(inputs[value.name])
-        tensor = value.type.tensor_type
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        if dtype != array.dtype and tensor.elem_type != TensorProto.STRING:
-            raise InputsError(f"Input '{value.name}' is {array.dtype}, expected {dtype}.")
-        if tensor.HasField("shape"):
-            dims = [
-                dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim
-            ]
-            fits = len(dims) == array.ndim and all(
-                dim in (None, size) for dim, size in zip(dims, array.shape, strict=True)
-            )
-            if not fits:
-                expected = ", ".join(
-                    dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim
-                )
-                raise InputsError(
-                    f"Input '{value.name}' has shape {array.shape}, expected ({expected})."
-                )
-        feeds[value.name] = array
-    return feeds
-
-
-# Sizes for symbolic dimensions: (batch, anything else), tried in order.
-_SIZES = ((2, 8), (1, 8), (1, 1))
-_PAST_SIZE = 4
-_IMAGE_SIZE = 32
-_NUM_INTEGERS = 8
-
-
-def _generate(
-    model: _Loaded, wanted: Sequence[onnx.ValueInfoProto], seed: int
-) -> dict[str, NDArray[Any]]:
-    """Random inputs of the first sizes with which the model runs.
-
-    Raises:
-        ModelError: if an input is not a numeric tensor, or the model runs with none of the sizes.
-    """
-    attempts: list[dict[str, NDArray[Any]]] = []
-    for batch, other in _SIZES:
-        rng = np.random.default_rng(seed)
-        feeds = {value.name: _random(value, rng, batch, other) for value in wanted}
-        if not any(_same_shapes(feeds, tried) for tried in attempts):
-            attempts.append(feeds)
-    if len(attempts) == 1:
-        return attempts[0]
-    session = model.session(None, optimised=False)
-    names = [output.name for output in session.get_outputs()]
-
-    def refusal(feeds: Mapping[str, NDArray[Any]]) -> ModelError | None:
-        try:
-            model.run_session(session, feeds, names)
-        except ModelError as error:
-            return error
-        return None
-
-    for feeds in attempts:
-        error = refusal(feeds)
-        if error is None:
-            return feeds
-    raise ModelError(f"Generated inputs do not fit; give inputs of your own. {error}") from error
-
-
-def _same_shapes(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:
-    return all(one[name].shape == other[name].shape for name in one)
-
-
-def _random(
-    value: onnx.ValueInfoProto, rng: np.random.Generator, batch: int, other: int
-) -> NDArray[Any]:
-    if not value.type.HasField("tensor_type"):
-        raise ModelError(f"Input '{value.name}' is not a tensor; give inputs of your own.")
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        raise ModelError(f"Input '{value.name}' has no shape; give inputs of your own.")
-    shape = [
-        dim.dim_value
-        if dim.HasField("dim_value")
-        else _symbolic_size(dim.dim_param, axis, batch, other)
-        for axis, dim in enumerate(tensor.shape.dim)
-    ]
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    if dtype.kind == "f":
-        return np.asarray(rng.standard_normal(shape), dtype)
-    name = value.name.lower()
-    if dtype.kind == "b" or (dtype.kind in "iu" and "mask" in name):
-        return np.ones(shape, dtype)
-    if dtype.kind not in "iu":
-        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-        raise ModelError(
-            f"Input '{value.name}' is {kind}, which cannot be generated; give inputs of your own."
-        )
-    if "position" in name and shape:
-        return np.array(np.broadcast_to(np.arange(shape[-1]), shape), dtype)
-    if "token_type" in name:
-        return np.zeros(shape, dtype)
-    return np.asarray(rng.integers(0, _NUM_INTEGERS, shape), dtype)
-
-
-def _symbolic_size(name: str, axis: int, batch: int, other: int) -> int:
-    """A size for a dimension known by name, equal for equal names; sums of names are understood."""
-    if "+" in name:
-        terms = [part.strip() for part in name.split("+")]
-        return sum(
-            int(term) if term.isdigit() else _symbolic_size(term, 1, batch, other) for term in terms
-        )
-    lower = name.lower()
-    if "total" in lower:
-        return _PAST_SIZE + other
-    if "past" in lower:
-        return _PAST_SIZE
-    if "height" in lower or "width" in lower:
-        return _IMAGE_SIZE
-    if "batch" in lower or (axis == 0 and "seq" not in lower):
-        return batch
-    return other

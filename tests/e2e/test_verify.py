@@ -383,3 +383,35 @@ def test_comparison_can_fail(found: float, expected: float, bound: float, ratio:
 def test_domain_of_op_is_the_schema_s() -> None:
     model = converted_model([Product.make(random_weight(np.random.default_rng(0), 4, 4))])
     assert model.graph.node[0].domain == DOMAIN
+
+
+def test_generated_batch_falls_back_to_one() -> None:
+    product = Product.make(random_weight(np.random.default_rng(0), 16, 10))
+    models = []
+    for model in (original_model([product]), converted_model([product])):
+        # Only a batch of one fits the model's own constant shape.
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.array([1, 8, 16], np.int64), "shape")
+        )
+        model.graph.node.insert(0, helper.make_node("Reshape", ["input", "shape"], ["X"]))
+        model.graph.input[0].name = "input"
+        models.append(model)
+    report = verify(*models)
+    assert report.passed
+    assert report.inputs["input"].endswith("float32 (1, 8, 16)")
+
+
+def test_inputs_that_cannot_be_generated(products: list[Product]) -> None:
+    original, converted = original_model(products), converted_model(products)
+    for model in (original, converted):
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.array([1, 9, 130], np.int64), "shape")
+        )
+        model.graph.node.insert(0, helper.make_node("Reshape", ["input", "shape"], ["X"]))
+        model.graph.input[0].name = "input"
+    with pytest.raises(ModelError, match="Generated inputs do not fit; give inputs of your own"):
+        verify(original, converted)
+    text = helper.make_tensor_value_info("text", TensorProto.STRING, ["batch"])
+    original.graph.input.append(text)
+    with pytest.raises(ModelError, match="Input 'text' is string, which cannot be generated"):
+        verify(original, converted)
