@@ -145,8 +145,8 @@ def file_bytes(path: str | PathLike[str]) -> int:
     Raises:
         ModelError: as `load`.
     """
-    others = {tensor.path for tensor in external_tensors(load(path))}
-    return sum(os.stat(each).st_size for each in {os.fspath(path), *map(os.fspath, others)})
+    others = {Path(tensor.path) for tensor in external_tensors(load(path))}
+    return sum(each.stat().st_size for each in {Path(path), *others})
 
 
 def copy(

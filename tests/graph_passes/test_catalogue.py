@@ -12,11 +12,11 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnx_ternary.graph_passes.replace import read_attributes
 
 from onnx_ternary import get_library_path
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.index import decode_index
+from onnx_ternary.nodes import read_attributes
 from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize
 from onnx_ternary.reference import float_error_bound
 from onnx_ternary.report import Rewrite
