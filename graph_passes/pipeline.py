@@ -13,6 +13,7 @@ from onnx_ternary.report import Kept
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 
 from . import gemm, matmul, unhandled
+from .cones import folding
 from .match import Context, Rejection, Rule, TernaryMatMul
 from .replace import Replaced, Replacer
 from .weights import Constant, resolve
@@ -43,6 +44,11 @@ def run(model: ir.Model, options: OptimizeOptions, progress: Progress | None = N
         options: the user's choices.
         progress: called before each product with its name, its index and their number.
     """
+    with folding(model, fold=options.fold):
+        return _run(model, options, progress)
+
+
+def _run(model: ir.Model, options: OptimizeOptions, progress: Progress | None) -> PassResult:
     context = Context(options)
     replacer = Replacer(model, options)
     whole_model = _refusal_of_model(model)
@@ -119,6 +125,8 @@ def _match(
 
 
 def _excluded(node: ir.Node, options: OptimizeOptions) -> str:
+    if not (options.include or options.exclude):
+        return ""
     names = [node.name or ""]
     for value in node.inputs:
         operand = None if value is None else resolve(value)

@@ -28,7 +28,7 @@ from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE, OpAttributes
 from onnx_ternary.ternary import TernaryWeight
 
 from .match import Rejection, TernaryMatMul
-from .weights import Constant
+from .weights import FOLDER, Constant, leaf
 
 # Below opset 12 a body learns N from the shape of the scale or the bias only.
 _FIRST_OPSET_WITH_SCALAR_BIAS = 12
@@ -176,8 +176,14 @@ class Replacer:
 
     @staticmethod
     def _pays(index: Index, weight: Constant) -> bool:
-        """Padding can make the index of a very small matrix the larger one; rsr is a choice."""
-        return index.attributes.index_format != "packed" or index.nbytes < weight.stored_bytes
+        """Padding can make the index of a very small matrix the larger one; rsr is a choice.
+
+        A weight stored in two bits already pays for itself when it is no longer unpacked.
+        """
+        dense_bytes = int(weight.size * weight.dtype.itemsize)
+        return index.attributes.index_format != "packed" or index.nbytes < max(
+            weight.stored_bytes, dense_bytes
+        )
 
     def _store(
         self, graph: ir.Graph, weight: Constant, index: Index, first_user: str
@@ -454,34 +460,26 @@ def _value_names(model: ir.Model) -> Iterator[str]:
 
 def _prune(value: ir.Value) -> None:
     """Remove a constant nobody uses any more, and what it was made from."""
-    if value.uses() or value.is_graph_output() or value.is_graph_input():
-        return
-    producer = value.producer()
-    if producer is None:
-        if value.is_initializer() and value.name and value.graph is not None:
-            del value.graph.initializers[value.name]
-        return
-    if producer.graph is None or not _is_constant_step(producer):
-        return
-    if any(out.uses() or out.is_graph_output() for out in producer.outputs):
-        return
-    operands = [each for each in producer.inputs if each is not None]
-    producer.graph.remove(producer, safe=True)
-    for operand in operands:
-        _prune(operand)
+    if not isinstance(leaf(value), Constant):
+        # Without a folder no rule has looked behind what such steps make.
+        folder = FOLDER.get()
+        if folder is None or folder.status(value) is not None:
+            return
+    unused = [value]
+    while unused:
+        each = unused.pop()
+        producer = each.producer()
+        if producer is None:
+            graph, name = each.graph, each.name or ""
+            if graph is not None and name in graph.initializers and not _seen(each):
+                del graph.initializers[name]
+        elif producer.graph is not None and not any(map(_seen, producer.outputs)):
+            unused += [operand for operand in producer.inputs if operand is not None]
+            producer.graph.remove(producer, safe=True)
 
 
-def _is_constant_step(node: ir.Node) -> bool:
-    """Whether a node only stood between a tensor and the product."""
-    if node.domain != "":
-        return False
-    if node.op_type == "Constant":
-        return True
-    if node.op_type not in ("Identity", "Transpose", "Cast") or node.inputs[0] is None:
-        return False
-    source = node.inputs[0]
-    producer = source.producer()
-    return source.is_initializer() if producer is None else _is_constant_step(producer)
+def _seen(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output() or value.is_graph_input()
 
 
 def _kept_note(root: ir.Value) -> str | None:

@@ -1,19 +1,21 @@
 """Resolve a constant operand without touching the graph.
 
-An operand is constant when it is an initializer nobody can override, a Constant node, or one of
-these behind Identity, Transpose and Cast nodes. `resolve` only looks at shapes and dtypes;
+An operand is constant when it is an initializer nobody can override, a Constant node, one of these
+behind Identity, Transpose and Cast nodes, or, inside `cones.folding`, the end of any other constant
+expression. `resolve` only looks at shapes and dtypes (a constant expression is run to learn them);
 `Constant.numpy` reads and evaluates, one tensor at a time.
 
-Another way to find constants (a whole constant expression evaluated at once) only has to return a
-`Constant` whose ``key`` identifies the value and whose ``evaluate`` computes it.
+Another way to find constants only has to return a `Constant` whose ``key`` identifies the value and
+whose ``evaluate`` computes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -116,23 +118,57 @@ class NotConstant:
     at_run_time: bool
 
 
+class Folder(Protocol):
+    """Constant expressions of one model (cones.py)."""
+
+    def resolve(self, value: ir.Value) -> Constant | NotConstant:
+        """The constant expression that ends in ``value``, or why there is none."""
+        ...
+
+    def status(self, value: ir.Value) -> NotConstant | None:
+        """Why ``value`` is not the end of a constant expression, without evaluating it."""
+        ...
+
+
+FOLDER: ContextVar[Folder | None] = ContextVar("FOLDER", default=None)
+"""Set by `cones.folding`, so that rules need not pass it on."""
+
+
 def resolve(value: ir.Value) -> Constant | NotConstant:
     """Follow ``value`` back to the constant it comes from."""
+    if (constant := leaf(value)) is not None:
+        return constant
     producer = value.producer()
-    if producer is None:
-        return _resolve_initializer(value)
+    assert producer is not None  # everything else is a leaf
     name = producer.name or producer.op_type
-    if producer.domain == "":
-        if producer.op_type == "Constant":
-            return _resolve_constant_node(value, producer)
-        if producer.op_type in ("Identity", "Transpose", "Cast") and producer.inputs:
-            source = producer.inputs[0]
-            if source is not None:
-                inner = resolve(source)
-                return inner if isinstance(inner, NotConstant) else _apply(producer, inner)
+    folder = FOLDER.get()
+    if (
+        producer.domain == ""
+        and producer.op_type in ("Identity", "Transpose", "Cast")
+        and producer.inputs
+        and (source := producer.inputs[0]) is not None
+    ):
+        inner = resolve(source)
+        if isinstance(inner, NotConstant):
+            return inner
+        found = _apply(producer, inner)
+        if isinstance(found, Constant) or folder is None:
+            return found
+    if folder is not None:
+        return folder.resolve(value)
     return NotConstant(
         f"'{value.name}' is computed at run time (by {producer.op_type} '{name}')", True
     )
+
+
+def leaf(value: ir.Value) -> Constant | NotConstant | None:
+    """A value nothing but a Constant node makes; None for what other nodes compute."""
+    producer = value.producer()
+    if producer is None:
+        return _resolve_initializer(value)
+    if producer.domain == "" and producer.op_type == "Constant":
+        return _resolve_constant_node(value, producer)
+    return None
 
 
 def _resolve_initializer(value: ir.Value) -> Constant | NotConstant:

@@ -151,6 +151,12 @@ def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Admit weights this far (relative to the scale) from ternary; 0 means exact.",
         ),
         click.option(
+            "--fold/--no-fold",
+            default=True,
+            show_default=True,
+            help="Evaluate weights that are the end of a constant expression.",
+        ),
+        click.option(
             "--min-elements",
             type=click.IntRange(0),
             default=OptimizeOptions().min_elements,
@@ -224,6 +230,7 @@ def optimize_command(
     algorithm: Any,
     activation: Any,
     tolerance: float,
+    fold: bool,
     min_elements: int,
     run_verify: bool | None,
     inputs: Path | None,
@@ -247,6 +254,7 @@ def optimize_command(
         algorithm=algorithm,
         activation=activation,
         tolerance=tolerance,
+        fold=fold,
         min_elements=min_elements,
         external_data=external_data,
         function_body=function_body,
@@ -284,6 +292,7 @@ def inspect_command(
     algorithm: Any,
     activation: Any,
     tolerance: float,
+    fold: bool,
     min_elements: int,
     deep: bool,
     as_json: bool,
@@ -301,6 +310,7 @@ def inspect_command(
         algorithm=algorithm,
         activation=activation,
         tolerance=tolerance,
+        fold=fold,
         min_elements=min_elements,
     )
     with out.progress("Reading") as progress:

@@ -43,6 +43,8 @@ class OptimizeOptions:
             ``always`` or ``never``.
         function_body: carry a body of standard operators, so that the model also runs without the
             library.
+        fold: evaluate weights that are the end of a constant expression (quantised or unpacked in
+            the graph); False leaves such products alone.
         min_elements: smaller weights stay float, and so does a weight whose ``packed`` index would
             not be smaller than it. 0: convert whatever can be converted.
 
@@ -60,6 +62,7 @@ class OptimizeOptions:
     tolerance: float = 0.0
     external_data: ExternalData = "auto"
     function_body: bool = True
+    fold: bool = True
     min_elements: int = DEFAULT_MIN_ELEMENTS
 
     def __post_init__(self) -> None:

@@ -32,12 +32,14 @@ class Case:
         weights: float64 (K, N) per rewritten product: the matrix the new node multiplies by,
             exactly; None where absorbed factors round.
         keeps_weight: the float weight stays in the model.
+        stored_packed: the weight takes as little space in the model as its index.
     """
 
     model: onnx.ModelProto
     patterns: tuple[str, ...]
     weights: tuple[Array | None, ...]
     keeps_weight: bool = False
+    stored_packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -626,17 +628,6 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
         "TernaryIndexedMatMul: attribute alphabet = 'ternary', expected binary_pm or binary_01; "
         "convert the model again with 'onnx-ternary optimize'.",
         {"storage": "1bit"},
-    ),
-    "cast_of_float_to_integer": lambda: Miss(
-        model(
-            [
-                node("Cast", ["v"], "i", to=TensorProto.INT8),
-                node("Cast", ["i"], "w", to=TensorProto.FLOAT),
-                matmul(),
-            ],
-            {"v": ternary(scale=1.0)},
-        ),
-        "weight 'v' is cast from FLOAT to INT8 by 'Cast_i', which this version does not evaluate",
     ),
 }
 for _name, _value, _reason in (
