@@ -50,7 +50,7 @@ class Gemm:
             x,
             weight,
             rank=2,
-            transpose_x=bool(node.attributes.get_int("transA", 0)),  # case 2
+            perm_x=(1, 0) if node.attributes.get_int("transA", 0) else None,  # case 2
             factor=np.array(alpha, np.float64),  # case 3
         )
         c = node.inputs[2] if len(node.inputs) > 2 else None

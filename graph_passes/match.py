@@ -46,8 +46,9 @@ class TernaryMatMul:
         product: the MatMul or Gemm; the new node takes its name.
         absorbed: the other nodes the new node stands for.
         pattern: op types of what is replaced, first to last: ``Mul -> MatMul -> Add``.
-        x: the activations, (..., K), or (K, M) if ``transpose_x``.
-        transpose_x: the product reads x transposed.
+        x: the activations, (..., K) once they are permuted.
+        perm_x: of a Transpose of x that goes in front, or None.
+        perm_y: of a Transpose of the result, (..., N), that goes behind, or None.
         weight: the constant operand as (K, N).
         levels: its levels; ``levels.scale`` does not hold the absorbed factors.
         scale: float32 (), (N,) or (num_groups, N), absorbed factors included.
@@ -61,7 +62,8 @@ class TernaryMatMul:
     absorbed: tuple[ir.Node, ...]
     pattern: str
     x: ir.Value
-    transpose_x: bool
+    perm_x: tuple[int, ...] | None
+    perm_y: tuple[int, ...] | None
     weight: Constant
     levels: TernaryWeight
     scale: NDArray[np.float32]

@@ -8,6 +8,8 @@ Let P = X @ W. Absorbed, where the value between has no other use and is no grap
    far is scaled too;
 3. after: ``Add(P, b)``, b a scalar or one number a column, if there is no bias yet.
 
+Where the product's result is transposed (a weight on the left), 2 and 3 take scalars only.
+
 Factors must be finite and positive, and the scale they lead to a normal float32; other ones stay
 where they are. Factors are multiplied in float64, so scale and bias are rounded once.
 """
@@ -38,7 +40,8 @@ class Product:
     x: ir.Value
     weight: Constant
     rank: int | None
-    transpose_x: bool = False
+    perm_x: tuple[int, ...] | None = None
+    perm_y: tuple[int, ...] | None = None
     factor: NDArray[np.float64] = field(default_factory=lambda: np.ones((), np.float64))
     bias: NDArray[np.float64] | None = None
     bias_value: ir.Value | None = None
@@ -98,6 +101,28 @@ def constant_weight(node: ir.Node, index: int = 1) -> Constant | Rejection:
     return Rejection(node, f"no constant weight: {weight.reason}")
 
 
+def left_weight(node: ir.Node) -> Constant | None:
+    """The constant left operand of a product whose right operand is computed at run time."""
+    left, right = node.inputs[0], node.inputs[1]
+    if left is None or right is None:
+        return None
+    weight, other = resolve(left), resolve(right)
+    if isinstance(weight, Constant) and isinstance(other, NotConstant):
+        return weight
+    return None
+
+
+def wrong_length(x: ir.Value, axis: int, weight: Constant) -> str | None:
+    """Why ``x`` cannot be multiplied by a (K, N) weight along ``axis``; None if it can."""
+    length = None if x.shape is None else x.shape[axis]
+    if len(weight.shape) != 2 or not isinstance(length, int) or length == weight.shape[0]:
+        return None
+    return (
+        f"input '{x.name}' has {length} {'columns' if axis == -1 else 'rows'}, but weight "
+        f"'{weight.name}' has {weight.shape[0]} {'rows' if axis == -1 else 'columns'}"
+    )
+
+
 def check_weight(node: ir.Node, x: ir.Value, weight: Constant, context: Context) -> str | None:
     """Why a weight is refused before its numbers are read; None if it is not."""
     name = weight.name
@@ -150,7 +175,8 @@ def finish(product: Product, context: Context) -> TernaryMatMul | Rejection:
         absorbed=(*product.before, *product.after),
         pattern=" -> ".join(each.op_type for each in nodes),
         x=product.x,
-        transpose_x=product.transpose_x,
+        perm_x=product.perm_x,
+        perm_y=product.perm_y,
         weight=weight,
         levels=levels,
         scale=scale,
@@ -254,7 +280,8 @@ def _absorb_before(product: Product, context: Context, scale: NDArray[np.float32
 
 
 def _absorb_after(product: Product, scale: NDArray[np.float32]) -> None:
-    N = product.num_columns
+    # Behind a Transpose the columns lie elsewhere; one number for all of them fits anywhere.
+    N = product.num_columns if product.perm_y is None else 1
     while product.addend is None:
         value = product.output
         node = _private(value, product.node.graph)

@@ -263,20 +263,21 @@ class Replacer:
             name = self._unique(f"{old.name}.{suffix}")
             return ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
 
-        if match.transpose_x:
-            shape = match.x.shape
-            turned = ir.Shape([shape[1], shape[0]]) if shape and len(shape) == 2 else None
+        if match.perm_x is not None:
+            turned = _permuted(match.x.shape, match.perm_x)
             inputs[0] = add(
                 "",
                 "Transpose",
                 [match.x],
                 temporary("transposed", turned),
-                attributes=[ir.AttrInt64s("perm", [1, 0])],
+                attributes=[ir.AttrInt64s("perm", match.perm_x)],
                 name=f"{product.name}.transpose",
             )
+        product_shape = _output_shape(inputs[0].shape, attributes.N)
+        known = product_shape if match.perm_y is None else _permuted(product_shape, match.perm_y)
         output = ir.Value(
             name=old.name,
-            shape=old.shape or _output_shape(inputs[0].shape, attributes.N),
+            shape=old.shape or known,
             type=old.type or ir.TensorType(dtype),
             doc_string=old.doc_string,
             metadata_props=dict(old.metadata_props),
@@ -285,7 +286,11 @@ class Replacer:
             DOMAIN,
             OP_TYPE,
             inputs,
-            temporary("product", output.shape) if match.addend else output,
+            (
+                output
+                if match.addend is None and match.perm_y is None
+                else temporary("product", output.shape if match.addend else product_shape)
+            ),
             attributes=_attributes(attributes),
             name=product.name,
             doc_string=product.doc_string,
@@ -299,6 +304,16 @@ class Replacer:
                 scaled = temporary("addend", term.shape)
                 term = add("", "Mul", [term, factor], scaled, name=f"{product.name}.scale_addend")
             add("", "Add", [product_value, term], output, name=f"{product.name}.add")
+        if match.perm_y is not None:
+            assert match.addend is None  # only Gemm has one
+            add(
+                "",
+                "Transpose",
+                [product_value],
+                output,
+                attributes=[ir.AttrInt64s("perm", match.perm_y)],
+                name=f"{product.name}.transpose_back",
+            )
         graph.insert_before(product, nodes)
         old.replace_all_uses_with(output, replace_graph_outputs=True)
         node = product_value.producer()
@@ -418,6 +433,12 @@ def _attributes(attributes: OpAttributes) -> list[ir.Attr]:
 
 def _output_shape(shape: ir.Shape | None, num_columns: int) -> ir.Shape | None:
     return None if shape is None else ir.Shape([*shape[:-1], num_columns])
+
+
+def _permuted(shape: ir.Shape | None, perm: tuple[int, ...]) -> ir.Shape | None:
+    if shape is None or len(shape) != len(perm):
+        return None
+    return ir.Shape([shape[axis] for axis in perm])
 
 
 def _array(value: ir.Value | None) -> NDArray[Any]:

@@ -15,7 +15,7 @@ class Unhandled:
     """Every other product ONNX and ONNX Runtime know."""
 
     op_types: ClassVar[frozenset[tuple[str, str]]] = frozenset(
-        {("", name) for name in ("Conv", "Einsum", "MatMulInteger", "QLinearConv", "QLinearMatMul")}
+        {("", name) for name in ("MatMulInteger", "QLinearConv", "QLinearMatMul")}
         | {("", "ConvInteger"), ("", "ConvTranspose")}
         | {
             (_MICROSOFT, name)
@@ -23,7 +23,6 @@ class Unhandled:
                 "DynamicQuantizeMatMul",
                 "FusedConv",
                 "FusedGemm",
-                "FusedMatMul",
                 "GemmFastGelu",
                 "GemmFloat8",
                 "MatMulBnb4",
@@ -31,7 +30,6 @@ class Unhandled:
                 "MatMulIntegerToFloat",
                 "MatMulNBits",
                 "QGemm",
-                "TransposeMatMul",
             )
         }
     )

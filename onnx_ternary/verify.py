@@ -536,17 +536,22 @@ def _check_products(
     known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     known.update(name for node in graph.node for name in node.output if name)
     rows = max(map(_num_rows, feeds.values()), default=1)
+    places = _places(after.proto.graph, nodes, known)
     checks: list[ProductCheck] = []
     for batch in _batches(nodes, rows, max_exposed_bytes):
         names = dict.fromkeys(
-            name for node in batch for name in (node.input[0], node.output[0]) if name in known
+            name
+            for node in batch
+            for name in (places[id(node)].source, places[id(node)].target)
+            if name in known
         )
         values = dict(feeds)
         values.update(_run_exposed(before, feeds, [name for name in names if name not in feeds]))
         for node in batch:
             if progress is not None:
                 progress(_node_name(node), len(checks) + 1, len(nodes))
-            missing = [n for n in (node.input[0], node.output[0]) if n not in values]
+            place = places[id(node)]
+            missing = [n for n in (place.source, place.target) if n not in values]
             if missing:
                 attributes = _attributes(node)
                 checks.append(
@@ -559,9 +564,71 @@ def _check_products(
                     )
                 )
                 continue
-            x, y = values[node.input[0]], values[node.output[0]]
-            checks.append(_check_product(before, after, node, x, y, weight_tolerance, max_rows))
+            x, y = values[place.source], values[place.target]
+            checks.append(
+                _check_product(before, after, node, place, x, y, weight_tolerance, max_rows)
+            )
     return checks
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a converted node stands in the original.
+
+    Attributes:
+        source: the original's value that leads to X.
+        target: the original's value that Y leads to.
+        perm_x: of the Transpose from source to X; None if they are the same.
+        perm_y: of the Transpose from Y to target; None if they are the same.
+    """
+
+    source: str
+    target: str
+    perm_x: tuple[int, ...] | None = None
+    perm_y: tuple[int, ...] | None = None
+
+    def x_of(self, source: NDArray[Any]) -> NDArray[Any]:
+        """X as the converted node gets it."""
+        return _transposed(source, self.perm_x)
+
+    def source_of(self, x: NDArray[Any]) -> NDArray[Any]:
+        """What X comes from."""
+        return _transposed(x, None if self.perm_x is None else _inverse(self.perm_x))
+
+    def y_of(self, target: NDArray[Any]) -> NDArray[Any]:
+        """Y as the converted node should give it."""
+        return _transposed(target, None if self.perm_y is None else _inverse(self.perm_y))
+
+
+def _inverse(perm: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(perm.index(axis) for axis in range(len(perm)))
+
+
+def _transposed(array: NDArray[Any], perm: tuple[int, ...] | None) -> NDArray[Any]:
+    if perm is None or len(perm) != array.ndim:
+        return array
+    return np.ascontiguousarray(array.transpose(perm))
+
+
+def _places(graph: GraphProto, nodes: Sequence[NodeProto], known: set[str]) -> dict[int, _Place]:
+    """Where nodes stand, by their id; conversion leaves at most a Transpose on either side."""
+    transposes = [node for node in graph.node if node.op_type == "Transpose" and node.domain == ""]
+    before = {node.output[0]: node for node in transposes}
+    behind = {node.input[0]: node for node in transposes}
+    places: dict[int, _Place] = {}
+    for node in nodes:
+        source, target = node.input[0], node.output[0]
+        perms: list[tuple[int, ...] | None] = [None, None]
+        if source not in known and source in before:
+            perms[0], source = _perm(before[source]), before[source].input[0]
+        if target not in known and target in behind:
+            perms[1], target = _perm(behind[target]), behind[target].output[0]
+        places[id(node)] = _Place(source, target, *perms)
+    return places
+
+
+def _perm(node: NodeProto) -> tuple[int, ...]:
+    return tuple(axis for each in node.attribute if each.name == "perm" for axis in each.ints)
 
 
 def _node_name(node: NodeProto) -> str:
@@ -627,12 +694,15 @@ def _probe(K: int, rank: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
     return shaped
 
 
-def _run_original_product(before: _Loaded, node: NodeProto, x: NDArray[Any]) -> NDArray[Any] | None:
-    """The original's nodes between a product's input and output, on another input.
+def _run_original_product(
+    before: _Loaded, place: _Place, probe: NDArray[Any]
+) -> NDArray[Any] | None:
+    """The original's nodes between a product's input and output, on another X.
 
     None where they take more than constants and this input, or fit one shape only.
     """
-    source, target = node.input[0], node.output[0]
+    source, target = place.source, place.target
+    x = place.source_of(probe)
     graph = before.proto.graph
     makers = {name: maker for maker in graph.node for name in maker.output if name}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
@@ -668,7 +738,7 @@ def _run_original_product(before: _Loaded, node: NodeProto, x: NDArray[Any]) -> 
         result: NDArray[Any] = before.run_session(session, {source: x}, [target])[target]
     except ModelError:
         return None
-    return result
+    return place.y_of(result)
 
 
 def _has_graph(attribute: onnx.AttributeProto) -> bool:
@@ -679,11 +749,13 @@ def _check_product(
     before: _Loaded,
     after: _Loaded,
     node: NodeProto,
+    place: _Place,
     x: NDArray[Any],
     y: NDArray[Any],
     weight_tolerance: float,
     max_rows: int,
 ) -> ProductCheck:
+    x, y = place.x_of(x), place.y_of(y)
     attributes = _attributes(node)
     K, N = attributes.K, attributes.N
     name = _node_name(node)
@@ -713,7 +785,7 @@ def _check_product(
     num_probes = 0
     probe = _probe(K, x.ndim, x.dtype) if attributes.activation == "float" else None
     if probe is not None:
-        probed = _run_original_product(before, node, probe)
+        probed = _run_original_product(before, place, probe)
         if probed is not None and probed.shape == (*probe.shape[:-1], N):
             num_probes = probe.size // K
             answered = after.run_session(session, {"X": probe}, ["Y"])["Y"]

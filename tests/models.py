@@ -528,10 +528,6 @@ def matmul_integer() -> onnx.ModelProto:
     )
 
 
-def left_operand() -> onnx.ModelProto:
-    return model([matmul("w", "x")], {"w": ternary()}, x_shape=(N, "batch"))
-
-
 def in_function() -> onnx.ModelProto:
     weight = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(ternary()))
     function = helper.make_function(
@@ -570,9 +566,6 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     ),
     "old_opset": lambda: Miss(
         simple(ternary(), opset=6), "the model has opset 6; 7 or later is needed"
-    ),
-    "left_operand": lambda: Miss(
-        left_operand(), "weight 'w' is the left operand, which this version does not handle"
     ),
     "both_constant": lambda: Miss(
         model([matmul("v", "w")], {"v": np.ones((2, K), F32), "w": ternary()}),

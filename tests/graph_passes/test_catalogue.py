@@ -22,13 +22,14 @@ from onnx_ternary.reference import float_error_bound
 from onnx_ternary.report import Rewrite
 from onnx_ternary.runtime import register
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE, OpAttributes
-from tests import cone_models, models
+from tests import cone_models, models, operand_models
 from tests.models import Case
 
 ALL = OptimizeOptions(min_elements=0)
 Array = NDArray[Any]
-HITS = {**models.HITS, **cone_models.HITS}
-NEAR_MISSES = {**models.NEAR_MISSES, **cone_models.NEAR_MISSES}
+CATALOGUES = (models, cone_models, operand_models)
+HITS = {name: made for each in CATALOGUES for name, made in each.HITS.items()}
+NEAR_MISSES = {name: made for each in CATALOGUES for name, made in each.NEAR_MISSES.items()}
 
 
 @pytest.fixture(params=HITS, ids=str)
@@ -222,12 +223,9 @@ def check_product(
     levels, scale, group_size = levels_and_scale(node)
     bias = np.broadcast_to(tensors(node)[3], (levels.shape[1],))
     for values, roundings in ((after, 0), (before, row.pattern.count("->") + 1)):
-        x = values[row.input]
-        if x.shape[-1] != levels.shape[0]:
-            x = x.T
+        x, y = product_values(row, node, values)
         exact = x.astype(np.float64) @ dense(node) + bias
         addend = kept_addend(case.model, values)
-        y = values[row.output]
         bound = float_error_bound(
             x,
             levels,
@@ -247,6 +245,18 @@ def check_product(
         expected = exact if addend is None else exact + addend
         assert y.shape == expected.shape
         assert (np.abs(y - expected) <= bound).all()
+
+
+def product_values(row: Rewrite, node: ir.Node, values: dict[str, Array]) -> tuple[Array, Array]:
+    """X and Y of a node, from the values around the Transposes beside it."""
+    x, y = values[row.input], values[row.output]
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if before is not None and before.op_type == "Transpose" and before.name.startswith(row.node):
+        x = x.transpose(before.attributes["perm"].as_ints())
+    for behind, _ in node.outputs[0].uses():
+        if behind.op_type == "Transpose" and behind.outputs[0].name == row.output:
+            y = y.transpose(np.argsort(behind.attributes["perm"].as_ints()))
+    return x, y
 
 
 def kept_addend(model: onnx.ModelProto, values: dict[str, Array]) -> Array | None:
