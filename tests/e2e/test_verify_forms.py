@@ -1,0 +1,51 @@
+"""Verification finds the products of every form in the original, and judges them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_ternary import get_library_path, verify
+from onnx_ternary.errors import LibraryError
+from onnx_ternary.optimize import OptimizeOptions, optimize
+from tests import cone_models, operand_models
+
+ALL = OptimizeOptions(min_elements=0)
+HITS = {**cone_models.HITS, **operand_models.HITS}
+del HITS["cone_bfloat16"]  # onnxruntime's CPU provider multiplies no bfloat16 matrices
+
+try:
+    get_library_path()
+except LibraryError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+def converted(name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    original = HITS[name]().model
+    return original, optimize(original, ALL).to_proto()
+
+
+@pytest.mark.parametrize("name", HITS)
+def test_products_are_judged_on_their_own(name: str) -> None:
+    original, other = converted(name)
+    if original.graph.input[0].type.tensor_type.HasField("shape"):
+        inputs = None
+    else:
+        inputs = {"x": np.random.default_rng(0).standard_normal((2, 3, 48)).astype(np.float32)}
+    report = verify(original, other, inputs=inputs)
+    assert report.passed, report.summary()
+    if name != "cone_in_branches":  # values in branches cannot be exposed
+        assert {check.status for check in report.products} == {"passed"}
+
+
+@pytest.mark.parametrize("name", ["left_operand", "einsum_permuted", "cone_quantised"])
+def test_wrong_weight_is_found(name: str) -> None:
+    original, other = converted(name)
+    (codes,) = (each for each in other.graph.initializer if each.name.endswith(".codes"))
+    array = onnx.numpy_helper.to_array(codes).copy()
+    flat = array.reshape(-1)
+    flat[0] = (flat[0] & 0xFC) | (((flat[0] & 3) + 1) % 3)
+    codes.CopyFrom(onnx.numpy_helper.from_array(array, codes.name))
+    report = verify(original, other)
+    assert [check.status for check in report.products] == ["failed"]
