@@ -77,10 +77,11 @@ class _Refusal(Exception):  # noqa: N818 # a value with a reason, not an error o
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What a cone turned out to be, without its elements."""
+    """What a cone turned out to be, without its elements; ``root`` gives it its name."""
 
     shape: tuple[int, ...]
     dtype: ir.DataType
+    root: ir.Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +91,30 @@ class _Cone:
     nodes: tuple[ir.Node, ...]
     leaves: Mapping[int, Constant]
 
-    @property
     def root(self) -> ir.Value:
-        """The largest constant."""
-        largest = max(self.leaves.values(), key=lambda each: each.stored_bytes)
-        return largest.root
+        """The largest constant, initializers first, that is not one number all over.
+
+        Unpacking starts from zeros, which are larger than the packed weight.
+        """
+        leaves = sorted(
+            self.leaves.values(),
+            key=lambda each: (each.root.is_initializer(), each.stored_bytes),
+            reverse=True,
+        )
+        for leaf_constant in leaves:
+            elements = leaf_constant.numpy().reshape(-1)
+            if elements.size and (elements != elements[0]).any():
+                return leaf_constant.root
+        return leaves[0].root
 
     @property
     def stored_bytes(self) -> int:
         return sum(each.stored_bytes for each in self.leaves.values())
+
+    def release(self) -> None:
+        """Let go of mapped files."""
+        for constant in self.leaves.values():
+            constant.release()
 
 
 @contextmanager
@@ -216,12 +232,13 @@ class _Folder:
             else:
                 self._keep(value, array)
                 dtype = ir.DataType.from_numpy(array.dtype)
-                self._results[id(value)] = _Result(array.shape, dtype)
+                self._results[id(value)] = _Result(array.shape, dtype, cone.root())
+                cone.release()
         result = self._results[id(value)]
         if isinstance(result, NotConstant):
             return result
         return Constant(
-            root=cone.root,
+            root=result.root,
             nodes=cone.nodes,
             key=(("cone", id(value)),),
             shape=result.shape,
@@ -315,8 +332,7 @@ class _Folder:
         try:
             return runnable.run()
         finally:
-            for constant in cone.leaves.values():
-                constant.release()
+            cone.release()
 
 
 def _operands(

@@ -49,6 +49,8 @@ def test_used_part_of_a_cone_stays() -> None:
 
 
 def test_cone_is_named_for_its_largest_constant() -> None:
+    (row,) = optimize(HITS["cone_packed_by_scatter"]().model, ALL).report.rewrites
+    assert row.weight == "packed"
     (row,) = optimize(HITS["cone_quantised"]().model, ALL).report.rewrites
     assert row.weight == "v"
     assert row.bytes_before == 48 * 20 * 4 + 3 * 4
