@@ -379,14 +379,23 @@ class _Runnable:
             graph.node.append(proto)
         self._output = self._name(id(value))
         graph.output.append(onnx.ValueInfoProto(name=self._output))
+        domains = {"", *(node.domain for node in cone.nodes)}
+        calls = any(
+            (node.domain, node.op_type, node.overload) in model.functions for node in cone.nodes
+        )
         self._proto = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid(*each) for each in model.opset_imports.items()],
+            # Others may be unknown to onnxruntime: our own, in a model converted before.
+            opset_imports=[
+                helper.make_opsetid(domain, version)
+                for domain, version in model.opset_imports.items()
+                if calls or domain in domains
+            ],
             ir_version=model.ir_version,
             functions=[
                 ir.serde.serialize_function(function)
                 for function in model.functions.values()
-                if any(node.domain == function.domain for node in cone.nodes)
+                if calls
             ],
         )
 

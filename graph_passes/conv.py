@@ -1,8 +1,8 @@
 """Conv with a ternary weight: refused, because it would be slower.
 
 1. Kernel 1 x 1, one group: a product of (batch, height, width, channels) rows with Transposes
-   around it. Measured, that runs at 0.1 to 1 times the speed of ONNX Runtime's Conv, which keeps its
-   images blocked for the processor (docs/adr/0005-leave-convolutions-float.md).
+   around it. Measured, that runs at 0.1 to 1 times the speed of ONNX Runtime's Conv, which keeps
+   its images blocked for the processor (docs/adr/0005-leave-convolutions-float.md).
 2. Larger kernels: im2col copies every pixel once a kernel element before the same product.
 """
 
@@ -39,8 +39,8 @@ class Conv:
             reason = f"Conv with {node.attributes.get_int('group', 1)} groups: not one product"
         else:
             reason = (
-                f"Conv with a {size} kernel: the op with Transposes around it would be slower (with "
-                "256 channels and 28 x 28 pixels it ran at half the speed of Conv)"
+                f"Conv with a {size} kernel: the op with Transposes around it would be slower "
+                "(with 256 channels and 28 x 28 pixels it ran at half the speed of Conv)"
             )
         return Rejection(node, reason, weight.name)
 

@@ -119,7 +119,11 @@ def _match(
     if whole_model:
         return Rejection(node, whole_model)
     if where.startswith("function "):
-        return Rejection(node, f"it is inside local {where}, which this version does not handle")
+        return Rejection(
+            node,
+            f"it is inside local {where}; inline the model's functions first "
+            "(onnx.inliner.inline_local_functions) to have it rewritten",
+        )
     if reason := _excluded(node, context.options):
         return Rejection(node, reason)
     for rule in RULES:

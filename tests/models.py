@@ -614,7 +614,8 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     ),
     "in_function": lambda: Miss(
         in_function(),
-        "it is inside local function local::Linear, which this version does not handle",
+        "it is inside local function local::Linear; inline the model's functions first "
+        "(onnx.inliner.inline_local_functions) to have it rewritten",
     ),
     "storage_cannot": lambda: Miss(
         simple(ternary()),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.inliner
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from click.testing import CliRunner
 from onnx import helper
 
+from onnx_ternary.cli import main
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from tests.cone_models import HITS, NEAR_MISSES, QUANTISATION_CONSTANTS, broken_cone, quantisation
-from tests.models import F32, K, matmul, model
+from tests.models import F32, K, in_function, matmul, model
 
 ALL = OptimizeOptions(min_elements=0)
 
@@ -138,3 +143,31 @@ def test_deep_models_do_not_recurse() -> None:
     result = optimize(proto, ALL)
     assert len(result.report.rewrites) == 1
     assert len(result.model.graph) == depth + 2
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_option_of_the_command_line(fold: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(HITS["cone_quantised"]().model, path)
+    option = "--fold" if fold else "--no-fold"
+    result = CliRunner().invoke(
+        main, ["inspect", str(path), "--min-elements", "0", option, "--json"]
+    )
+    assert result.exit_code == 0
+    assert ("folding is switched off" in result.output) is not fold
+
+
+def test_inlined_function_is_rewritten() -> None:
+    """What the refusal of products in local functions advises."""
+    inlined = onnx.inliner.inline_local_functions(in_function())
+    assert len(optimize(inlined, ALL).report.rewrites) == 1
+
+
+def test_cones_of_a_model_that_was_partly_converted() -> None:
+    original = HITS["cone_split"]().model
+    options = OptimizeOptions(min_elements=0, exclude=("product_k",))
+    once = optimize(original, options)
+    assert len(once.report.rewrites) == 2
+    again = optimize(once.to_proto(), ALL)
+    assert [row.node for row in again.report.rewrites] == ["product_k"]
+    assert {node.op_type for node in again.model.graph} == {"Concat", "TernaryIndexedMatMul"}
