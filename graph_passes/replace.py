@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_ternary import __version__
+from onnx_ternary._version import __version__
 from onnx_ternary.errors import IndexFormatError, ModelError
 from onnx_ternary.function_body import MIN_IR_VERSION, BodyVariant, NoBody, make_function_body
 from onnx_ternary.index import Index, build_index, decode_index

@@ -11,7 +11,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from enum import IntEnum
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +107,8 @@ def _quiet_and_verbose(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("-q", "--quiet", is_flag=True, help="Errors and warnings only.")(command)
 
 
-def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that decide what is rewritten and how; shared by optimize and inspect."""
+def _rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that decide what is rewritten and how; the command gets `OptimizeOptions`."""
     options = [
         click.option(
             "--include",
@@ -158,9 +160,21 @@ def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Leave products with fewer weights alone.",
         ),
     ]
+
+    @wraps(command)
+    def with_options(**arguments: Any) -> None:
+        names = arguments.keys() & {field.name for field in fields(OptimizeOptions)}
+        chosen = {name: arguments.pop(name) for name in names}
+        try:
+            arguments["options"] = OptimizeOptions(**chosen)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        command(**arguments)
+
+    result: Callable[..., None] = with_options
     for option in reversed(options):
-        command = option(command)
-    return command
+        result = option(result)
+    return result
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -172,7 +186,7 @@ def main() -> None:
 @main.command("optimize")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path), required=False)
-@_selection_options
+@_rewrite_options
 @click.option(
     "--verify/--no-verify",
     "run_verify",
@@ -216,20 +230,10 @@ def main() -> None:
 def optimize_command(
     model: Path,
     output: Path | None,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    index_format: Any,
-    storage: Any,
-    block_width: int | None,
-    algorithm: Any,
-    activation: Any,
-    tolerance: float,
-    min_elements: int,
+    options: OptimizeOptions,
     run_verify: bool | None,
     inputs: Path | None,
     dry_run: bool,
-    external_data: Any,
-    function_body: bool,
     require_rewrite: bool,
     max_size_ratio: float | None,
     report_path: Path | None,
@@ -238,19 +242,6 @@ def optimize_command(
 ) -> None:
     """Rewrite the ternary products of MODEL and write OUTPUT (default: MODEL.ternary.onnx)."""
     out = _Output(quiet, verbose)
-    options = OptimizeOptions(
-        include=include,
-        exclude=exclude,
-        index_format=index_format,
-        storage=storage,
-        block_width=block_width,
-        algorithm=algorithm,
-        activation=activation,
-        tolerance=tolerance,
-        min_elements=min_elements,
-        external_data=external_data,
-        function_body=function_body,
-    )
     target = output or model.with_suffix(".ternary.onnx")
     with out.progress("Converting") as progress:
         conversion = convert(
@@ -270,21 +261,13 @@ def optimize_command(
 
 @main.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
-@_selection_options
+@_rewrite_options
 @click.option("--deep", is_flag=True, help="Check every index already in the model, code by code.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @_quiet_and_verbose
 def inspect_command(
     model: Path,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    index_format: Any,
-    storage: Any,
-    block_width: int | None,
-    algorithm: Any,
-    activation: Any,
-    tolerance: float,
-    min_elements: int,
+    options: OptimizeOptions,
     deep: bool,
     as_json: bool,
     quiet: bool,
@@ -292,17 +275,6 @@ def inspect_command(
 ) -> None:
     """Say for every product of MODEL whether it would be rewritten, and if not, why."""
     out = _Output(quiet, verbose)
-    options = OptimizeOptions(
-        include=include,
-        exclude=exclude,
-        index_format=index_format,
-        storage=storage,
-        block_width=block_width,
-        algorithm=algorithm,
-        activation=activation,
-        tolerance=tolerance,
-        min_elements=min_elements,
-    )
     with out.progress("Reading") as progress:
         report = optimize(model, options, progress=progress).report
     checked = check_indices(model_io.load(model)) if deep else ()

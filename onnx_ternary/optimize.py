@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnx_ternary import __version__, model_io
+from onnx_ternary import model_io
+from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.report import Report

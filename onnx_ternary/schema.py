@@ -26,7 +26,8 @@ MAX_BLOCK_WIDTH = {"planes": 16, "base3": 10}
 MAX_K = 2**24 - 1
 MAX_N = 2**31 - 1
 
-_STORAGES: dict[str, dict[str, tuple[str, ...]]] = {
+# Storages of a format, and the alphabets each can hold.
+STORAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "packed": {
         "2bit": ("ternary", "binary_pm", "binary_01"),
         "dense": ("ternary", "binary_pm", "binary_01"),
@@ -64,8 +65,8 @@ class OpAttributes:
         self._require("K", 0 < self.K <= MAX_K, f"from 1 to {MAX_K}")
         self._require("N", 0 < self.N <= MAX_N, f"from 1 to {MAX_N}")
         self._require("format_version", self.format_version == FORMAT_VERSION, str(FORMAT_VERSION))
-        self._require("index_format", self.index_format in _STORAGES, "packed or rsr")
-        storages = _STORAGES[self.index_format]
+        self._require("index_format", self.index_format in STORAGES, "packed or rsr")
+        storages = STORAGES[self.index_format]
         self._require("storage", self.storage in storages, " or ".join(storages))
         alphabets = storages[self.storage]
         self._require("alphabet", self.alphabet in alphabets, " or ".join(alphabets))

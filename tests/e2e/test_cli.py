@@ -170,6 +170,9 @@ def test_optimize_unwritable_targets(tmp_path: Path) -> None:
 def test_optimize_usage_error_is_2() -> None:
     run("optimize", "--format", "nonsense", DIGITS, check=2)
     run("optimize", check=2)
+    done = run("optimize", "--storage", "1bit", "--format", "rsr", DIGITS, check=2)
+    assert "planes or base3" in done.stderr
+    run("optimize", "--block-width", "4", DIGITS, check=2)
 
 
 def test_optimize_rsr_and_int8_options(tmp_path: Path) -> None:
