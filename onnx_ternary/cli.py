@@ -29,7 +29,10 @@ from onnx_ternary.errors import OnnxTernaryError, RequirementError, Verification
 from onnx_ternary.nodes import check_indices
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.report import Report
+from onnx_ternary.schema import OP_TYPE
 from onnx_ternary.verify import VerificationReport, verify
+
+_NARROW_COLUMNS = 100
 
 
 class ExitCode(IntEnum):
@@ -196,7 +199,7 @@ def main() -> None:
 )
 @click.option(
     "--inputs",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Inputs for the verification, an .npz by input name (default: generated).",
 )
 @click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
@@ -292,7 +295,7 @@ def inspect_command(
 @click.argument("converted", type=click.Path(path_type=Path))
 @click.option(
     "--inputs",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Inputs, an .npz by input name (default: generated from --seed).",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -312,10 +315,12 @@ def verify_command(
     report = verify(original, converted, inputs=inputs, seed=seed)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
-    else:
+    elif report.passed or out.verbose:
         _print_verification(out, report)
     if not report.passed:
         raise VerificationError(report.summary())
+    if not report.products and not report.num_nested_products:
+        out.warn(f"'{converted}' has no TernaryIndexedMatMul node; are the arguments swapped?")
 
 
 @main.command("info")
@@ -349,9 +354,9 @@ def info_command(as_json: bool) -> None:
 
 
 def _print_rewrites(out: _Output, report: Report) -> None:
-    table = _table("node", "operator", "K x N", "weights", "before", "after", "result")
-    for rewrite in report.rewrites:
-        table.add_row(
+    headings = ("node", "operator", "K x N", "weights", "before", "after", "result")
+    rows = [
+        (
             rewrite.node,
             rewrite.pattern,
             f"{rewrite.K} x {rewrite.N}",
@@ -360,12 +365,25 @@ def _print_rewrites(out: _Output, report: Report) -> None:
             _size(rewrite.bytes_after),
             "rewritten",
         )
-    for rejection in report.rejections:
-        table.add_row(rejection.node, rejection.op_type, "", "", "", "", rejection.reason)
-    if table.row_count:
-        out.console.print(table)
-    else:
+        for rewrite in report.rewrites
+    ]
+    rows += [
+        (kept.node, kept.op_type, "", "", "", "", f"stays: {kept.reason}")
+        for kept in report.rejections
+    ]
+    rows += [
+        (name, OP_TYPE, "", "", "", "", "already converted") for name in report.already_converted
+    ]
+    if not rows:
         out.console.print("The model has no matrix products.")
+        return
+    # A narrow terminal gets what matters most; the report has the rest.
+    narrow = out.console.width < _NARROW_COLUMNS
+    shown = [0, 2, 6] if narrow else [i for i in range(7) if any(row[i] for row in rows)]
+    table = _table(*(headings[i] for i in shown))
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
+    out.console.print(table)
 
 
 def _print_notes(out: _Output, report: Report) -> None:
@@ -374,6 +392,8 @@ def _print_notes(out: _Output, report: Report) -> None:
 
 
 def _print_conversion(out: _Output, conversion: Conversion, target: Path | None) -> None:
+    if conversion.bytes_after > conversion.bytes_before:
+        out.warn("the converted model is larger than the original.")
     if not conversion.report.rewrites:
         done = "nothing was written" if target is None else "the model was written unchanged"
         out.warn(f"no product was rewritten; {done}.")

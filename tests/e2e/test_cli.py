@@ -217,6 +217,23 @@ def test_verify_passes_and_fails_with_exit_code_3(converted: Path, tmp_path: Pat
     assert "node_linear" in failed.stderr
 
 
+def test_verify_warns_where_nothing_was_converted(converted: Path) -> None:
+    assert "swapped" in run("verify", DIGITS, DIGITS).stderr
+    assert "swapped" in run("verify", converted, DIGITS).stderr
+
+
+def test_optimize_a_converted_model_says_so(converted: Path, tmp_path: Path) -> None:
+    done = run("optimize", converted, tmp_path / "again.onnx")
+    assert done.stdout.count("already converted") == 3
+    assert (tmp_path / "again.onnx").read_bytes() == converted.read_bytes()
+
+
+def test_optimize_warns_where_the_index_is_larger(tmp_path: Path) -> None:
+    wide = ("--format", "rsr", "--block-width", "14")
+    done = run("optimize", DIGITS, tmp_path / "wide.onnx", *wide, "--no-verify")
+    assert "larger than the original" in done.stderr
+
+
 def test_verify_wrong_inputs_are_named(converted: Path, tmp_path: Path) -> None:
     path = tmp_path / "inputs.npz"
     np.savez(path, picture=np.zeros((1, 64), np.float32))
