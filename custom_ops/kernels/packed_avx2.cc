@@ -718,8 +718,8 @@ struct GemmScratch {
   size_t codes_offset, scales_offset, sums_offset, tile_bytes, bytes;
 };
 
-GemmScratch GemmScratchLayout(const Layer* layer, int64_t rows, int64_t num_columns) {
-  const size_t columns = (size_t)ChunkColumns(num_columns);
+GemmScratch GemmScratchLayout(const Layer* layer, int64_t rows, int64_t chunk_columns) {
+  const size_t columns = (size_t)chunk_columns;
   GemmScratch layout;
   layout.codes_offset = RoundUp64((size_t)(2 * kPatterns * kTableRow) * sizeof(float));
   layout.scales_offset = layout.codes_offset + RoundUp64((size_t)kSteps * columns * 8);
@@ -735,7 +735,8 @@ size_t GemmFloatPreparedBytes(const Layer* layer, int64_t rows) {
 }
 
 size_t GemmFloatScratchBytes(const Layer* layer, int64_t rows, int64_t num_columns) {
-  return GemmScratchLayout(layer, rows, num_columns).bytes;
+  // Chunks are even, so those of a narrower range can be wider: one of 4096 columns, two of 2052.
+  return GemmScratchLayout(layer, rows, RoundUp(Min(num_columns, kChunkColumns), kColumns)).bytes;
 }
 
 void Transpose8x8(__m256* r) {
@@ -954,8 +955,8 @@ void StoreRows(const Layer* layer, const float* sums, int64_t begin, int64_t num
 
 void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
                int64_t end, float* y, void* scratch) {
-  const GemmScratch layout = GemmScratchLayout(layer, rows, end - begin);
   const int64_t stride = ChunkColumns(end - begin);
+  const GemmScratch layout = GemmScratchLayout(layer, rows, stride);
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t row_blocks = RowBlocks(rows);
   const int64_t blocks_per_group = BlocksPerGroup(layer);

@@ -291,6 +291,18 @@ def test_kernel_any_column_split_same_bits(name: str) -> None:
 
 
 @each_packed_kernel
+@pytest.mark.parametrize(("rows", "scale_kind"), [(3, "group"), (65, "column")])
+def test_kernel_wide_matrix_in_unequal_parts(name: str, rows: int, scale_kind: str) -> None:
+    """The last part is narrower than the one scratch memory was asked for, yet one chunk."""
+    rng = np.random.default_rng(rows)
+    node = make_node(rng, "packed", BY_NAME[name]["activation"], 128, 8196, scale_kind=scale_kind)
+    x = rng.normal(size=(rows, 128)).astype(np.float32)
+    y, _ = node.run(x, name, num_parts=2)
+    check(node, x, y, name)
+    np.testing.assert_array_equal(y, node.run(x, name)[0])
+
+
+@each_packed_kernel
 @pytest.mark.parametrize("offset", [1, 3, 31])
 def test_kernel_misaligned_codes(name: str, offset: int) -> None:
     rng = np.random.default_rng(offset)
