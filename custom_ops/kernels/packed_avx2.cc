@@ -235,14 +235,15 @@ __m128 FinishInt8(const Layer* layer, __m128i sum, float s, int64_t n) {
   return _mm_add_ps(_mm_mul_ps(quotient, LoadScale(layer, n)), LoadBias(layer, n));
 }
 
-// With scales per group the weighted sums are taken in float64, in the order of the groups.
+// With scales per group the weighted sums, which may lie outside float32, are taken in float64, in
+// the order of the groups.
 __m256d AddGroup(__m256d total, __m256d sum, __m128 scale) {
   return _mm256_add_pd(total, _mm256_mul_pd(sum, _mm256_cvtps_pd(scale)));
 }
 
 __m128 FinishGroupsInt8(const Layer* layer, __m256d total, float s, int64_t n) {
-  const __m128 y = _mm_div_ps(_mm256_cvtpd_ps(total), _mm_set1_ps(s));
-  return _mm_add_ps(y, LoadBias(layer, n));
+  const __m256d y = _mm256_div_pd(total, _mm256_set1_pd((double)s));
+  return _mm_add_ps(_mm256_cvtpd_ps(y), LoadBias(layer, n));
 }
 
 void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,

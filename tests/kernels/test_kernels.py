@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -370,6 +370,20 @@ def test_kernel_lowest_digits_do_not_overflow(name: str) -> None:
     # As fixed point with absmax 2^22: low and middle digit -128.
     x = np.full((8, K), -(128.0 + 128.0 * 256.0), np.float32)
     x[:, 0] = 2.0**22
+    check(node, x, node.run(x, name)[0], name)
+
+
+@each_int8_kernel
+def test_int8_kernel_large_group_scales_do_not_overflow(name: str) -> None:
+    """The integer sum times the scale leaves float32's range, the result does not."""
+    rng = np.random.default_rng(9)
+    levels = np.ones((256, 4), np.int8)
+    node = make_node(
+        rng, BY_NAME[name]["index_format"], "int8", 256, 4, scale_kind="group", levels=levels
+    )
+    node.scale[...] = 1e35
+    node = replace(node, attributes=replace(node.attributes, activation_epsilon=1e-30))
+    x = rng.uniform(0.5e-28, 1e-28, (2, 256)).astype(np.float32)
     check(node, x, node.run(x, name)[0], name)
 
 
