@@ -158,6 +158,15 @@ int32_t otn_run(const OtnNode* node, const char* kernel, const float* x, int64_t
   });
 }
 
+int32_t otn_addition_depth(const OtnNode* node, const char* kernel, int64_t* depth, char* error,
+                           size_t error_bytes) {
+  return Guard(error, error_bytes, [&] {
+    const IndexView view(*node, "");
+    const Layer& layer = view.layer();
+    *depth = NamedKernel(kernel ? kernel : "", layer)->addition_depth(&layer);
+  });
+}
+
 int32_t otn_pack(const int8_t* levels, int64_t K, int64_t N, const char* storage,
                  const char* alphabet, int64_t block_size, uint8_t* codes, size_t codes_bytes,
                  char* error, size_t error_bytes) {

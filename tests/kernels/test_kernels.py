@@ -79,12 +79,11 @@ class Node:
         bias = np.abs(self.bias.astype(np.float64))
         magnitude = np.abs(x.astype(np.float64)) @ np.abs(weights) + bias
         attributes = self.attributes
-        depth = attributes.K
-        if "gemm" in kernel and attributes.index_format == "packed":
-            depth = min(
-                depth, -(-attributes.K // attributes.block_size) * attributes.block_size // 4 + 4
-            )
-        steps = depth + attributes.num_groups + 3
+        depth = _native.addition_depth(
+            attributes, self.codes, self.aux, self.scale, self.bias, kernel
+        )
+        # Padding adds zeros, which does not round.
+        steps = min(depth, attributes.K) + attributes.num_groups + 3
         bound = steps * U / (1 - steps * U) * magnitude + magnitude * U
         if BY_NAME[kernel]["fixed_point"]:
             absmax = np.max(np.abs(x), axis=1, keepdims=True).astype(np.float64)
