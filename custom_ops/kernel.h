@@ -68,6 +68,9 @@ struct Layer {
 //             before any compute() of the tile, then read by all
 //   scratch   private to one compute() call
 //
+// prepared_bytes and scratch_bytes are asked once, for the largest tile and the widest column
+// range; calls with fewer rows or columns get the same memory, so neither may need more.
+//
 // prepared and scratch are 64-byte aligned. The result of a column depends neither on begin and end
 // nor on which thread runs the call. Nothing throws and nothing allocates.
 struct Kernel {

@@ -42,8 +42,6 @@ int64_t NumThreads() {
   return count;
 }
 
-size_t ElementBytes(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
-
 // x: K elements of `type`.
 void LoadRow(ElementType type, const void* x, int64_t K, float* out) {
   const uint16_t* halves = static_cast<const uint16_t*>(x);

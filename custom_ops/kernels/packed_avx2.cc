@@ -235,14 +235,15 @@ __m128 FinishInt8(const Layer* layer, __m128i sum, float s, int64_t n) {
   return _mm_add_ps(_mm_mul_ps(quotient, LoadScale(layer, n)), LoadBias(layer, n));
 }
 
-// With scales per group the weighted sums are taken in float64, in the order of the groups.
+// With scales per group the weighted sums, which may lie outside float32, are taken in float64, in
+// the order of the groups.
 __m256d AddGroup(__m256d total, __m256d sum, __m128 scale) {
   return _mm256_add_pd(total, _mm256_mul_pd(sum, _mm256_cvtps_pd(scale)));
 }
 
 __m128 FinishGroupsInt8(const Layer* layer, __m256d total, float s, int64_t n) {
-  const __m128 y = _mm_div_ps(_mm256_cvtpd_ps(total), _mm_set1_ps(s));
-  return _mm_add_ps(y, LoadBias(layer, n));
+  const __m256d y = _mm256_div_pd(total, _mm256_set1_pd((double)s));
+  return _mm_add_ps(_mm256_cvtpd_ps(y), LoadBias(layer, n));
 }
 
 void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
@@ -718,8 +719,8 @@ struct GemmScratch {
   size_t codes_offset, scales_offset, sums_offset, tile_bytes, bytes;
 };
 
-GemmScratch GemmScratchLayout(const Layer* layer, int64_t rows, int64_t num_columns) {
-  const size_t columns = (size_t)ChunkColumns(num_columns);
+GemmScratch GemmScratchLayout(const Layer* layer, int64_t rows, int64_t chunk_columns) {
+  const size_t columns = (size_t)chunk_columns;
   GemmScratch layout;
   layout.codes_offset = RoundUp64((size_t)(2 * kPatterns * kTableRow) * sizeof(float));
   layout.scales_offset = layout.codes_offset + RoundUp64((size_t)kSteps * columns * 8);
@@ -735,7 +736,8 @@ size_t GemmFloatPreparedBytes(const Layer* layer, int64_t rows) {
 }
 
 size_t GemmFloatScratchBytes(const Layer* layer, int64_t rows, int64_t num_columns) {
-  return GemmScratchLayout(layer, rows, num_columns).bytes;
+  // Chunks are even, so those of a narrower range can be wider: one of 4096 columns, two of 2052.
+  return GemmScratchLayout(layer, rows, RoundUp(Min(num_columns, kChunkColumns), kColumns)).bytes;
 }
 
 void Transpose8x8(__m256* r) {
@@ -954,8 +956,8 @@ void StoreRows(const Layer* layer, const float* sums, int64_t begin, int64_t num
 
 void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
                int64_t end, float* y, void* scratch) {
-  const GemmScratch layout = GemmScratchLayout(layer, rows, end - begin);
   const int64_t stride = ChunkColumns(end - begin);
+  const GemmScratch layout = GemmScratchLayout(layer, rows, stride);
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t row_blocks = RowBlocks(rows);
   const int64_t blocks_per_group = BlocksPerGroup(layer);

@@ -359,6 +359,29 @@ def test_external_data_is_read_at_any_offset(rng: np.random.Generator, tmp_path:
         np.testing.assert_array_equal(run(session, x), expected)
 
 
+def test_constant_activations_are_read_at_any_offset(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    node = make_node(rng, VARIANTS[0], per_column=True)
+    model = make_model(node)
+    x = rng.standard_normal((3, 100)).astype(np.float32)
+    expected = run(make_session(model), x)
+    (tmp_path / "x.bin").write_bytes(b"\0" * 4097 + x.tobytes())
+    constant = onnx.TensorProto(name="X", data_type=onnx.TensorProto.FLOAT, dims=x.shape)
+    constant.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "x.bin"), ("offset", "4097"), ("length", str(x.nbytes))):
+        constant.external_data.add(key=key, value=value)
+    del model.graph.input[:]
+    model.graph.initializer.append(constant)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(get_library_path())
+    session = ort.InferenceSession(
+        str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    np.testing.assert_array_equal(session.run(None, {})[0], expected)
+
+
 def test_unsupported_input_type_is_refused(rng: np.random.Generator) -> None:
     model = make_model(make_node(rng, VARIANTS[0]))
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
