@@ -1,6 +1,7 @@
 #include "op.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -381,8 +382,14 @@ void InferShape(const OrtApi& api, OrtShapeInferContext* context) {
   Check(api, api.GetDimensions(x, shape.data(), rank));
   Check(api, api.GetSymbolicDimensions(x, symbols.data(), rank));
   Check(api, api.GetTensorElementType(x, &type));
-  for (const char*& symbol : symbols) {
-    if (symbol == nullptr) symbol = "";
+  // A dimension without a name would come out as -1, so an unknown one gets a name of its own.
+  static std::atomic<uint64_t> num_unknown{0};
+  std::vector<std::string> names(rank);
+  for (size_t i = 0; i < rank; ++i) {
+    if (symbols[i] == nullptr) symbols[i] = "";
+    if (shape[i] >= 0 || *symbols[i] != '\0') continue;
+    names[i] = "TernaryIndexedMatMul_dim_" + std::to_string(num_unknown++);
+    symbols[i] = names[i].c_str();
   }
   shape.back() = num_columns;
   symbols.back() = "";

@@ -152,6 +152,14 @@ def test_shape_inference_keeps_symbols_and_type(
     assert output.type == "tensor(float)"
 
 
+def test_shape_inference_leaves_unnamed_dimensions_open(rng: np.random.Generator) -> None:
+    model = make_model(make_node(rng, VARIANTS[0]), shape=("batch", None, 100))
+    output = make_session(model).get_outputs()[0]
+    assert output.shape[0] == "batch"
+    assert not isinstance(output.shape[1], int)
+    assert output.shape[2] == 13
+
+
 def test_wrong_last_dimension_is_named(rng: np.random.Generator) -> None:
     session = make_session(make_model(make_node(rng, VARIANTS[0]), shape=("rows", "columns")))
     with pytest.raises(ORT_ERRORS) as caught:
