@@ -30,4 +30,13 @@ extern const Kernel packed_gemm_float_8x8_avx2;
 extern const Kernel packed_gemm_int8_8x4_avx2;
 #endif
 
+#if defined(OTN_HAVE_AVX512BW)
+extern const Kernel packed_gemm_float_16x8_avx512bw;
+#endif
+
+#if defined(OTN_HAVE_AVX512VNNI)
+extern const Kernel packed_gemv_float_4x4_avx512vnni;
+extern const Kernel packed_gemm_int8_8x4_avx512vnni;
+#endif
+
 }  // namespace onnx_ternary
