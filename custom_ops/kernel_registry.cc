@@ -257,21 +257,33 @@ std::string CpuFeatures() {
 
 const std::vector<const Kernel*>& BuiltKernels() {
   static const std::vector<const Kernel*> kernels = {
-      &packed_reference_float_scalar, &packed_reference_int8_scalar, &packed_gemv_float_portable,
-      &packed_gemv_int8_portable,     &packed_gemm_float_portable,   &packed_gemm_int8_portable,
+      &packed_reference_float_scalar,
+      &packed_reference_int8_scalar,
+      &packed_gemv_float_portable,
+      &packed_gemv_int8_portable,
+      &packed_gemm_float_portable,
+      &packed_gemm_int8_portable,
 #if defined(OTN_HAVE_AVX2)
-      &packed_gemv_float_1x4_avx2,    &packed_gemv_int8_1x4_avx2,    &packed_gemm_float_8x8_avx2,
+      &packed_gemv_float_1x4_avx2,
+      &packed_gemv_int8_1x4_avx2,
+      &packed_gemm_float_8x8_avx2,
       &packed_gemm_int8_8x4_avx2,
 #endif
 #if defined(OTN_HAVE_AVX512BW)
       &packed_gemm_float_16x8_avx512bw,
 #endif
 #if defined(OTN_HAVE_AVX512VNNI)
-      &packed_gemv_float_4x4_avx512vnni, &packed_gemm_int8_8x4_avx512vnni,
+      &packed_gemv_float_4x4_avx512vnni,
+      &packed_gemm_int8_8x4_avx512vnni,
 #endif
-      &rsr_reference_float_scalar,    &rsr_reference_int8_scalar,    &rsr_gemv_float_scalar,
-      &rsr_gemv_int8_scalar,          &rsr_gemv_float_portable,      &rsr_gemv_int8_portable,
-      &rsr_gemm_float_portable,       &rsr_gemm_int8_portable,
+      &rsr_reference_float_scalar,
+      &rsr_reference_int8_scalar,
+      &rsr_gemv_float_scalar,
+      &rsr_gemv_int8_scalar,
+      &rsr_gemv_float_portable,
+      &rsr_gemv_int8_portable,
+      &rsr_gemm_float_portable,
+      &rsr_gemm_int8_portable,
   };
   return kernels;
 }

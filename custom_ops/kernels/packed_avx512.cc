@@ -11,8 +11,9 @@
 //
 // Longest chain of additions: two a table row, then one a byte of the column.
 //
-// prepared: x (row blocks, num_k_blocks, 32 bytes, 4 fields, 16 rows) float32, zero past K and rows.
-// scratch:  tables | offsets (steps, columns, kTables) uint16 | scales (columns) | per row block:
+// prepared: x (row blocks, num_k_blocks, 32 bytes, 4 fields, 16 rows) float32, zero past K and
+// rows. scratch:  tables | codes (steps, columns, kTables) uint8 | scales (columns) | per row
+// block:
 //           sums (columns, 16) | with scales per group: totals (columns, 16)
 //
 // C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
@@ -47,7 +48,12 @@ constexpr int64_t kSteps = kBlockBytes / kTables;  // a block
 constexpr int64_t kTableSet = 4;                   // tables interleaved
 constexpr int64_t kTableRow = kTableSet * kLanes;  // floats from one pattern to the next
 constexpr int kOffsetShift = 8;                    // pattern to bytes from the table's first row
-constexpr int64_t kColumns = 8;                    // interleaved, to hide the latency of additions
+#if OTN_TABLES == 8
+typedef uint64_t Codes;
+#else
+typedef uint32_t Codes;
+#endif
+constexpr int64_t kColumns = 8;  // interleaved, to hide the latency of additions
 constexpr int64_t kMaxRows = 64;
 // Bytes of sums and offsets a pass over K may touch: they stay in L2. The tables are rebuilt for
 // every pass.
@@ -78,22 +84,22 @@ int64_t RowBlocks(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
 
 int64_t ChunkColumns(const Layer* layer, int64_t rows, int64_t num_columns) {
   const int64_t column_bytes =
-      RowBlocks(rows) * kLanes * 4 * (PerGroup(layer) ? 2 : 1) + kBlockBytes * 2;
+      RowBlocks(rows) * kLanes * 4 * (PerGroup(layer) ? 2 : 1) + kBlockBytes;
   const int64_t most = Max(kChunkBytes / column_bytes, 512);
   const int64_t num_chunks = (num_columns + most - 1) / most;
   return RoundUp((num_columns + num_chunks - 1) / num_chunks, kLanes);
 }
 
 struct Scratch {
-  size_t offsets_offset, scales_offset, sums_offset, tile_bytes, bytes;
+  size_t codes_offset, scales_offset, sums_offset, tile_bytes, bytes;
 };
 
 Scratch ScratchLayout(const Layer* layer, int64_t rows, int64_t num_columns) {
   const size_t columns = (size_t)ChunkColumns(layer, rows, num_columns);
   Scratch layout;
-  layout.offsets_offset =
+  layout.codes_offset =
       RoundUp64((size_t)(kTables / kTableSet * kPatterns * kTableRow) * sizeof(float));
-  layout.scales_offset = layout.offsets_offset + columns * (size_t)kBlockBytes * sizeof(uint16_t);
+  layout.scales_offset = layout.codes_offset + columns * (size_t)kBlockBytes;
   layout.sums_offset = layout.scales_offset + RoundUp64(columns * sizeof(float));
   layout.tile_bytes = columns * (size_t)kLanes * sizeof(float);
   layout.bytes =
@@ -179,7 +185,8 @@ void PairSums(__m512 a, __m512 b, __m512* sums) {
   sums[1] = _mm512_sub_ps(zero, b);
 }
 
-// Tables of kTables bytes from x (bytes, 4 fields, 16 rows): (sets, 81 patterns, 4 tables, 16 rows).
+// Tables of kTables bytes from x (bytes, 4 fields, 16 rows): (sets, 81 patterns, 4 tables, 16
+// rows).
 void BuildTables(const float* x, float* tables) {
   for (int64_t t = 0; t < kTables; ++t) {
     __m512 low[9], high[9];
@@ -195,42 +202,48 @@ void BuildTables(const float* x, float* tables) {
   }
 }
 
-// Codes of block b, columns [begin, begin + num_columns), as byte offsets into the tables, base-3
-// pattern times 256: offsets (kSteps, stride, kTables) uint16. Columns up to stride get pattern 40,
-// level 0.
+// Codes of block b, columns [begin, begin + num_columns), as base-3 patterns: codes (kSteps,
+// stride) of kTables bytes. Columns up to stride get pattern 40, level 0.
 void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns, int64_t stride,
-               uint16_t* offsets) {
+               Codes* codes) {
   // Low nibble: d0 + 3 d1; high nibble: 9 d2 + 27 d3; digit 3 (damaged files only) counts as 0, so
-  // that every offset stays inside its table.
-  const __m256i low_pattern = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 1, 2, 0, 3, 4, 5, 3, 6, 7, 8, 6, 0, 1, 2, 0));
-  const __m256i high_pattern = _mm256_broadcastsi128_si256(
+  // that every index stays inside its table.
+  const __m512i low_pattern =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 0, 3, 4, 5, 3, 6, 7, 8, 6, 0, 1, 2, 0));
+  const __m512i high_pattern = _mm512_broadcast_i32x4(
       _mm_setr_epi8(0, 9, 18, 0, 27, 36, 45, 27, 54, 63, 72, 54, 0, 9, 18, 0));
-  const __m256i nibble = _mm256_set1_epi8(15);
+  const __m512i nibble = _mm512_set1_epi8(15);
   const int64_t tile_stride = layer->num_k_blocks * kTileBlockBytes;
   const uint8_t* source = layer->codes + begin / kTile * tile_stride + b * kTileBlockBytes;
-  for (int64_t n = 0; n < stride; ++n) {
-    __m256i pattern = _mm256_set1_epi8(40);
-    if (n < num_columns) {
-      const __m256i v = _mm256_loadu_si256(
-          (const __m256i*)(source + n / kTile * tile_stride + n % kTile * kBlockBytes));
-      pattern = _mm256_add_epi8(
-          _mm256_shuffle_epi8(low_pattern, _mm256_and_si256(v, nibble)),
-          _mm256_shuffle_epi8(high_pattern, _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble)));
+  int64_t n = 0;
+  for (; n < num_columns; n += kTile, source += tile_stride) {
+    __m512i pattern[2];
+    for (int i = 0; i < 2; ++i) {
+      const __m512i v = _mm512_loadu_si512(source + i * 64);
+      pattern[i] = _mm512_add_epi8(
+          _mm512_shuffle_epi8(low_pattern, _mm512_and_si512(v, nibble)),
+          _mm512_shuffle_epi8(high_pattern, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble)));
     }
-    const __m512i wide = _mm512_slli_epi16(_mm512_cvtepu8_epi16(pattern), kOffsetShift);
-    uint16_t* out = offsets + n * kTables;
+    // Bytes of a step of the four columns side by side.
+    for (int step = 0; step < kSteps; ++step) {
 #if OTN_TABLES == 8
-    _mm_store_si128((__m128i*)out, _mm512_castsi512_si128(wide));
-    _mm_store_si128((__m128i*)(out + stride * kTables), _mm512_extracti32x4_epi32(wide, 1));
-    _mm_store_si128((__m128i*)(out + 2 * stride * kTables), _mm512_extracti32x4_epi32(wide, 2));
-    _mm_store_si128((__m128i*)(out + 3 * stride * kTables), _mm512_extracti32x4_epi32(wide, 3));
+      const __m512i index = _mm512_setr_epi64(step, 4 + step, 8 + step, 12 + step, 0, 0, 0, 0);
+      _mm256_storeu_si256(
+          (__m256i*)(codes + step * stride + n),
+          _mm512_castsi512_si256(_mm512_permutex2var_epi64(pattern[0], index, pattern[1])));
 #else
-    uint16_t buffer[32];
-    _mm512_storeu_si512(buffer, wide);
-    for (int64_t step = 0; step < kSteps; ++step)
-      memcpy(out + step * stride * kTables, buffer + step * kTables, kTables * 2);
+      const __m512i index = _mm512_setr_epi32(step, 8 + step, 16 + step, 24 + step, 0, 0, 0, 0, 0,
+                                              0, 0, 0, 0, 0, 0, 0);
+      _mm_storeu_si128(
+          (__m128i*)(codes + step * stride + n),
+          _mm512_castsi512_si128(_mm512_permutex2var_epi32(pattern[0], index, pattern[1])));
 #endif
+    }
+  }
+  for (; n < stride; ++n) {
+    for (int64_t step = 0; step < kSteps; ++step) {
+      codes[step * stride + n] = (Codes)0x2828282828282828u;
+    }
   }
 }
 
@@ -252,27 +265,37 @@ void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns
 enum class Start { zero, sums };     // what the accumulators begin with
 enum class Finish { sums, totals };  // where they go: sums, or totals += scale * sum
 
-// Adds kTables table rows to each column's sums. offsets (columns, kTables), sums and totals
+// Adds kTables table rows to each column's sums. codes (columns,), sums and totals
 // (columns, 16).
 template <Start kStart, Finish kFinish>
-void LookupStep(const uint16_t* offsets, int64_t num_columns, const float* tables, float* sums,
+void LookupStep(const Codes* codes, int64_t num_columns, const float* tables, float* sums,
                 float* totals, const float* scales) {
+  // Pattern times 256 bytes: rotate so that the code stands at bit 8, and mask.
+  Codes mask = (Codes)255 << kOffsetShift;
+#if defined(__GNUC__)
+  __asm__("" : "+r"(mask));  // keeps it in a register: an immediate would cost a longer encoding
+#endif
+  constexpr int kBits = (int)sizeof(Codes) * 8;
   const char* set0 = (const char*)tables;
   const char* set1 = (const char*)(tables + kPatterns * kTableRow);
   for (int64_t n = 0; n < num_columns; n += kColumns) {
-    const uint16_t* offset = offsets + n * kTables;
+    Codes code[kColumns];
     __m512 acc[kColumns];
     OTN_UNROLL8
     for (int c = 0; c < kColumns; ++c) {
+      code[c] = codes[n + c];
       acc[c] =
           kStart == Start::zero ? _mm512_setzero_ps() : _mm512_load_ps(sums + (n + c) * kLanes);
     }
     OTN_UNROLL8
     for (int t = 0; t < kTables; ++t) {
+      const int rotate = (8 * t - kOffsetShift) & (kBits - 1);
       const char* set = (t < kTableSet ? set0 : set1) + t % kTableSet * kLanes * 4;
       OTN_UNROLL8
       for (int c = 0; c < kColumns; ++c) {
-        OTN_ADD_ROW(acc[c], (const float*)(set + (size_t)offset[c * kTables + t]));
+        const Codes offset =
+            (rotate ? code[c] >> rotate | code[c] << (kBits - rotate) : code[c]) & mask;
+        OTN_ADD_ROW(acc[c], (const float*)(set + offset));
       }
     }
     OTN_UNROLL8
@@ -281,8 +304,8 @@ void LookupStep(const uint16_t* offsets, int64_t num_columns, const float* table
         _mm512_store_ps(sums + (n + c) * kLanes, acc[c]);
       } else {
         float* total = totals + (n + c) * kLanes;
-        _mm512_store_ps(total, _mm512_fmadd_ps(acc[c], _mm512_set1_ps(scales[n + c]),
-                                               _mm512_load_ps(total)));
+        _mm512_store_ps(
+            total, _mm512_fmadd_ps(acc[c], _mm512_set1_ps(scales[n + c]), _mm512_load_ps(total)));
       }
     }
   }
@@ -320,7 +343,7 @@ void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
   const bool per_group = PerGroup(layer);
   char* base = (char*)scratch;
   float* tables = (float*)base;
-  uint16_t* offsets = (uint16_t*)(base + layout.offsets_offset);
+  Codes* codes = (Codes*)(base + layout.codes_offset);
   float* scales = (float*)(base + layout.scales_offset);
   float* all_sums = (float*)(base + layout.sums_offset);
   float* all_totals = all_sums + stride * kLanes * row_blocks;
@@ -329,7 +352,7 @@ void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
     const int64_t padded_columns = RoundUp(num_columns, kLanes);
     if (per_group) memset(all_totals, 0, (size_t)row_blocks * layout.tile_bytes);
     for (int64_t b = 0; b < num_blocks; ++b) {
-      Transcode(layer, b, n, RoundUp(num_columns, kTile), padded_columns, offsets);
+      Transcode(layer, b, n, RoundUp(num_columns, kTile), padded_columns, codes);
       const bool group_starts = b % blocks_per_group == 0;
       const bool group_ends = per_group && ((b + 1) % blocks_per_group == 0 || b + 1 == num_blocks);
       if (group_ends) {
@@ -342,16 +365,16 @@ void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
         float* totals = all_totals + rb * stride * kLanes;
         for (int64_t step = 0; step < kSteps; ++step) {
           BuildTables(x + step * kTables * 4 * kLanes, tables);
-          const uint16_t* step_offsets = offsets + step * padded_columns * kTables;
+          const Codes* step_codes = codes + step * padded_columns;
           if (step == 0 && group_starts) {
-            LookupStep<Start::zero, Finish::sums>(step_offsets, padded_columns, tables, sums,
-                                                  nullptr, nullptr);
+            LookupStep<Start::zero, Finish::sums>(step_codes, padded_columns, tables, sums, nullptr,
+                                                  nullptr);
           } else if (step == kSteps - 1 && group_ends) {
-            LookupStep<Start::sums, Finish::totals>(step_offsets, padded_columns, tables, sums,
+            LookupStep<Start::sums, Finish::totals>(step_codes, padded_columns, tables, sums,
                                                     totals, scales);
           } else {
-            LookupStep<Start::sums, Finish::sums>(step_offsets, padded_columns, tables, sums,
-                                                  nullptr, nullptr);
+            LookupStep<Start::sums, Finish::sums>(step_codes, padded_columns, tables, sums, nullptr,
+                                                  nullptr);
           }
         }
       }

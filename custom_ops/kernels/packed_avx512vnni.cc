@@ -4,9 +4,9 @@
 //
 // Layout: docs/index_format.md section 2.1 with blocks of 128 inputs. One block of one column is 32
 // bytes; bits 2j..2j+1 of byte i are the code (level + 1) of input 32 j + i. Codes come in tiles of
-// four columns: (column tile, block, 4 columns, 32 bytes), one stream; a register holds two columns.
-// Loads of codes are unaligned (memory-mapped files); everything in prepared and scratch is 64-byte
-// aligned.
+// four columns: (column tile, block, 4 columns, 32 bytes), one stream; a register holds two
+// columns. Loads of codes are unaligned (memory-mapped files); everything in prepared and scratch
+// is 64-byte aligned.
 //
 // Ranges. Codes are 0, 1, 2 (3 only in damaged files), d is an int8 in [-128, 127], and vpdpbusd
 // does not saturate. A lane takes 16 products a block, at most 16 * 3 * 128 in magnitude; K < 2^24
@@ -74,13 +74,9 @@ int64_t BlocksPerGroup(const Layer* layer) {
 __mmask8 FirstFour(int64_t count) { return (__mmask8)(count >= 4 ? 15u : (1u << count) - 1u); }
 
 // Four floats of which the first `count` lie in the array; the others are zero.
-__m128 LoadFloats(const float* p, int64_t count) {
-  return _mm_maskz_loadu_ps(FirstFour(count), p);
-}
+__m128 LoadFloats(const float* p, int64_t count) { return _mm_maskz_loadu_ps(FirstFour(count), p); }
 
-void StoreFloats(float* p, __m128 v, int64_t count) {
-  _mm_mask_storeu_ps(p, FirstFour(count), v);
-}
+void StoreFloats(float* p, __m128 v, int64_t count) { _mm_mask_storeu_ps(p, FirstFour(count), v); }
 
 // Scales of columns n..n+3; not for scales per group.
 __m128 LoadScale(const Layer* layer, int64_t n) {
@@ -179,8 +175,8 @@ inline void DotVectors(const uint8_t* tile_codes, const int8_t* q, int64_t begin
     const __m512i pairs =
         _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     const __m512i quads = _mm512_add_epi32(pairs, _mm512_shuffle_epi32(pairs, (_MM_PERM_ENUM)0x4e));
-    const __m256i columns = _mm256_unpacklo_epi32(_mm512_castsi512_si256(quads),
-                                                  _mm512_extracti64x4_epi64(quads, 1));
+    const __m256i columns =
+        _mm256_unpacklo_epi32(_mm512_castsi512_si256(quads), _mm512_extracti64x4_epi64(quads, 1));
     sums[r] = _mm_add_epi32(_mm256_castsi256_si128(columns), _mm256_extracti128_si256(columns, 1));
   }
 }
@@ -407,8 +403,8 @@ void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepar
         for (int64_t i = 0; i < kBlock; i += 16) {
           const int64_t k = b * kBlock + i;
           // Times 2^e, exact in one step also where 2^e is outside float32.
-          const __m512 scaled = _mm512_scalef_ps(
-              _mm512_maskz_loadu_ps(FirstSixteen(K - k), x_row + k), exponent);
+          const __m512 scaled =
+              _mm512_scalef_ps(_mm512_maskz_loadu_ps(FirstSixteen(K - k), x_row + k), exponent);
           __m512i rest = _mm512_cvtps_epi32(scaled);  // to nearest
           for (int d = 0; d < kDigits; ++d) {
             // The low byte, read as int8, is the digit; (rest + 128) >> 8 takes it off.
@@ -418,8 +414,8 @@ void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepar
         }
         for (int d = 0; d < kDigits; ++d) {
           for (int64_t i = 0; i < kBlock; i += 64) {
-            group_sums[d] = _mm512_dpbusd_epi32(group_sums[d], one,
-                                                _mm512_load_si512(out + d * kBlock + i));
+            group_sums[d] =
+                _mm512_dpbusd_epi32(group_sums[d], one, _mm512_load_si512(out + d * kBlock + i));
           }
         }
       }
@@ -458,8 +454,7 @@ void FixedRowsColumns(const Layer* layer, const int8_t* digits, const int32_t* s
                                   dot);
       const __m128 scale = scales ? _mm_load_ps(scales + g * kTile) : LoadScale(layer, n);
       for (int r = 0; r < kRows; ++r) {
-        const __m256d sum =
-            Combine(dot + r * kDigits, sums + (r * num_groups + g) * kDigits);
+        const __m256d sum = Combine(dot + r * kDigits, sums + (r * num_groups + g) * kDigits);
         total[r] = AddGroup(total[r], sum, scale);
       }
     }
@@ -487,9 +482,8 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
       const int32_t* sums =
           (const int32_t*)(base + layout.sums_offset) + row * num_groups * kDigits;
       const double* units = (const double*)(base + layout.units_offset) + row;
-      kFunctions[Min(rows - row, kFixedRowGroup) - 1](layer, digits, sums, units, n,
-                                                      Min(n + chunk, end), y + row * layer->N,
-                                                      scratch);
+      kFunctions[Min(rows - row, kFixedRowGroup) - 1](
+          layer, digits, sums, units, n, Min(n + chunk, end), y + row * layer->N, scratch);
     }
   }
 }
