@@ -865,7 +865,9 @@ void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns
   __asm__ volatile("vaddps %1, %0, %0" : "+x"(acc) : "m"(*(const __m256*)(row)))
 #endif
 
-#if defined(__GNUC__)
+#if defined(__clang__)
+#define OTN_UNROLL8 _Pragma("unroll 8")
+#elif defined(__GNUC__)
 #define OTN_UNROLL8 _Pragma("GCC unroll 8")
 #else
 #define OTN_UNROLL8
