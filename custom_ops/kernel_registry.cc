@@ -335,6 +335,16 @@ const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,
   return nullptr;
 }
 
+RowMagnitudesFunction FindRowMagnitudes() {
+#if defined(OTN_HAVE_AVX512BW)
+  if (IsaSupported(Isa::avx512bw)) return row_magnitudes_avx512bw;
+#endif
+#if defined(OTN_HAVE_AVX2)
+  if (IsaSupported(Isa::avx2)) return row_magnitudes_avx2;
+#endif
+  return nullptr;
+}
+
 bool ForceIsa(const std::string& isa, std::string* error) {
   const IsaEntry* entry = nullptr;
   if (!isa.empty() && !CheckIsa(isa, &entry, error)) return false;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernel.h"
+#include "kernels/kernels.h"
 
 namespace onnx_ternary {
 
@@ -22,11 +23,14 @@ const Kernel* FindKernel(const std::string& name);
 const Kernel* ReferenceKernel(IndexFormat index_format, Activation activation);
 
 // The kernel for `rows` rows, from the selection table (kernel_table.cc) or as forced by
-// ONNX_TERNARY_ISA, ONNX_TERNARY_KERNEL or ForceKernel. Null and a message in `error` where a forced
-// kernel cannot run here or cannot serve the layer. `ordinary_rows` false asks for a kernel that is
-// not fixed point.
+// ONNX_TERNARY_ISA, ONNX_TERNARY_KERNEL or ForceKernel. Null and a message in `error` where a
+// forced kernel cannot run here or cannot serve the layer. `ordinary_rows` false asks for a kernel
+// that is not fixed point.
 const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,
                            std::string* error);
+
+// The one for this processor, or null where the compiler's own loop has to do.
+RowMagnitudesFunction FindRowMagnitudes();
 
 // Forces an ISA or a kernel by name for the whole process (tests, benchmarks); "" lifts it. False
 // and a message where it does not exist or cannot run here.

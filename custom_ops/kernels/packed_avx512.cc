@@ -64,6 +64,12 @@ constexpr int64_t kChunkBytes = OTN_CHUNK;
 
 static_assert((kTableRow * 4) == (1 << kOffsetShift), "an offset is a shifted pattern");
 
+#if defined(__GNUC__)
+#define OTN_UNROLL16 _Pragma("GCC unroll 16")
+#else
+#define OTN_UNROLL16
+#endif
+
 int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -189,12 +195,15 @@ void PairSums(__m512 a, __m512 b, __m512* sums) {
 // rows).
 void BuildTables(const float* x, float* tables) {
   for (int64_t t = 0; t < kTables; ++t) {
-    __m512 low[9], high[9];
     const float* inputs = x + t * 4 * kLanes;
+
+    __m512 low[9], high[9];
     PairSums(_mm512_load_ps(inputs), _mm512_load_ps(inputs + kLanes), low);
     PairSums(_mm512_load_ps(inputs + 2 * kLanes), _mm512_load_ps(inputs + 3 * kLanes), high);
     float* table = tables + t / kTableSet * kPatterns * kTableRow + t % kTableSet * kLanes;
+    OTN_UNROLL16
     for (int h = 0; h < 9; ++h) {
+      OTN_UNROLL16
       for (int l = 0; l < 9; ++l) {
         _mm512_store_ps(table + (h * 9 + l) * kTableRow, _mm512_add_ps(high[h], low[l]));
       }
@@ -256,12 +265,6 @@ void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns
   __asm__ volatile("vaddps %1, %0, %0" : "+v"(acc) : "m"(*(const __m512*)(row)))
 #endif
 
-#if defined(__GNUC__)
-#define OTN_UNROLL8 _Pragma("GCC unroll 8")
-#else
-#define OTN_UNROLL8
-#endif
-
 enum class Start { zero, sums };     // what the accumulators begin with
 enum class Finish { sums, totals };  // where they go: sums, or totals += scale * sum
 
@@ -281,24 +284,24 @@ void LookupStep(const Codes* codes, int64_t num_columns, const float* tables, fl
   for (int64_t n = 0; n < num_columns; n += kColumns) {
     Codes code[kColumns];
     __m512 acc[kColumns];
-    OTN_UNROLL8
+    OTN_UNROLL16
     for (int c = 0; c < kColumns; ++c) {
       code[c] = codes[n + c];
       acc[c] =
           kStart == Start::zero ? _mm512_setzero_ps() : _mm512_load_ps(sums + (n + c) * kLanes);
     }
-    OTN_UNROLL8
+    OTN_UNROLL16
     for (int t = 0; t < kTables; ++t) {
       const int rotate = (8 * t - kOffsetShift) & (kBits - 1);
       const char* set = (t < kTableSet ? set0 : set1) + t % kTableSet * kLanes * 4;
-      OTN_UNROLL8
+      OTN_UNROLL16
       for (int c = 0; c < kColumns; ++c) {
         const Codes offset =
             (rotate ? code[c] >> rotate | code[c] << (kBits - rotate) : code[c]) & mask;
         OTN_ADD_ROW(acc[c], (const float*)(set + offset));
       }
     }
-    OTN_UNROLL8
+    OTN_UNROLL16
     for (int c = 0; c < kColumns; ++c) {
       if (kFinish == Finish::sums) {
         _mm512_store_ps(sums + (n + c) * kLanes, acc[c]);
@@ -387,12 +390,34 @@ void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
   }
 }
 
+void RowMagnitudes(const float* x, int64_t count, int32_t* largest_bits, double* sum) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i max_bits = _mm512_setzero_si512();
+  __m512d total = _mm512_setzero_pd();
+  for (int64_t k = 0; k < count;) {
+    __m512 part = _mm512_setzero_ps();
+    for (int64_t i = 0; i < 4 && k < count; ++i, k += kLanes) {
+      const __m512i bits =
+          _mm512_and_si512(_mm512_maskz_loadu_epi32(FirstLanes(count - k), x + k), magnitude);
+      max_bits = _mm512_max_epi32(max_bits, bits);
+      part = _mm512_add_ps(part, _mm512_castsi512_ps(bits));
+    }
+    const __m256 halves =
+        _mm256_add_ps(_mm512_castps512_ps256(part), _mm512_extractf32x8_ps(part, 1));
+    total = _mm512_add_pd(total, _mm512_cvtps_pd(halves));
+  }
+  *largest_bits = _mm512_reduce_max_epi32(max_bits);
+  *sum = _mm512_reduce_add_pd(total);
+}
+
 int64_t LookupDepth(const Layer* layer) {
   return Min(BlocksPerGroup(layer), layer->num_k_blocks) * kBlockBytes + 2;
 }
 
 }  // namespace
 }  // namespace avx512
+
+extern const RowMagnitudesFunction row_magnitudes_avx512bw = avx512::RowMagnitudes;
 
 extern const Kernel packed_gemm_float_16x8_avx512bw = {
     "packed_gemm_float_16x8_avx512bw",
