@@ -187,7 +187,8 @@ void Checker::ActivationAttributes(Layer* layer) const {
                              {{"absmax_division", ActivationRule::absmax_division},
                               {"absmax_reciprocal", ActivationRule::absmax_reciprocal}},
                              " for int8");
-  RequireFloat("activation_epsilon", epsilon, epsilon > 0.0f && epsilon < 1e30f, "positive");
+  RequireFloat("activation_epsilon", epsilon, epsilon >= 1e-30f && epsilon < 1e30f,
+               "from 1e-30 to below 1e30");
   RequireInt("activation_qmax", qmax, 0 < qmax && qmax <= 127, "from 1 to 127");
   RequireInt("activation_qmin", qmin, -128 <= qmin && qmin < 0, "from -128 to -1");
   layer->activation_epsilon = epsilon;

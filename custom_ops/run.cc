@@ -10,9 +10,9 @@
 namespace onnx_ternary {
 namespace {
 
-// Partial sums of larger rows could overflow float32: 2^24 * 1e34 is 1.7e41, but ordinary K up to
-// 34000 stay below 3.4e38.
-constexpr float kLargestMagnitude = 1e34f;
+// Partial sums of larger rows could overflow float32: 2^24 * 1e31 is 1.7e38, the largest float32
+// 3.4e38.
+constexpr float kLargestMagnitude = 1e31f;
 
 // Rows whose crest factor c = absmax * K / sum |x| exceeds this do not go to fixed-point kernels.
 // Their error is at most scale * nonzeros * absmax * 2^-22.99. As nonzeros * absmax <= K * absmax =

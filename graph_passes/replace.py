@@ -11,17 +11,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Hashable, Iterable, Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_ternary import __version__, get_library_path
-from onnx_ternary.errors import IndexFormatError, LibraryError, ModelError
-from onnx_ternary.function_body import BodyVariant, NoBody, make_function_body
+from onnx_ternary import __version__
+from onnx_ternary.errors import IndexFormatError, ModelError
+from onnx_ternary.function_body import MIN_IR_VERSION, BodyVariant, NoBody, make_function_body
 from onnx_ternary.index import Index, build_index, decode_index
+from onnx_ternary.nodes import DIGEST_KEY, index_digest, op_nodes, read_attributes
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
 from onnx_ternary.report import Rewrite
 from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE, OpAttributes
@@ -143,7 +143,15 @@ class Replacer:
         notes = [note for root in self._roots.values() if (note := _kept_note(root))]
         if self._options.function_body and self._options.storage is None:
             notes += self._unify_storage()
+        for node in op_nodes(self._model):
+            node.metadata_props[DIGEST_KEY] = index_digest(node)
+        old_ir_version = self._model.ir_version
         reason = self._attach_body()
+        if self._model.ir_version != old_ir_version:
+            notes.append(
+                f"IR version raised from {old_ir_version} to {self._model.ir_version}, the first "
+                "that can carry a function body"
+            )
         if reason:
             notes.append(f"no function body, so the model needs the library to run: {reason}")
         return Replaced(tuple(map(_refreshed, self._done)), tuple(notes), not reason)
@@ -159,7 +167,6 @@ class Replacer:
             storage=options.storage,
             block_width=options.block_width,
             algorithm=options.algorithm,
-            native=_has_native_packers(),
         )
         if options.activation == "keep":
             return index
@@ -308,7 +315,7 @@ class Replacer:
         A model can carry one function body only, and bodies differ by storage and, where the
         storage depends on it, by alphabet.
         """
-        nodes = [(node, read_attributes(node)) for node in _op_nodes(self._model)]
+        nodes = [(node, read_attributes(node)) for node in op_nodes(self._model)]
         kinds = {
             (each.storage, each.alphabet if each.storage in ("1bit", "planes") else "")
             for _, each in nodes
@@ -336,7 +343,6 @@ class Replacer:
                     storage="2bit" if binary else "planes",
                     block_width=old.block_width or None,
                     algorithm=None if binary else old.algorithm,
-                    native=_has_native_packers(),
                 )
             index = rebuilt[key]
             _set_array(node.inputs[1], index.codes)
@@ -361,14 +367,17 @@ class Replacer:
         if not self._options.function_body:
             return "not asked for"
         variants: list[BodyVariant] = []
-        for node in _op_nodes(self._model):
+        for node in op_nodes(self._model):
             variant = self._variant(node)
             if variant is None:
                 return f"the type of the output of '{node.name}' is unknown"
             variants.append(variant)
-        body = make_function_body(variants, self._opset, self._model.ir_version)
+        ir_version = max(self._model.ir_version, MIN_IR_VERSION)
+        body = make_function_body(variants, self._opset, ir_version)
         if isinstance(body, NoBody):
             return body.reason
+        # Every onnxruntime the library supports reads it.
+        self._model.ir_version = ir_version
         function = ir.serde.deserialize_function(body)
         functions[function.identifier()] = function
         return ""
@@ -387,33 +396,6 @@ class Replacer:
             bias_rank=len(bias.shape),
             opset=self._opset,
         )
-
-
-def read_attributes(node: ir.Node) -> OpAttributes:
-    """The attributes of a `TernaryIndexedMatMul` node.
-
-    Raises:
-        IndexFormatError: if one is unknown, missing or out of range.
-    """
-    values: dict[str, Any] = {name: attr.value for name, attr in node.attributes.items()}
-    names = {each.name for each in dataclasses.fields(OpAttributes)}
-    if values.keys() != names:
-        wrong = ", ".join(sorted(values.keys() ^ names))
-        raise IndexFormatError(
-            f"{OP_TYPE} '{node.name}': unknown or missing attributes ({wrong}); convert the model "
-            "again with 'onnx-ternary optimize'."
-        )
-    return OpAttributes(**values)
-
-
-@cache
-def _has_native_packers() -> bool:
-    """Whether there is a library to pack with; numpy does the same more slowly."""
-    try:
-        get_library_path()
-    except LibraryError:
-        return False
-    return True
 
 
 def _attributes(attributes: OpAttributes) -> list[ir.Attr]:
@@ -457,12 +439,6 @@ def _refreshed(done: tuple[Rewrite, ir.Node]) -> Rewrite:
 
 def _scale_kind(scale: NDArray[np.float32], group_size: int) -> str:
     return ("tensor", "column", f"group of {group_size}")[scale.ndim]
-
-
-def _op_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.domain == DOMAIN and node.op_type == OP_TYPE:
-            yield node
 
 
 def _value_names(model: ir.Model) -> Iterator[str]:

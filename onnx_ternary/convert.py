@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from onnx_ternary import model_io
+from onnx_ternary._verify_inputs import Inputs
 from onnx_ternary.errors import ModelError, RequirementError, VerificationError
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.report import Report
-from onnx_ternary.verify import Inputs, VerificationReport, verify
+from onnx_ternary.verify import VerificationReport, verify
 
 # Verification holds the original in memory, its products' inputs and outputs beside it.
 MAX_VERIFIED_BYTES = 2_000_000_000

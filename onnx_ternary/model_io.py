@@ -71,6 +71,17 @@ def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
         raise ModelError(f"'{name}' is not a valid ONNX model: {cause}") from error
 
 
+def why_invalid(model: str | PathLike[str] | onnx.ModelProto | ir.Model) -> str:
+    """What onnx.checker has against a model; empty if nothing, or if it cannot tell."""
+    if isinstance(model, ir.Model):
+        return ""
+    try:
+        onnx.checker.check_model(model if isinstance(model, onnx.ModelProto) else os.fspath(model))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        return str(error)
+    return ""
+
+
 def constant_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Every initializer and every tensor attribute, in all graphs and functions."""
     for graph in model.graphs():
@@ -134,8 +145,8 @@ def file_bytes(path: str | PathLike[str]) -> int:
     Raises:
         ModelError: as `load`.
     """
-    others = {tensor.path for tensor in external_tensors(load(path))}
-    return sum(os.stat(each).st_size for each in {os.fspath(path), *map(os.fspath, others)})
+    others = {Path(tensor.path) for tensor in external_tensors(load(path))}
+    return sum(each.stat().st_size for each in {Path(path), *others})
 
 
 def copy(
@@ -251,7 +262,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     try:
         with _embedded(model):
             return ir.to_proto(model)
-    except (OSError, ValueError, EncodeError) as error:
+    except (OSError, ValueError, EncodeError, ir.serde.SerdeError) as error:
         raise ModelError(f"The model cannot be serialised: {error}") from error
 
 
@@ -274,8 +285,9 @@ def _write(model: ir.Model, path: Path, external: bool) -> None:
         else:
             with _embedded(model):
                 ir.save(model, path, format="protobuf")
-    except (EncodeError, ValueError) as error:
-        raise ModelError(f"'{path.name}' cannot be written: {error}") from error
+    except (EncodeError, ValueError, ir.serde.SerdeError) as error:
+        cause = error.__cause__ or error
+        raise ModelError(f"'{path.name}' cannot be written: {cause}") from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_ternary import __version__, model_io
+from onnx_ternary.errors import ModelError, OnnxTernaryError
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.report import Report
 from onnx_ternary.schema import FORMAT_VERSION
@@ -84,8 +85,16 @@ def optimize(
         converted = model_io.from_proto(model)
     else:
         converted = model_io.load(model)
-    bytes_before = model_io.constant_bytes(converted)
-    done = pipeline.run(converted, options, progress)
+    try:
+        bytes_before = model_io.constant_bytes(converted)
+        done = pipeline.run(converted, options, progress)
+    except OnnxTernaryError:
+        raise
+    except Exception as error:
+        # Rules take a valid model for granted; whether it is one is looked at only when they fail.
+        if reason := model_io.why_invalid(model):
+            raise ModelError(f"The model is not valid ONNX: {reason}") from error
+        raise
     report = Report(
         rewrites=done.replaced.rewrites,
         rejections=done.rejections,

@@ -21,12 +21,21 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_ternary import reference, runtime
+from onnx_ternary._verify_inputs import Inputs, InputsError, verification_inputs
 from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
 from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
 
+__all__ = [
+    "DEFAULT_TOLERANCES",
+    "InputsError",
+    "OutputCheck",
+    "ProductCheck",
+    "VerificationReport",
+    "verify",
+]
+
 Model: TypeAlias = "str | os.PathLike[str] | ModelProto"
-Inputs: TypeAlias = "Mapping[str, NDArray[Any]] | str | os.PathLike[str]"
 Progress: TypeAlias = Callable[[str, int, int], None]
 
 # Largest difference of an output relative to its largest magnitude.
@@ -42,15 +51,14 @@ _ROUNDING_OPS = frozenset(("Round", "QuantizeLinear", "DynamicQuantizeLinear", "
 # Operations of the original behind its MatMul: alpha, scale, bias and their conversions.
 _EXTRA_ROUNDINGS = 8
 _COLUMNS_AT_ONCE = 1024
+# Rows compared are cut where the bounds would take more multiplications than this (seconds).
+_PRODUCT_WORK = 1 << 31
+_MIN_ROWS = 16
 _NUMPY_TYPES = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
     "tensor(double)": np.dtype(np.float64),
 }
-
-
-class InputsError(OnnxTernaryError, ValueError):
-    """The inputs given for verification do not fit the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,9 @@ class ProductCheck:
         compared_with: what the op's output was held against; empty if nothing was.
         reason: why the product was not judged on its own; empty if it was.
         rows: rows of X compared, evenly taken.
+        probe_rows: sparse rows compared besides, which show a single wrong weight however long the
+            sums are; 0 where the original's product cannot be run on its own.
+        worst_is_probe: whether worst_index counts rows of the probe.
         max_abs_error: largest difference of a finite element.
         worst_error_over_bound: largest ratio of error and bound; above 1 fails.
         worst_index: (row, column) of that element.
@@ -81,6 +92,8 @@ class ProductCheck:
     compared_with: str = ""
     reason: str = ""
     rows: int = 0
+    probe_rows: int = 0
+    worst_is_probe: bool = False
     max_abs_error: float = 0.0
     worst_error_over_bound: float = 0.0
     worst_index: tuple[int, int] | None = None
@@ -169,8 +182,11 @@ class VerificationReport:
         parts = [f"{judged - failed} of {judged} products within their bounds"]
         product, output = self.worst_product, self.worst_output
         if product is not None:
+            where = (
+                f"probe {product.worst_index}" if product.worst_is_probe else product.worst_index
+            )
             parts.append(
-                f"worst: {product.node} at {product.worst_index}, "
+                f"worst: {product.node} at {where}, "
                 f"{product.worst_error_over_bound:.3g} of its bound"
             )
         if output is not None:
@@ -182,17 +198,24 @@ class VerificationReport:
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON."""
+        """Everything as plain values for JSON, which has no inf and NaN: these become strings."""
         return {
             "passed": self.passed,
             "products_passed": self.products_passed,
             "outputs_passed": self.outputs_passed,
-            "products": [asdict(product) for product in self.products],
-            "outputs": [asdict(output) for output in self.outputs],
+            "products": [_for_json(product) for product in self.products],
+            "outputs": [_for_json(output) for output in self.outputs],
             "num_nested_products": self.num_nested_products,
             "inputs": dict(self.inputs),
             "notes": list(self.notes),
         }
+
+
+def _for_json(check: ProductCheck | OutputCheck) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, float) and not np.isfinite(value) else value
+        for name, value in asdict(check).items()
+    }
 
 
 def verify(
@@ -219,7 +242,7 @@ def verify(
             takes DEFAULT_TOLERANCES, and gives no verdict on outputs of models that quantise
             activations.
         weight_tolerance: what conversion was allowed to change a weight by, relative to the scale.
-        max_rows: rows a product is compared on; all are run.
+        max_rows: rows a product is compared on at most, fewer where it is large; all are run.
         max_exposed_bytes: intermediate values held at once, roughly.
         progress: called with the product's name, its number and how many there are.
 
@@ -234,7 +257,7 @@ def verify(
     """
     before, after = _Loaded.load(original, "original"), _Loaded.load(converted, "converted")
     notes: list[str] = []
-    feeds, used = _feeds(before, inputs, seed)
+    feeds, used = verification_inputs(before.proto, inputs, seed, before.refusal)
     nodes = [node for node in after.proto.graph.node if _is_product(node)]
     num_nested = sum(map(_is_product, _nested_nodes(after.proto)))
     if num_nested:
@@ -387,6 +410,27 @@ class _Loaded:
                 )
         return dict(zip(names, results, strict=True))
 
+    def refusal(
+        self, attempts: Sequence[Mapping[str, NDArray[Any]]]
+    ) -> Iterator[ModelError | None]:
+        """Why the model does not run on each of these inputs, one at a time."""
+        session = self.session(None, optimised=False)
+        names = [output.name for output in session.get_outputs()]
+        for feeds in attempts:
+            yield self._refusal(session, feeds, names)
+
+    def _refusal(
+        self,
+        session: ort.InferenceSession,
+        feeds: Mapping[str, NDArray[Any]],
+        names: Sequence[str],
+    ) -> ModelError | None:
+        try:
+            self.run_session(session, feeds, names)
+        except ModelError as error:
+            return error
+        return None
+
     def _error(self, action: str, error: Exception) -> ModelError:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         advice = (
@@ -516,7 +560,7 @@ def _check_products(
                 )
                 continue
             x, y = values[node.input[0]], values[node.output[0]]
-            checks.append(_check_product(after, node, x, y, weight_tolerance, max_rows))
+            checks.append(_check_product(before, after, node, x, y, weight_tolerance, max_rows))
     return checks
 
 
@@ -565,7 +609,74 @@ def _run_exposed(
     return model.run_session(session, feeds, readable)
 
 
+# Nonzero inputs of a probe row. A bound grows with them and with the length of the sums, a wrong
+# weight moves the result by at least its scale: 64 suffice up to K = 100000 and more.
+_PROBE_NONZEROS = 64
+
+
+def _probe(K: int, rank: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    """Rows (1, .., R, K) that hold each input once, magnitudes in [1, 2); None for rank 1."""
+    if rank < 2:
+        return None
+    num_rows = -(-K // _PROBE_NONZEROS)
+    rng = np.random.default_rng(0)
+    values = (1 + rng.random(K)) * rng.choice((-1, 1), K)
+    probe = np.zeros((num_rows, K), dtype)
+    probe[np.arange(K) % num_rows, np.arange(K)] = values
+    shaped: NDArray[Any] = probe.reshape((1,) * (rank - 2) + probe.shape)
+    return shaped
+
+
+def _run_original_product(before: _Loaded, node: NodeProto, x: NDArray[Any]) -> NDArray[Any] | None:
+    """The original's nodes between a product's input and output, on another input.
+
+    None where they take more than constants and this input, or fit one shape only.
+    """
+    source, target = node.input[0], node.output[0]
+    graph = before.proto.graph
+    makers = {name: maker for maker in graph.node for name in maker.output if name}
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    needed: set[str] = set()
+    constants: dict[str, TensorProto] = {}
+    open_names = [target]
+    while open_names:
+        name = open_names.pop()
+        if name in ("", source) or name in needed or name in constants:
+            continue
+        if name in initializers:
+            constants[name] = initializers[name]
+            continue
+        maker = makers.get(name)
+        if maker is None or any(_has_graph(attribute) for attribute in maker.attribute):
+            return None
+        needed.update(maker.output)
+        open_names.extend(maker.input)
+    alone = ModelProto()
+    alone.ir_version = before.proto.ir_version
+    alone.opset_import.extend(before.proto.opset_import)
+    alone.functions.extend(before.proto.functions)
+    alone.graph.name = "product"
+    alone.graph.node.extend(
+        maker for maker in graph.node if any(name in needed for name in maker.output)
+    )
+    alone.graph.initializer.extend(constants.values())
+    dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
+    alone.graph.input.append(helper.make_tensor_value_info(source, dtype, x.shape))
+    alone.graph.output.append(onnx.ValueInfoProto(name=target))
+    try:
+        session = before.session(alone, optimised=False)
+        result: NDArray[Any] = before.run_session(session, {source: x}, [target])[target]
+    except ModelError:
+        return None
+    return result
+
+
+def _has_graph(attribute: onnx.AttributeProto) -> bool:
+    return attribute.HasField("g") or len(attribute.graphs) > 0
+
+
 def _check_product(
+    before: _Loaded,
     after: _Loaded,
     node: NodeProto,
     x: NDArray[Any],
@@ -592,14 +703,27 @@ def _check_product(
         return failed(
             f"the original has dtypes {x.dtype} and {y.dtype}, expected float32 or float16"
         )
-    found = _run_node(after, node, tensors, x)
+    session = _node_session(after, node, tensors, x.dtype)
+    found = after.run_session(session, {"X": x}, ["Y"])["Y"]
     num_rows = x.size // K
-    chosen = np.unique(np.linspace(0, num_rows - 1, min(num_rows, max_rows)).round().astype(int))
+    num_chosen = min(num_rows, max_rows, max(_MIN_ROWS, _PRODUCT_WORK // (K * N)))
+    chosen = np.unique(np.linspace(0, num_rows - 1, num_chosen).round().astype(int))
     rows = x.reshape(-1, K)[chosen]
     found, y = found.reshape(-1, N)[chosen], y.reshape(-1, N)[chosen]
-    levels = decode_index(attributes, codes, aux)
+    num_probes = 0
+    probe = _probe(K, x.ndim, x.dtype) if attributes.activation == "float" else None
+    if probe is not None:
+        probed = _run_original_product(before, node, probe)
+        if probed is not None and probed.shape == (*probe.shape[:-1], N):
+            num_probes = probe.size // K
+            answered = after.run_session(session, {"X": probe}, ["Y"])["Y"]
+            rows = np.concatenate([rows, probe.reshape(-1, K)])
+            found = np.concatenate([found, answered.reshape(-1, N)])
+            y = np.concatenate([y, probed.reshape(-1, N)])
+    row_names = [*chosen, *range(num_probes)]
+    levels = decode_index(attributes, codes, aux, node=name)
 
-    worst_ratio, max_error, difference = 0.0, 0.0, 0.0
+    worst_ratio, max_error, difference, is_probe = 0.0, 0.0, 0.0, False
     worst: tuple[tuple[int, int] | None, float, float] = (None, 0.0, 0.0)
     for start in range(0, N, _COLUMNS_AT_ONCE):
         columns = slice(start, min(N, start + _COLUMNS_AT_ONCE))
@@ -616,14 +740,16 @@ def _check_product(
         else:
             wanted, bound = originals, part.float_bound(rows, originals, weight_tolerance)
         error, ratio = _compare(values, wanted, bound)
-        gap = np.abs(values - originals)
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(values - originals)
         difference = max(difference, float(np.max(gap, initial=0, where=np.isfinite(gap))))
         max_error = max(max_error, float(np.max(error, initial=0, where=np.isfinite(error))))
         if ratio.size and (ratio.max() > worst_ratio or worst[0] is None):
             row, column = np.unravel_index(np.argmax(ratio), ratio.shape)
             worst_ratio = float(ratio[row, column])
+            is_probe = bool(row >= len(chosen))
             worst = (
-                (int(chosen[row]), start + int(column)),
+                (int(row_names[row]), start + int(column)),
                 float(wanted[row, column]),
                 float(values[row, column]),
             )
@@ -638,6 +764,8 @@ def _check_product(
             else "numpy reference of the int8 rule"
         ),
         rows=len(chosen),
+        probe_rows=num_probes,
+        worst_is_probe=is_probe,
         max_abs_error=max_error,
         worst_error_over_bound=worst_ratio,
         worst_index=worst[0],
@@ -660,16 +788,20 @@ class _Columns:
         self, x: NDArray[Any], originals: NDArray[np.float64], weight_tolerance: float
     ) -> NDArray[np.float64]:
         """Bound on |op - original|: the worst kernel's, and that of the original's operations."""
-        group_size = self.attributes.group_size
-        arguments = (x, self.levels, self.scale, group_size, self.bias)
-        K = self.attributes.K
+        group_size, K = self.attributes.group_size, self.attributes.K
         ours = reference.float_error_bound(
-            *arguments, addition_depth=K, fixed_point=True, dtype=x.dtype
+            x,
+            self.levels,
+            self.scale,
+            group_size,
+            self.bias,
+            addition_depth=K,
+            fixed_point=True,
+            dtype=x.dtype,
         )
-        theirs = reference.float_error_bound(
-            *arguments, addition_depth=K + _EXTRA_ROUNDINGS, fixed_point=False, dtype=x.dtype
-        )
-        bound = ours + theirs
+        # The original sums as many terms and has a few roundings more; all terms grow with gamma.
+        longest = K + self.attributes.num_groups + 3
+        bound = ours * (1 + reference.gamma(longest + _EXTRA_ROUNDINGS) / reference.gamma(longest))
         if x.dtype == np.float16:
             # The original rounds between its MatMul, scale and bias too.
             bound += 3 * 2.0**-11 * (np.abs(originals) + np.abs(self.bias)) + 3 * 2.0**-25
@@ -717,20 +849,20 @@ def _largest(values: NDArray[Any]) -> float:
     return float(np.max(magnitudes, initial=0, where=np.isfinite(magnitudes)))
 
 
-def _run_node(
-    after: _Loaded, node: NodeProto, tensors: Sequence[NDArray[Any]], x: NDArray[Any]
-) -> NDArray[Any]:
-    """The converted node alone, through the library, on X."""
+def _node_session(
+    after: _Loaded, node: NodeProto, tensors: Sequence[NDArray[Any]], x_dtype: np.dtype[Any]
+) -> ort.InferenceSession:
+    """The converted node alone, X to Y, through the library."""
     alone = NodeProto()
     alone.CopyFrom(node)
     names = ["codes", "aux", "scale", "bias"]
     alone.input[:] = ["X", *names]
     alone.output[:] = ["Y"]
-    dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
+    dtype = helper.np_dtype_to_tensor_dtype(x_dtype)
     graph = helper.make_graph(
         [alone],
         "product",
-        [helper.make_tensor_value_info("X", dtype, x.shape)],
+        [helper.make_tensor_value_info("X", dtype, None)],
         [onnx.ValueInfoProto(name="Y")],
         [
             numpy_helper.from_array(np.asarray(tensor), name)
@@ -740,8 +872,7 @@ def _run_node(
     model = helper.make_model(
         graph, opset_imports=after.proto.opset_import, ir_version=after.proto.ir_version
     )
-    session = after.session(model, optimised=True)
-    return after.run_session(session, {"X": x}, ["Y"])["Y"]
+    return after.session(model, optimised=True)
 
 
 def _check_output(
@@ -788,170 +919,3 @@ def _check_output(
         top1_agreement=top1,
         passed=tolerance is None or relative <= tolerance,
     )
-
-
-def _feeds(
-    model: _Loaded, inputs: Inputs | None, seed: int
-) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Inputs by name, and how they read in a report.
-
-    Raises:
-        InputsError: if given inputs do not fit.
-        ModelError: if inputs cannot be generated.
-    """
-    constants = {tensor.name for tensor in model.proto.graph.initializer}
-    wanted = [value for value in model.proto.graph.input if value.name not in constants]
-    if inputs is None:
-        feeds, source = _generate(model, wanted, seed), f"generated, seed {seed}"
-    elif isinstance(inputs, Mapping):
-        _require_known(inputs, wanted)
-        feeds, source = _given(inputs, wanted), "given"
-    else:
-        feeds, source = _given(_read_npz(inputs), wanted), f"from {os.fspath(inputs)}"
-    return feeds, {name: f"{source}: {array.dtype} {array.shape}" for name, array in feeds.items()}
-
-
-def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise InputsError(f"{os.fspath(path)} holds one unnamed array; expected an .npz.")
-            return {name: archive[name] for name in archive.files}
-    except InputsError:
-        raise
-    except Exception as error:  # zipfile, numpy and the file system raise what they like
-        raise InputsError(f"Inputs cannot be read from {os.fspath(path)}: {error}.") from error
-
-
-def _require_known(inputs: Mapping[str, Any], wanted: Sequence[onnx.ValueInfoProto]) -> None:
-    names = [value.name for value in wanted]
-    for name in inputs:
-        if name not in names:
-            raise InputsError(f"The model has no input '{name}'; it has: {', '.join(names)}.")
-
-
-def _given(
-    inputs: Mapping[str, Any], wanted: Sequence[onnx.ValueInfoProto]
-) -> dict[str, NDArray[Any]]:
-    feeds = {}
-    for value in wanted:
-        if value.name not in inputs:
-            raise InputsError(
-                f"Input '{value.name}' is missing; given: {', '.join(inputs) or 'nothing'}."
-            )
-        array = np.asarray(inputs[value.name])
-        tensor = value.type.tensor_type
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        if dtype != array.dtype and tensor.elem_type != TensorProto.STRING:
-            raise InputsError(f"Input '{value.name}' is {array.dtype}, expected {dtype}.")
-        if tensor.HasField("shape"):
-            dims = [
-                dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim
-            ]
-            fits = len(dims) == array.ndim and all(
-                dim in (None, size) for dim, size in zip(dims, array.shape, strict=True)
-            )
-            if not fits:
-                expected = ", ".join(
-                    dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim
-                )
-                raise InputsError(
-                    f"Input '{value.name}' has shape {array.shape}, expected ({expected})."
-                )
-        feeds[value.name] = array
-    return feeds
-
-
-# Sizes for symbolic dimensions: (batch, anything else), tried in order.
-_SIZES = ((2, 8), (1, 8), (1, 1))
-_PAST_SIZE = 4
-_IMAGE_SIZE = 32
-_NUM_INTEGERS = 8
-
-
-def _generate(
-    model: _Loaded, wanted: Sequence[onnx.ValueInfoProto], seed: int
-) -> dict[str, NDArray[Any]]:
-    """Random inputs of the first sizes with which the model runs.
-
-    Raises:
-        ModelError: if an input is not a numeric tensor, or the model runs with none of the sizes.
-    """
-    attempts: list[dict[str, NDArray[Any]]] = []
-    for batch, other in _SIZES:
-        rng = np.random.default_rng(seed)
-        feeds = {value.name: _random(value, rng, batch, other) for value in wanted}
-        if not any(_same_shapes(feeds, tried) for tried in attempts):
-            attempts.append(feeds)
-    if len(attempts) == 1:
-        return attempts[0]
-    session = model.session(None, optimised=False)
-    names = [output.name for output in session.get_outputs()]
-
-    def refusal(feeds: Mapping[str, NDArray[Any]]) -> ModelError | None:
-        try:
-            model.run_session(session, feeds, names)
-        except ModelError as error:
-            return error
-        return None
-
-    for feeds in attempts:
-        error = refusal(feeds)
-        if error is None:
-            return feeds
-    raise ModelError(f"Generated inputs do not fit; give inputs of your own. {error}") from error
-
-
-def _same_shapes(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:
-    return all(one[name].shape == other[name].shape for name in one)
-
-
-def _random(
-    value: onnx.ValueInfoProto, rng: np.random.Generator, batch: int, other: int
-) -> NDArray[Any]:
-    if not value.type.HasField("tensor_type"):
-        raise ModelError(f"Input '{value.name}' is not a tensor; give inputs of your own.")
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        raise ModelError(f"Input '{value.name}' has no shape; give inputs of your own.")
-    shape = [
-        dim.dim_value
-        if dim.HasField("dim_value")
-        else _symbolic_size(dim.dim_param, axis, batch, other)
-        for axis, dim in enumerate(tensor.shape.dim)
-    ]
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    if dtype.kind == "f":
-        return np.asarray(rng.standard_normal(shape), dtype)
-    name = value.name.lower()
-    if dtype.kind == "b" or (dtype.kind in "iu" and "mask" in name):
-        return np.ones(shape, dtype)
-    if dtype.kind not in "iu":
-        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-        raise ModelError(
-            f"Input '{value.name}' is {kind}, which cannot be generated; give inputs of your own."
-        )
-    if "position" in name and shape:
-        return np.array(np.broadcast_to(np.arange(shape[-1]), shape), dtype)
-    if "token_type" in name:
-        return np.zeros(shape, dtype)
-    return np.asarray(rng.integers(0, _NUM_INTEGERS, shape), dtype)
-
-
-def _symbolic_size(name: str, axis: int, batch: int, other: int) -> int:
-    """A size for a dimension known by name, equal for equal names; sums of names are understood."""
-    if "+" in name:
-        terms = [part.strip() for part in name.split("+")]
-        return sum(
-            int(term) if term.isdigit() else _symbolic_size(term, 1, batch, other) for term in terms
-        )
-    lower = name.lower()
-    if "total" in lower:
-        return _PAST_SIZE + other
-    if "past" in lower:
-        return _PAST_SIZE
-    if "height" in lower or "width" in lower:
-        return _IMAGE_SIZE
-    if "batch" in lower or (axis == 0 and "seq" not in lower):
-        return batch
-    return other

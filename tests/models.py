@@ -262,6 +262,55 @@ def surrounded(
     return Case(model(nodes, initializers, x_shape=x_shape), (pattern,), (effective,))
 
 
+def both_ways() -> Case:
+    """One square tensor, multiplied by as it is and transposed."""
+    weight = ternary(K, K)
+    made = model(
+        [
+            matmul("x", "w", "h", "first"),
+            helper.make_node("Gemm", ["h", "w"], ["y"], name="second", transB=1),
+        ],
+        {"w": weight},
+    )
+    return Case(made, ("MatMul", "Gemm"), (_exact(weight), _exact(weight).T))
+
+
+def seen_between(
+    before: bool, *, used: bool = False, outputs: Sequence[str] = ("y",), **kwargs: Any
+) -> Case:
+    """A scale that cannot be absorbed, because the value between is used or is an output."""
+    nodes = [matmul("x", "w", "between"), node("Mul", ["between", "two"], "y")]
+    if before:
+        nodes = [node("Mul", ["x", "two"], "between"), matmul("between", "w")]
+    if used:
+        nodes.append(node("Relu", ["between"], "other"))
+    made = model(nodes, {"w": ternary(), "two": TWO}, outputs=outputs)
+    return Case(made, ("MatMul",), (_exact(ternary()),))
+
+
+def scale_in_body() -> Case:
+    """The only user of the product is a Mul in a branch."""
+    branches = {}
+    for branch in ("then_branch", "else_branch"):
+        source = "p" if branch == "then_branch" else "two"
+        branches[branch] = helper.make_graph(
+            [node("Mul", [source, "two"], f"y_{branch}")],
+            branch,
+            [],
+            [helper.make_tensor_value_info(f"y_{branch}", TensorProto.FLOAT, None)],
+        )
+    made = model(
+        [
+            matmul("x", "w", "p"),
+            node("ReduceMax", ["x"], "top", keepdims=0),
+            node("Greater", ["top", "zero"], "positive"),
+            helper.make_node("If", ["positive"], ["y"], name="choice", **branches),
+        ],
+        {"w": ternary(), "two": TWO, "zero": np.array(0, F32)},
+    )
+    return Case(made, ("MatMul",), (_exact(ternary()),))
+
+
 def graph_output_weight() -> Case:
     weight = ternary()
     return Case(
@@ -400,7 +449,7 @@ HITS: dict[str, Callable[[], Case]] = {
         None, [("Mul", -TWO)], pattern="MatMul", effective=_exact(ternary())
     ),
     "zero_scale_after": lambda: surrounded(
-        None, [("Mul", 0 * TWO)], pattern="MatMul", effective=_exact(ternary())
+        None, [("Mul", np.array(0, F32))], pattern="MatMul", effective=_exact(ternary())
     ),
     "tiny_scale_after": lambda: surrounded(
         None, [("Mul", np.array(1e-38, F32))], pattern="MatMul", effective=_exact(ternary())
@@ -418,6 +467,12 @@ HITS: dict[str, Callable[[], Case]] = {
     "rank_raising_add_after": lambda: surrounded(
         None, [("Add", ROW[None])], pattern="MatMul", x_shape=(K,), effective=_exact(ternary())
     ),
+    "both_ways": both_ways,
+    "product_used_twice": lambda: seen_between(False, used=True, outputs=("y", "other")),
+    "product_is_output": lambda: seen_between(False, outputs=("y", "between")),
+    "scaled_input_used_twice": lambda: seen_between(True, used=True, outputs=("y", "other")),
+    "scaled_input_is_output": lambda: seen_between(True, outputs=("y", "between")),
+    "scale_in_body": scale_in_body,
     "graph_output_weight": graph_output_weight,
     "gather_tied_weight": gather_tied_weight,
     "if_captured_weight": if_bodies,

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #include "kernels.h"
-#include "quantise.h"
+#include "quantise_row.h"
 
 namespace onnx_ternary {
 namespace {

@@ -2,6 +2,7 @@
 // the files of an instruction set include it).
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "../kernel.h"
@@ -11,5 +12,10 @@ namespace onnx_ternary {
 // q: (K,) int8. Returns s, or NaN (and writes zeros) where the row has NaN or inf, so that
 // sum / s is NaN in every column.
 float QuantiseActivationRow(const Layer* layer, const float* x, int8_t* q);
+
+// Quantised rows as the scalar kernels keep them in `prepared`: s (rows,) float32, then q (rows, K)
+// int8.
+size_t QuantisedBytes(const Layer* layer, int64_t rows);
+void QuantiseRows(const Layer* layer, const float* x, int64_t rows, void* prepared);
 
 }  // namespace onnx_ternary

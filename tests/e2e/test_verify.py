@@ -50,6 +50,7 @@ def test_equal_models_pass(products: list[Product]) -> None:
         assert check.compared_with == "original product"
         assert check.worst_error_over_bound <= 1
         assert check.rows == 16
+        assert check.probe_rows == -(-check.shape[0] // 64)
     (output,) = report.outputs
     assert output.tolerance == 1e-5
     assert output.max_relative_difference < 1e-6
@@ -87,6 +88,28 @@ def test_one_flipped_weight_fails_its_product_only(products: list[Product]) -> N
     assert worst.worst_error_over_bound > 1
     assert not report.outputs_passed
     assert "product0 at" in report.summary()
+
+
+def test_one_flipped_weight_in_long_sums_fails() -> None:
+    rng = np.random.default_rng(8)
+    weight = random_weight(rng, 20000, 8)
+    original = original_model([Product.make(weight)])
+    weight.levels[12345, 6] = 1 if weight.levels[12345, 6] != 1 else 0
+    report = verify(original, converted_model([Product.make(weight)]))
+    (check,) = report.products
+    assert check.status == "failed"
+    assert check.worst_is_probe
+    assert check.worst_index is not None
+    assert check.worst_index[1] == 6
+    assert "at probe (" in report.summary()
+
+
+def test_infinite_differences_become_json(products: list[Product]) -> None:
+    converted = replace_initializer(converted_model(products), "bias0", lambda b: b * np.nan)
+    report = verify(original_model(products), converted)
+    assert not report.passed
+    text = json.dumps(report.to_dict(), allow_nan=False)
+    assert json.loads(text)["products"][0]["worst_error_over_bound"] == "inf"
 
 
 def test_last_bits_of_scale_fail(products: list[Product]) -> None:
@@ -164,8 +187,12 @@ def test_float16_passes_and_flip_fails() -> None:
     for value in (*original.graph.input, *original.graph.output):
         value.type.tensor_type.elem_type = TensorProto.FLOAT16
     assert verify(original, converted).passed
-    flipped = replace_initializer(converted, "codes0", lambda codes: codes ^ 1)
-    assert not verify(original, flipped).products_passed
+    weight.levels[7, 3] = 1 if weight.levels[7, 3] != 1 else 0
+    flipped = converted_model([Product.make(weight)], x_dtype=TensorProto.FLOAT16)
+    report = verify(original, flipped)
+    assert not report.products_passed
+    assert report.products[0].worst_index is not None
+    assert report.products[0].worst_index[1] == 3
 
 
 def test_product_without_counterpart_is_end_to_end_only(products: list[Product]) -> None:
@@ -356,3 +383,35 @@ def test_comparison_can_fail(found: float, expected: float, bound: float, ratio:
 def test_domain_of_op_is_the_schema_s() -> None:
     model = converted_model([Product.make(random_weight(np.random.default_rng(0), 4, 4))])
     assert model.graph.node[0].domain == DOMAIN
+
+
+def test_generated_batch_falls_back_to_one() -> None:
+    product = Product.make(random_weight(np.random.default_rng(0), 16, 10))
+    models = []
+    for model in (original_model([product]), converted_model([product])):
+        # Only a batch of one fits the model's own constant shape.
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.array([1, 8, 16], np.int64), "shape")
+        )
+        model.graph.node.insert(0, helper.make_node("Reshape", ["input", "shape"], ["X"]))
+        model.graph.input[0].name = "input"
+        models.append(model)
+    report = verify(*models)
+    assert report.passed
+    assert report.inputs["input"].endswith("float32 (1, 8, 16)")
+
+
+def test_inputs_that_cannot_be_generated(products: list[Product]) -> None:
+    original, converted = original_model(products), converted_model(products)
+    for model in (original, converted):
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.array([1, 9, 130], np.int64), "shape")
+        )
+        model.graph.node.insert(0, helper.make_node("Reshape", ["input", "shape"], ["X"]))
+        model.graph.input[0].name = "input"
+    with pytest.raises(ModelError, match="Generated inputs do not fit; give inputs of your own"):
+        verify(original, converted)
+    text = helper.make_tensor_value_info("text", TensorProto.STRING, ["batch"])
+    original.graph.input.append(text)
+    with pytest.raises(ModelError, match="Input 'text' is string, which cannot be generated"):
+        verify(original, converted)

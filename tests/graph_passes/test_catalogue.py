@@ -12,11 +12,11 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnx_ternary.graph_passes.replace import read_attributes
 
 from onnx_ternary import get_library_path
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.index import decode_index
+from onnx_ternary.nodes import read_attributes
 from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize
 from onnx_ternary.reference import float_error_bound
 from onnx_ternary.report import Rewrite
@@ -73,6 +73,14 @@ def run(
     )
     names = [each.name for each in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def skip_where_too_new(model: onnx.ModelProto) -> None:
+    opset = {each.domain: each.version for each in model.opset_import}[""]
+    version = tuple(map(int, ort.__version__.split(".")[:2]))
+    # onnxruntime 1.17 knows opset 20, 1.18 knows 21.
+    if opset > 20 and version < (1, 18):
+        pytest.skip(f"onnxruntime {ort.__version__} does not know opset {opset}")
 
 
 def feeds_of(model: onnx.ModelProto, *, whole_numbers: bool) -> dict[str, Array]:
@@ -171,6 +179,7 @@ def library(request: pytest.FixtureRequest) -> bool:
 
 
 def test_hit_numerics(case: Case, library: bool) -> None:
+    skip_where_too_new(case.model)
     # With a body in the model, a library that refuses a node would go unnoticed.
     result = optimize(case.model, dataclasses.replace(ALL, function_body=not library))
     assert result.report.has_function_body is not library

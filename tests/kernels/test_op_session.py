@@ -212,8 +212,8 @@ def test_unknown_attribute_value_is_named(
     ("attribute", "value", "expected"),
     [
         ("activation_rule", "none", "absmax_division or absmax_reciprocal for int8"),
-        ("activation_epsilon", 0.0, "positive"),
-        ("activation_epsilon", float("nan"), "positive"),
+        ("activation_epsilon", 0.0, "from 1e-30 to below 1e30"),
+        ("activation_epsilon", float("nan"), "from 1e-30 to below 1e30"),
         ("activation_qmax", 128, "from 1 to 127"),
         ("activation_qmin", 0, "from -128 to -1"),
     ],

@@ -271,6 +271,18 @@ def test_damaged_tensor_is_named() -> None:
         optimize(damaged, ALL)
 
 
+def test_invalid_model_is_called_invalid(tmp_path: Path) -> None:
+    invalid = simple(ternary())
+    invalid.graph.node[0].op_type = "Gemm"
+    attribute = invalid.graph.node[0].attribute.add(name="alpha", s=b"text")
+    attribute.type = onnx.AttributeProto.STRING
+    with pytest.raises(ModelError, match="not valid ONNX"):
+        optimize(invalid, ALL)
+    onnx.save(invalid, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="not valid ONNX"):
+        optimize(tmp_path / "model.onnx", ALL)
+
+
 def test_external_model_becomes_one_file(tmp_path: Path) -> None:
     path, out = tmp_path / "model.onnx", tmp_path / "out" / "small.onnx"
     out.parent.mkdir()
