@@ -115,9 +115,45 @@ const float* StripScales(const Layer* layer, int64_t begin, int64_t n, void* scr
   return strip + tile * num_groups * kTile;
 }
 
+// Four rows by four columns, row by row in one register; rows from `count` on are not touched.
+void StoreTile(float* y, int64_t N, __m512 tile, int64_t count, int64_t num_columns) {
+  StoreFloats(y, _mm512_castps512_ps128(tile), num_columns);
+  if (count > 1) StoreFloats(y + N, _mm512_extractf32x4_ps(tile, 1), num_columns);
+  if (count > 2) StoreFloats(y + 2 * N, _mm512_extractf32x4_ps(tile, 2), num_columns);
+  if (count > 3) StoreFloats(y + 3 * N, _mm512_extractf32x4_ps(tile, 3), num_columns);
+}
+
+// A number a row, of which `count` lie in the array, for the four columns of each.
+__m512i RowsI32(const int32_t* p, int64_t count) {
+  const __m512i rows = _mm512_castsi128_si512(_mm_maskz_loadu_epi32(FirstFour(count), p));
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                                  rows);
+}
+
+__m512 RowsF32(const float* p, int64_t count) {
+  return _mm512_castsi512_ps(RowsI32((const int32_t*)p, count));
+}
+
+// Two rows by four columns in float64.
+struct TwoByFour {
+  __m512d rows01, rows23;
+};
+
+TwoByFour Widen(__m512i tile) {
+  return {_mm512_cvtepi32_pd(_mm512_castsi512_si256(tile)),
+          _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(tile, 1))};
+}
+
+__m512 Narrow(TwoByFour tile) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(tile.rows01)),
+                            _mm512_cvtpd_ps(tile.rows23), 1);
+}
+
 // With scales per group the weighted sums are taken in float64, in the order of the groups.
-__m256d AddGroup(__m256d total, __m256d sum, __m128 scale) {
-  return _mm256_add_pd(total, _mm256_mul_pd(sum, _mm256_cvtps_pd(scale)));
+void AddGroup(TwoByFour* total, TwoByFour sum, __m128 scale) {
+  const __m512d wide = _mm512_broadcast_f64x4(_mm256_cvtps_pd(scale));
+  total->rows01 = _mm512_add_pd(total->rows01, _mm512_mul_pd(sum.rows01, wide));
+  total->rows23 = _mm512_add_pd(total->rows23, _mm512_mul_pd(sum.rows23, wide));
 }
 
 // Sum of int8 values, exact: num_bytes is a multiple of 128.
@@ -130,19 +166,20 @@ int32_t SumBytes(const int8_t* q, int64_t num_bytes) {
   return _mm512_reduce_add_epi32(sum);
 }
 
-// sums[r] = sum(code * q) over blocks [begin, end) of one column tile, four columns, modulo 2^32.
-// q: (num_k_blocks, kVectors, 128) int8.
-template <int kVectors>
+// sums: (kDigits, kRows / 4, 4 rows, 4 columns) int32, sum(code * q) over blocks [begin, end) of
+// one column tile modulo 2^32; zero past kRows. q: (num_k_blocks, kDigits, kRows, 128) int8.
+template <int kDigits, int kRows>
 inline void DotVectors(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
-                       __m128i* sums) {
+                       __m512i* sums) {
+  constexpr int kVectors = kDigits * kRows;
   // Eight chains of additions at least, to hide their latency.
   constexpr int kChains = kVectors == 1 ? 4 : kVectors <= 3 ? 2 : 1;
   const __m512i mask3 = _mm512_set1_epi8(3);
   __m512i acc[kVectors][2][kChains];
   OTN_UNROLL16
-  for (int r = 0; r < kVectors; ++r) {
+  for (int v = 0; v < kVectors; ++v) {
     OTN_UNROLL16
-    for (int i = 0; i < kChains; ++i) acc[r][0][i] = acc[r][1][i] = _mm512_setzero_si512();
+    for (int i = 0; i < kChains; ++i) acc[v][0][i] = acc[v][1][i] = _mm512_setzero_si512();
   }
   for (int64_t b = begin; b < end; ++b) {
     const uint8_t* codes = tile_codes + b * kTileBlockBytes;
@@ -156,28 +193,45 @@ inline void DotVectors(const uint8_t* tile_codes, const int8_t* q, int64_t begin
       const __m512i field01 = _mm512_and_si512(_mm512_srli_epi16(v01, (unsigned)(2 * j)), mask3);
       const __m512i field23 = _mm512_and_si512(_mm512_srli_epi16(v23, (unsigned)(2 * j)), mask3);
       OTN_UNROLL16
-      for (int r = 0; r < kVectors; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
         const __m512i d = _mm512_broadcast_i64x4(
-            _mm256_load_si256((const __m256i*)(q_block + r * kBlock + j * 32)));
-        acc[r][0][j % kChains] = _mm512_dpbusd_epi32(acc[r][0][j % kChains], field01, d);
-        acc[r][1][j % kChains] = _mm512_dpbusd_epi32(acc[r][1][j % kChains], field23, d);
+            _mm256_load_si256((const __m256i*)(q_block + v * kBlock + j * 32)));
+        acc[v][0][j % kChains] = _mm512_dpbusd_epi32(acc[v][0][j % kChains], field01, d);
+        acc[v][1][j % kChains] = _mm512_dpbusd_epi32(acc[v][1][j % kChains], field23, d);
       }
     }
   }
+  constexpr int kQuads = (kRows + 3) / 4;
+  const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
   OTN_UNROLL16
-  for (int r = 0; r < kVectors; ++r) {
-    for (int i = 1; i < kChains; ++i) {
-      acc[r][0][0] = _mm512_add_epi32(acc[r][0][0], acc[r][0][i]);
-      acc[r][1][0] = _mm512_add_epi32(acc[r][1][0], acc[r][1][i]);
+  for (int quad = 0; quad < kDigits * kQuads; ++quad) {
+    __m512i pairs[4];
+    OTN_UNROLL16
+    for (int i = 0; i < 4; ++i) {
+      const int r = quad % kQuads * 4 + i;
+      if (r >= kRows) {
+        pairs[i] = _mm512_setzero_si512();
+        continue;
+      }
+      const int v = quad / kQuads * kRows + r;
+      __m512i a = acc[v][0][0], b = acc[v][1][0];
+      OTN_UNROLL16
+      for (int chain = 1; chain < kChains; ++chain) {
+        a = _mm512_add_epi32(a, acc[v][0][chain]);
+        b = _mm512_add_epi32(b, acc[v][1][chain]);
+      }
+      // Columns 0 and 1 are the halves of a, 2 and 3 those of b. In each 128-bit lane now: column 0
+      // (or 1), 2 (or 3), the same, the same.
+      pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     }
-    // Column 0 in the lower half of the first register, 1 in its upper half; 2 and 3 in the second.
-    const __m512i a = acc[r][0][0], b = acc[r][1][0];
-    const __m512i pairs =
-        _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    const __m512i quads = _mm512_add_epi32(pairs, _mm512_shuffle_epi32(pairs, (_MM_PERM_ENUM)0x4e));
-    const __m256i columns =
-        _mm256_unpacklo_epi32(_mm512_castsi512_si256(quads), _mm512_extracti64x4_epi64(quads, 1));
-    sums[r] = _mm_add_epi32(_mm256_castsi256_si128(columns), _mm256_extracti128_si256(columns, 1));
+    const __m512i r01 = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[0], pairs[1]),
+                                         _mm512_unpackhi_epi64(pairs[0], pairs[1]));
+    const __m512i r23 = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[2], pairs[3]),
+                                         _mm512_unpackhi_epi64(pairs[2], pairs[3]));
+    // Lanes 0 and 1 of each belong to columns 0 and 2, lanes 2 and 3 to columns 1 and 3.
+    const __m512i even = _mm512_shuffle_i32x4(r01, r23, 0x88);
+    const __m512i odd = _mm512_shuffle_i32x4(r01, r23, 0xdd);
+    sums[quad] = _mm512_permutexvar_epi32(order, _mm512_add_epi32(even, odd));
   }
 }
 
@@ -189,7 +243,7 @@ int64_t ChunkColumns(const Layer* layer) {
 // ---------------------------------------------------------------------------------------------
 // packed_gemm_int8_8x4: up to eight rows a pass. prepared:
 //   q     (row groups, num_k_blocks, rows of the group, 128) int8, zero past K
-//   sums  (rows, num_groups) int32: sum of q over the group's inputs
+//   sums  (num_groups, rows) int32: sum of q over the group's inputs
 //   s     (rows,) float
 //   a row in order, before it is spread over the blocks
 
@@ -230,7 +284,7 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
     memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
     for (int64_t g = 0; g < num_groups; ++g) {
       const int64_t first = g * group_inputs;
-      sums[row * num_groups + g] = SumBytes(in_order + first, Min(group_inputs, padded_K - first));
+      sums[g * rows + row] = SumBytes(in_order + first, Min(group_inputs, padded_K - first));
     }
     const int64_t group_row = row / kRowGroup * kRowGroup;
     const int64_t stride = Min(rows - group_row, kRowGroup) * kBlock;
@@ -241,62 +295,67 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   }
 }
 
+// sums: (num_groups, stride) int32.
 template <int kRows>
-void GemmInt8Rows(const Layer* layer, const int8_t* q, const int32_t* sums, const float* s,
-                  int64_t begin, int64_t end, float* y, void* scratch) {
+void GemmInt8Rows(const Layer* layer, const int8_t* q, const int32_t* sums, int64_t stride,
+                  const float* s, int64_t begin, int64_t end, float* y, void* scratch) {
+  constexpr int kQuads = (kRows + 3) / 4;
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t num_groups = NumGroups(layer);
   const int64_t blocks_per_group = BlocksPerGroup(layer);
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = layer->codes + n / kTile * num_blocks * kTileBlockBytes;
-    const __m128 bias = LoadBias(layer, n);
-    __m128i dot[kRows];
+    const __m512 bias = _mm512_broadcast_f32x4(LoadBias(layer, n));
+    __m512i dot[kQuads];
     if (!PerGroup(layer)) {
-      const __m128 scale = LoadScale(layer, n);
-      DotVectors<kRows>(codes, q, 0, num_blocks, dot);
-      for (int r = 0; r < kRows; ++r) {
+      const __m512 scale = _mm512_broadcast_f32x4(LoadScale(layer, n));
+      DotVectors<1, kRows>(codes, q, 0, num_blocks, dot);
+      for (int i = 0; i < kQuads; ++i) {
         // Y = sum / s * scale + bias, each operation rounded to float32 (docs/op_spec.md).
-        const __m128 sum = _mm_cvtepi32_ps(_mm_sub_epi32(dot[r], _mm_set1_epi32(sums[r])));
-        const __m128 product = _mm_mul_ps(_mm_div_ps(sum, _mm_set1_ps(s[r])), scale);
-        StoreFloats(y + r * layer->N + n, _mm_add_ps(product, bias), end - n);
+        const int r = 4 * i;
+        const __m512 sum =
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(dot[i], RowsI32(sums + r, kRows - r)));
+        const __m512 product = _mm512_mul_ps(_mm512_div_ps(sum, RowsF32(s + r, kRows - r)), scale);
+        StoreTile(y + r * layer->N + n, layer->N, _mm512_add_ps(product, bias), kRows - r, end - n);
       }
       continue;
     }
     const float* scales = StripScales(layer, begin, n, scratch);
-    __m256d total[kRows];
-    for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_pd();
+    TwoByFour total[kQuads];
+    for (int i = 0; i < kQuads; ++i) total[i] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
     for (int64_t g = 0; g < num_groups; ++g) {
       const int64_t first = g * blocks_per_group;
-      DotVectors<kRows>(codes, q, first, Min(first + blocks_per_group, num_blocks), dot);
-      for (int r = 0; r < kRows; ++r) {
-        const __m128i sum = _mm_sub_epi32(dot[r], _mm_set1_epi32(sums[r * num_groups + g]));
-        total[r] = AddGroup(total[r], _mm256_cvtepi32_pd(sum), _mm_load_ps(scales + g * kTile));
+      DotVectors<1, kRows>(codes, q, first, Min(first + blocks_per_group, num_blocks), dot);
+      for (int i = 0; i < kQuads; ++i) {
+        const __m512i sum =
+            _mm512_sub_epi32(dot[i], RowsI32(sums + g * stride + 4 * i, kRows - 4 * i));
+        AddGroup(&total[i], Widen(sum), _mm_load_ps(scales + g * kTile));
       }
     }
-    for (int r = 0; r < kRows; ++r) {
-      const __m128 quotient = _mm_div_ps(_mm256_cvtpd_ps(total[r]), _mm_set1_ps(s[r]));
-      StoreFloats(y + r * layer->N + n, _mm_add_ps(quotient, bias), end - n);
+    for (int i = 0; i < kQuads; ++i) {
+      const int r = 4 * i;
+      const __m512 quotient = _mm512_div_ps(Narrow(total[i]), RowsF32(s + r, kRows - r));
+      StoreTile(y + r * layer->N + n, layer->N, _mm512_add_ps(quotient, bias), kRows - r, end - n);
     }
   }
 }
 
 void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
               int64_t end, float* y, void* scratch) {
-  using RowsFunction = void (*)(const Layer*, const int8_t*, const int32_t*, const float*, int64_t,
-                                int64_t, float*, void*);
+  using RowsFunction = void (*)(const Layer*, const int8_t*, const int32_t*, int64_t, const float*,
+                                int64_t, int64_t, float*, void*);
   static constexpr RowsFunction kFunctions[kRowGroup] = {
       GemmInt8Rows<1>, GemmInt8Rows<2>, GemmInt8Rows<3>, GemmInt8Rows<4>,
       GemmInt8Rows<5>, GemmInt8Rows<6>, GemmInt8Rows<7>, GemmInt8Rows<8>};
   const Int8Rows layout = Int8RowsLayout(layer, rows);
   const char* base = (const char*)prepared;
-  const int64_t num_groups = NumGroups(layer);
   const int64_t chunk = ChunkColumns(layer);
   for (int64_t n = begin; n < end; n += chunk) {
     for (int64_t row = 0; row < rows; row += kRowGroup) {
       const int8_t* q = (const int8_t*)base + row * layer->num_k_blocks * kBlock;
-      const int32_t* sums = (const int32_t*)(base + layout.sums_offset) + row * num_groups;
+      const int32_t* sums = (const int32_t*)(base + layout.sums_offset) + row;
       const float* s = (const float*)(base + layout.s_offset) + row;
-      kFunctions[Min(rows - row, kRowGroup) - 1](layer, q, sums, s, n, Min(n + chunk, end),
+      kFunctions[Min(rows - row, kRowGroup) - 1](layer, q, sums, rows, s, n, Min(n + chunk, end),
                                                  y + row * layer->N, scratch);
     }
   }
@@ -312,8 +371,8 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 // sum(level * q) <= 2^24 * 2^23 is exact in float64, where digits, scale and bias are combined.
 //
 // prepared:
-//   digits  (row groups, num_k_blocks, rows of the group, 3, 128) int8, zero past K
-//   sums    (rows, num_groups, 3) int32
+//   digits  (row groups, num_k_blocks, 3, rows of the group, 128) int8, zero past K
+//   sums    (num_groups, 3, rows) int32
 //   units   (rows,) float64, 2^-e
 
 constexpr int kDigits = 3;
@@ -388,9 +447,9 @@ void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepar
   for (int64_t row = 0; row < rows; ++row) {
     const float* x_row = x + row * K;
     const int64_t group_row = row / kFixedRowGroup * kFixedRowGroup;
-    const int64_t stride = Min(rows - group_row, kFixedRowGroup) * kDigits * kBlock;
-    int8_t* digits = (int8_t*)base + group_row * num_blocks * kDigits * kBlock +
-                     (row - group_row) * kDigits * kBlock;
+    const int64_t stride = Min(rows - group_row, kFixedRowGroup) * kBlock;  // of a digit
+    int8_t* digits =
+        (int8_t*)base + group_row * num_blocks * kDigits * kBlock + (row - group_row) * kBlock;
     const int e = FixedPointExponent(AbsMax(x_row, K));
     units[row] = PowerOfTwo(-e);
     const __m512 exponent = _mm512_set1_ps((float)e);
@@ -399,7 +458,7 @@ void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepar
       __m512i group_sums[kDigits];
       for (int d = 0; d < kDigits; ++d) group_sums[d] = _mm512_setzero_si512();
       for (int64_t b = first; b < Min(first + blocks_per_group, num_blocks); ++b) {
-        int8_t* out = digits + b * stride;
+        int8_t* out = digits + b * kDigits * stride;
         for (int64_t i = 0; i < kBlock; i += 16) {
           const int64_t k = b * kBlock + i;
           // Times 2^e, exact in one step also where 2^e is outside float32.
@@ -408,82 +467,83 @@ void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepar
           __m512i rest = _mm512_cvtps_epi32(scaled);  // to nearest
           for (int d = 0; d < kDigits; ++d) {
             // The low byte, read as int8, is the digit; (rest + 128) >> 8 takes it off.
-            _mm_store_si128((__m128i*)(out + d * kBlock + i), _mm512_cvtepi32_epi8(rest));
+            _mm_store_si128((__m128i*)(out + d * stride + i), _mm512_cvtepi32_epi8(rest));
             rest = _mm512_srai_epi32(_mm512_add_epi32(rest, half), 8);
           }
         }
         for (int d = 0; d < kDigits; ++d) {
           for (int64_t i = 0; i < kBlock; i += 64) {
             group_sums[d] =
-                _mm512_dpbusd_epi32(group_sums[d], one, _mm512_load_si512(out + d * kBlock + i));
+                _mm512_dpbusd_epi32(group_sums[d], one, _mm512_load_si512(out + d * stride + i));
           }
         }
       }
       for (int d = 0; d < kDigits; ++d) {
-        sums[(row * num_groups + g) * kDigits + d] = _mm512_reduce_add_epi32(group_sums[d]);
+        sums[(g * kDigits + d) * rows + row] = _mm512_reduce_add_epi32(group_sums[d]);
       }
     }
   }
 }
 
-// sum(level * q) of four columns, exact, from the sums of the digits.
-inline __m256d Combine(const __m128i* dot, const int32_t* sums) {
-  __m256d total = _mm256_cvtepi32_pd(_mm_sub_epi32(dot[2], _mm_set1_epi32(sums[2])));
+// sum(level * q), exact, from the sums of the digits. sums: (3, stride) int32.
+template <int kRows>
+inline TwoByFour Combine(const __m512i* dot, const int32_t* sums, int64_t stride) {
+  const __m512d base = _mm512_set1_pd(256.0);
+  TwoByFour total = Widen(_mm512_sub_epi32(dot[2], RowsI32(sums + 2 * stride, kRows)));
   for (int d = 1; d >= 0; --d) {
-    const __m256d digit = _mm256_cvtepi32_pd(_mm_sub_epi32(dot[d], _mm_set1_epi32(sums[d])));
-    total = _mm256_fmadd_pd(total, _mm256_set1_pd(256.0), digit);
+    const TwoByFour digit = Widen(_mm512_sub_epi32(dot[d], RowsI32(sums + d * stride, kRows)));
+    total.rows01 = _mm512_fmadd_pd(total.rows01, base, digit.rows01);
+    total.rows23 = _mm512_fmadd_pd(total.rows23, base, digit.rows23);
   }
   return total;
 }
 
+// sums: (num_groups, 3, stride) int32.
 template <int kRows>
-void FixedRowsColumns(const Layer* layer, const int8_t* digits, const int32_t* sums,
+void FixedRowsColumns(const Layer* layer, const int8_t* digits, const int32_t* sums, int64_t stride,
                       const double* units, int64_t begin, int64_t end, float* y, void* scratch) {
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t num_groups = NumGroups(layer);
   const int64_t blocks_per_group = BlocksPerGroup(layer);
+  const __m512d rows_units = _mm512_castpd256_pd512(_mm256_maskz_loadu_pd(FirstFour(kRows), units));
+  const TwoByFour unit = {
+      _mm512_permutexvar_pd(_mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), rows_units),
+      _mm512_permutexvar_pd(_mm512_setr_epi64(2, 2, 2, 2, 3, 3, 3, 3), rows_units)};
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = layer->codes + n / kTile * num_blocks * kTileBlockBytes;
     const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
-    __m256d total[kRows];
-    for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_pd();
+    TwoByFour total = {_mm512_setzero_pd(), _mm512_setzero_pd()};
     for (int64_t g = 0; g < num_groups; ++g) {
       const int64_t first = g * blocks_per_group;
-      __m128i dot[kRows * kDigits];
-      DotVectors<kRows * kDigits>(codes, digits, first, Min(first + blocks_per_group, num_blocks),
-                                  dot);
-      const __m128 scale = scales ? _mm_load_ps(scales + g * kTile) : LoadScale(layer, n);
-      for (int r = 0; r < kRows; ++r) {
-        const __m256d sum = Combine(dot + r * kDigits, sums + (r * num_groups + g) * kDigits);
-        total[r] = AddGroup(total[r], sum, scale);
-      }
+      __m512i dot[kDigits];
+      DotVectors<kDigits, kRows>(codes, digits, first, Min(first + blocks_per_group, num_blocks),
+                                 dot);
+      AddGroup(&total, Combine<kRows>(dot, sums + g * kDigits * stride, stride),
+               scales ? _mm_load_ps(scales + g * kTile) : LoadScale(layer, n));
     }
-    const __m256d bias = _mm256_cvtps_pd(LoadBias(layer, n));
-    for (int r = 0; r < kRows; ++r) {
-      const __m256d result = _mm256_add_pd(_mm256_mul_pd(total[r], _mm256_set1_pd(units[r])), bias);
-      StoreFloats(y + r * layer->N + n, _mm256_cvtpd_ps(result), end - n);
-    }
+    const __m512d bias = _mm512_broadcast_f64x4(_mm256_cvtps_pd(LoadBias(layer, n)));
+    total.rows01 = _mm512_add_pd(_mm512_mul_pd(total.rows01, unit.rows01), bias);
+    total.rows23 = _mm512_add_pd(_mm512_mul_pd(total.rows23, unit.rows23), bias);
+    StoreTile(y + n, layer->N, Narrow(total), kRows, end - n);
   }
 }
 
 void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
                int64_t end, float* y, void* scratch) {
-  using RowsFunction = void (*)(const Layer*, const int8_t*, const int32_t*, const double*, int64_t,
-                                int64_t, float*, void*);
+  using RowsFunction = void (*)(const Layer*, const int8_t*, const int32_t*, int64_t, const double*,
+                                int64_t, int64_t, float*, void*);
   static constexpr RowsFunction kFunctions[kFixedRowGroup] = {
       FixedRowsColumns<1>, FixedRowsColumns<2>, FixedRowsColumns<3>, FixedRowsColumns<4>};
   const FixedRows layout = FixedRowsLayout(layer, rows);
   const char* base = (const char*)prepared;
-  const int64_t num_groups = NumGroups(layer);
   const int64_t chunk = ChunkColumns(layer);
   for (int64_t n = begin; n < end; n += chunk) {
     for (int64_t row = 0; row < rows; row += kFixedRowGroup) {
       const int8_t* digits = (const int8_t*)base + row * layer->num_k_blocks * kDigits * kBlock;
-      const int32_t* sums =
-          (const int32_t*)(base + layout.sums_offset) + row * num_groups * kDigits;
+      const int32_t* sums = (const int32_t*)(base + layout.sums_offset) + row;
       const double* units = (const double*)(base + layout.units_offset) + row;
       kFunctions[Min(rows - row, kFixedRowGroup) - 1](
-          layer, digits, sums, units, n, Min(n + chunk, end), y + row * layer->N, scratch);
+          layer, digits, sums, rows, units, n, Min(n + chunk, end), y + row * layer->N, scratch);
     }
   }
 }
