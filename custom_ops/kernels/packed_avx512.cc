@@ -40,27 +40,17 @@ constexpr int64_t kTileBlockBytes = kTile * kBlockBytes;
 
 constexpr int64_t kLanes = 16;
 constexpr int64_t kPatterns = 81;
-#ifndef OTN_TABLES
-#define OTN_TABLES 8
-#endif
-constexpr int64_t kTables = OTN_TABLES;            // groups of four inputs at a time
+constexpr int64_t kTables = 8;                     // groups of four inputs at a time
 constexpr int64_t kSteps = kBlockBytes / kTables;  // a block
 constexpr int64_t kTableSet = 4;                   // tables interleaved
 constexpr int64_t kTableRow = kTableSet * kLanes;  // floats from one pattern to the next
 constexpr int kOffsetShift = 8;                    // pattern to bytes from the table's first row
-#if OTN_TABLES == 8
-typedef uint64_t Codes;
-#else
-typedef uint32_t Codes;
-#endif
-constexpr int64_t kColumns = 8;  // interleaved, to hide the latency of additions
+typedef uint64_t Codes;                            // kTables bytes of one column
+constexpr int64_t kColumns = 8;                    // interleaved, to hide the latency of additions
 constexpr int64_t kMaxRows = 64;
 // Bytes of sums and offsets a pass over K may touch: they stay in L2. The tables are rebuilt for
 // every pass.
-#ifndef OTN_CHUNK
-#define OTN_CHUNK 655360
-#endif
-constexpr int64_t kChunkBytes = OTN_CHUNK;
+constexpr int64_t kChunkBytes = 640 << 10;
 
 static_assert((kTableRow * 4) == (1 << kOffsetShift), "an offset is a shifted pattern");
 
@@ -235,18 +225,10 @@ void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns
     }
     // Bytes of a step of the four columns side by side.
     for (int step = 0; step < kSteps; ++step) {
-#if OTN_TABLES == 8
       const __m512i index = _mm512_setr_epi64(step, 4 + step, 8 + step, 12 + step, 0, 0, 0, 0);
       _mm256_storeu_si256(
           (__m256i*)(codes + step * stride + n),
           _mm512_castsi512_si256(_mm512_permutex2var_epi64(pattern[0], index, pattern[1])));
-#else
-      const __m512i index = _mm512_setr_epi32(step, 8 + step, 16 + step, 24 + step, 0, 0, 0, 0, 0,
-                                              0, 0, 0, 0, 0, 0, 0);
-      _mm_storeu_si128(
-          (__m128i*)(codes + step * stride + n),
-          _mm512_castsi512_si128(_mm512_permutex2var_epi32(pattern[0], index, pattern[1])));
-#endif
     }
   }
   for (; n < stride; ++n) {
