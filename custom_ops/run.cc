@@ -31,6 +31,9 @@ constexpr int64_t kNarrowColumns = 64;
 // Rows that kernels with large tiles compute side by side.
 constexpr int64_t kRowStep = 16;
 constexpr size_t kMaxRoundBytes = size_t{32} << 20;
+// What the tiles of a round may take for each thread, so that what prepare() wrote is still in L2
+// when compute() reads it, as long as every thread has a tile.
+constexpr size_t kRoundBytesPerThread = size_t{640} << 10;
 constexpr size_t kAlignment = 64;
 
 enum class RowKind : uint8_t { ordinary, spread, ieee };
@@ -302,8 +305,11 @@ class Runner {
   int64_t MaxTiles(const Kernel& kernel, int64_t num_rows) const {
     const int64_t rows = std::min(num_rows, kernel.max_rows);
     const size_t bytes = Align(kernel.prepared_bytes(&layer_, rows)) +
+                         Align(kernel.scratch_bytes(&layer_, rows, layer_.N)) +
                          static_cast<size_t>(rows * (layer_.K + layer_.N)) * sizeof(float);
-    return std::max<int64_t>(1, static_cast<int64_t>(kMaxRoundBytes / bytes));
+    const int64_t near =
+        NumThreads() * std::max<int64_t>(1, static_cast<int64_t>(kRoundBytesPerThread / bytes));
+    return std::clamp<int64_t>(static_cast<int64_t>(kMaxRoundBytes / bytes), 1, near);
   }
 
   // Columns of a part: a multiple of the kernel's step.

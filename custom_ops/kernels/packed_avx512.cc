@@ -11,10 +11,9 @@
 //
 // Longest chain of additions: two a table row, then one a byte of the column.
 //
-// prepared: x (row blocks, num_k_blocks, 32 bytes, 4 fields, 16 rows) float32, zero past K and
-// rows. scratch:  tables | codes (steps, columns, kTables) uint8 | scales (columns) | per row
-// block:
-//           sums (columns, 16) | with scales per group: totals (columns, 16)
+// prepared: x (row blocks, num_k_blocks, 32 bytes, 4 fields, 16 rows) float32, zero past K and rows
+// scratch:  tables | codes (steps, columns, kTables) uint8 | scales (columns) | a row block: sums
+//           (columns, 16) | a row block, with scales per group: totals (columns, 16)
 //
 // C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
 // AVX-512 may leave this file.
@@ -186,7 +185,6 @@ void PairSums(__m512 a, __m512 b, __m512* sums) {
 void BuildTables(const float* x, float* tables) {
   for (int64_t t = 0; t < kTables; ++t) {
     const float* inputs = x + t * 4 * kLanes;
-
     __m512 low[9], high[9];
     PairSums(_mm512_load_ps(inputs), _mm512_load_ps(inputs + kLanes), low);
     PairSums(_mm512_load_ps(inputs + 2 * kLanes), _mm512_load_ps(inputs + 3 * kLanes), high);
