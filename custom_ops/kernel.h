@@ -15,7 +15,7 @@ enum class Algorithm : uint8_t { automatic, rsr, rsr_plus_plus };
 enum class Activation : uint8_t { float32, int8 };
 enum class ActivationRule : uint8_t { none, absmax_division, absmax_reciprocal };
 enum class ScaleKind : uint8_t { per_tensor, per_column, per_group };
-enum class Isa : uint8_t { scalar, portable, avx2 };
+enum class Isa : uint8_t { scalar, portable, avx2, avx512bw, avx512vnni };
 
 // One weight matrix as kernels see it: validated, immutable, shared by concurrent calls.
 // Layouts: docs/index_format.md. Pointers have no alignment beyond that of bytes for `codes`
