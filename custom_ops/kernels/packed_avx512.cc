@@ -77,10 +77,14 @@ int64_t BlocksPerGroup(const Layer* layer) {
 
 int64_t RowBlocks(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
 
-int64_t ChunkColumns(const Layer* layer, int64_t rows, int64_t num_columns) {
+int64_t MostColumns(const Layer* layer, int64_t rows) {
   const int64_t column_bytes =
       RowBlocks(rows) * kLanes * 4 * (PerGroup(layer) ? 2 : 1) + kBlockBytes;
-  const int64_t most = Max(kChunkBytes / column_bytes, 512);
+  return Max(kChunkBytes / column_bytes, 512);
+}
+
+int64_t ChunkColumns(const Layer* layer, int64_t rows, int64_t num_columns) {
+  const int64_t most = MostColumns(layer, rows);
   const int64_t num_chunks = (num_columns + most - 1) / most;
   return RoundUp((num_columns + num_chunks - 1) / num_chunks, kLanes);
 }
@@ -89,8 +93,8 @@ struct Scratch {
   size_t codes_offset, scales_offset, sums_offset, tile_bytes, bytes;
 };
 
-Scratch ScratchLayout(const Layer* layer, int64_t rows, int64_t num_columns) {
-  const size_t columns = (size_t)ChunkColumns(layer, rows, num_columns);
+Scratch ScratchLayout(const Layer* layer, int64_t rows, int64_t chunk_columns) {
+  const size_t columns = (size_t)chunk_columns;
   Scratch layout;
   layout.codes_offset =
       RoundUp64((size_t)(kTables / kTableSet * kPatterns * kTableRow) * sizeof(float));
@@ -107,7 +111,14 @@ size_t GemmFloatPreparedBytes(const Layer* layer, int64_t rows) {
 }
 
 size_t GemmFloatScratchBytes(const Layer* layer, int64_t rows, int64_t num_columns) {
-  return ScratchLayout(layer, rows, num_columns).bytes;
+  // Fewer rows have wider chunks; chunks are even, so those of a narrower range can be wider too.
+  size_t bytes = 0;
+  for (int64_t fewer = rows; fewer > 0; fewer -= kLanes) {
+    const int64_t columns = RoundUp(Min(num_columns, MostColumns(layer, fewer)), kLanes);
+    const size_t needed = ScratchLayout(layer, fewer, columns).bytes;
+    bytes = needed > bytes ? needed : bytes;
+  }
+  return bytes;
 }
 
 __mmask16 FirstLanes(int64_t count) {
@@ -318,8 +329,8 @@ void StoreRows(const Layer* layer, const float* sums, int64_t begin, int64_t num
 
 void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
                int64_t end, float* y, void* scratch) {
-  const Scratch layout = ScratchLayout(layer, rows, end - begin);
   const int64_t stride = ChunkColumns(layer, rows, end - begin);
+  const Scratch layout = ScratchLayout(layer, rows, stride);
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t row_blocks = RowBlocks(rows);
   const int64_t blocks_per_group = BlocksPerGroup(layer);

@@ -356,7 +356,11 @@ void GemmInt8Rows(const Layer* layer, const int8_t* q, const int32_t* sums, int6
     }
     for (int i = 0; i < kQuads; ++i) {
       const int r = 4 * i;
-      const __m512 quotient = _mm512_div_ps(Narrow(total[i]), RowsF32(s + r, kRows - r));
+      // In float64: the weighted sums may lie outside float32.
+      const __m512 divisor = RowsF32(s + r, kRows - r);
+      const __m512 quotient = Narrow(
+          {_mm512_div_pd(total[i].rows01, _mm512_cvtps_pd(_mm512_castps512_ps256(divisor))),
+           _mm512_div_pd(total[i].rows23, _mm512_cvtps_pd(_mm512_extractf32x8_ps(divisor, 1)))});
       StoreTile(y + r * layer->N + n, layer->N, _mm512_add_ps(quotient, bias), kRows - r, end - n);
     }
   }
