@@ -58,17 +58,47 @@ def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
     """Deserialise a ModelProto; ``name`` is what messages call it.
 
     Raises:
-        ModelError: if it is not a model, or is damaged.
+        ModelError: if it is not a model, is damaged, or holds what conversion would lose.
     """
     if not proto.ir_version or not proto.HasField("graph"):
         raise ModelError(f"'{name}' is not an ONNX model: it has no graph.")
     if not proto.opset_import:
         raise ModelError(f"'{name}' is not a valid ONNX model: it imports no opset.")
+    # onnx_ir reads neither of them, and would write a model without.
+    if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
+        raise ModelError(
+            f"'{name}' has sparse initializers, which cannot be kept; store them as dense ones."
+        )
+    if proto.training_info:
+        raise ModelError(f"'{name}' has training information, which cannot be kept; remove it.")
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
+        # Tensors and attributes are looked at lazily; those no reader could read fail here.
+        for tensor in constant_tensors(model):
+            if tensor.dtype != ir.DataType.STRING:
+                _ = tensor.shape.numpy(), tensor.nbytes
     except Exception as error:  # onnx_ir documents no narrower class
         cause = error.__cause__ or error
         raise ModelError(f"'{name}' is not a valid ONNX model: {cause}") from error
+    # The other name of the default domain.
+    for imports in (
+        model.opset_imports,
+        *(each.opset_imports for each in model.functions.values()),
+    ):
+        if "ai.onnx" in imports:
+            imports.setdefault("", imports.pop("ai.onnx"))
+    return model
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and its subgraphs."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+            for each in attribute.graphs:
+                yield from _graphs(each)
 
 
 def why_invalid(model: str | PathLike[str] | onnx.ModelProto | ir.Model) -> str:
@@ -351,7 +381,7 @@ def _move(source: Path, folder: Path, names: list[str]) -> None:
         if (folder / model).exists():
             shutil.copymode(folder / model, source / model)
         (source / model).replace(folder / model)
-    except OSError:
+    except BaseException:  # an interrupt too
         for each in added:
             each.unlink(missing_ok=True)
         for kept, original in restore:

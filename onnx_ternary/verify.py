@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -505,20 +505,12 @@ def _attributes(node: NodeProto) -> OpAttributes:
 
     Raises:
         IndexFormatError: if they break the rules of docs/op_spec.md.
-        ModelError: if one is missing.
     """
     found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     values: dict[str, Any] = {
         name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()
     }
-    names = [field.name for field in fields(OpAttributes)]
-    missing = [name for name in names if name not in values]
-    if missing:
-        raise ModelError(
-            f"{OP_TYPE} '{node.name or node.output[0]}' has no attribute {missing[0]}; convert the "
-            "model again with 'onnx-ternary optimize'."
-        )
-    return OpAttributes(**{name: values[name] for name in names})
+    return OpAttributes.read(values, _node_name(node))
 
 
 def _check_products(

@@ -126,13 +126,12 @@ def decode_index(
     """
     _validate_tensors(attributes, codes, aux, node)
     levels = _unpack(attributes, codes, aux)
-    alphabet = {"ternary": (-1, 0, 1), "binary_pm": (-1, 1), "binary_01": (0, 1)}
-    allowed = alphabet[attributes.alphabet]
-    wrong = np.ones(levels.shape, bool)
-    for level in allowed:
-        wrong &= levels != level
-    if wrong.any():
-        row, column = map(int, np.argwhere(wrong)[0])
+    allowed = {"ternary": (-1, 0, 1), "binary_pm": (-1, 1), "binary_01": (0, 1)}[
+        attributes.alphabet
+    ]
+    in_range = levels.min() >= allowed[0] and levels.max() <= 1
+    if not in_range or (0 not in allowed and not levels.all()):
+        row, column = map(int, np.argwhere(~np.isin(levels, allowed))[0])
         level = int(levels[row, column])
         found = "code 3" if level == 2 else str(level)
         what = f"level of row {row}, column {column}"
