@@ -21,6 +21,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 import onnx_ternary
 from onnx_ternary import model_io
@@ -75,7 +76,7 @@ class _Output:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[node]}"),
+            TextColumn("{task.fields[node]}", markup=False),
         )
         hidden = self.quiet or not self.errors.is_terminal
         with Progress(*columns, console=self.errors, transient=True, disable=hidden) as bar:
@@ -83,7 +84,9 @@ class _Output:
             yield lambda node, done, total: bar.update(task, completed=done, total=total, node=node)
 
     def warn(self, message: str) -> None:
-        self.errors.print("Warning:", message, style="yellow", markup=False, highlight=False)
+        self.errors.print(
+            "Warning:", message, style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _console(quiet: bool = False) -> Console:
@@ -100,6 +103,11 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Adds text as it is: names may look like markup."""
+    table.add_row(*map(Text, cells))
 
 
 def _quiet_and_verbose(command: Callable[..., None]) -> Callable[..., None]:
@@ -147,10 +155,10 @@ def _rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--tolerance",
-            type=click.FloatRange(0.0, 0.5),
+            type=click.FloatRange(0.0),
             default=0.0,
             show_default=True,
-            help="Admit weights this far (relative to the scale) from ternary; 0 means exact.",
+            help="Admit weights this far from ternary, relative to the scale; 0 means exact.",
         ),
         click.option(
             "--min-elements",
@@ -296,6 +304,13 @@ def inspect_command(
     help="Inputs, an .npz by input name (default: generated from --seed).",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--weight-tolerance",
+    type=click.FloatRange(0.0),
+    default=0.0,
+    show_default=True,
+    help="The --tolerance CONVERTED was made with; outputs then get no verdict.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @_quiet_and_verbose
 def verify_command(
@@ -303,13 +318,22 @@ def verify_command(
     converted: Path,
     inputs: Path | None,
     seed: int,
+    weight_tolerance: float,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Compare CONVERTED with ORIGINAL in onnxruntime, product by product and end to end."""
     out = _Output(quiet, verbose)
-    report = verify(original, converted, inputs=inputs, seed=seed)
+    with out.progress("Comparing") as progress:
+        report = verify(
+            original,
+            converted,
+            inputs=inputs,
+            seed=seed,
+            weight_tolerance=weight_tolerance,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -337,7 +361,8 @@ def info_command(as_json: bool) -> None:
             for row in kernels["selection"]
             if row["kernel"] == kernel["name"]
         ]
-        table.add_row(
+        _add_row(
+            table,
             kernel["name"],
             kernel["index_format"],
             kernel["activation"],
@@ -349,9 +374,13 @@ def info_command(as_json: bool) -> None:
 
 
 def _print_rewrites(out: _Output, report: Report) -> None:
-    table = _table("node", "operator", "K x N", "weights", "before", "after", "result")
+    detail = ["graph", "index", "changed by"] if out.verbose else []
+    table = _table("node", "operator", "K x N", "weights", "before", "after", "result", *detail)
     for rewrite in report.rewrites:
-        table.add_row(
+        index = f"{rewrite.index_format} {rewrite.storage}, {rewrite.activation}"
+        change = f"{rewrite.max_relative_change:.3g}"
+        _add_row(
+            table,
             rewrite.node,
             rewrite.pattern,
             f"{rewrite.K} x {rewrite.N}",
@@ -359,9 +388,11 @@ def _print_rewrites(out: _Output, report: Report) -> None:
             _size(rewrite.bytes_before),
             _size(rewrite.bytes_after),
             "rewritten",
+            *([rewrite.graph, index, change] if out.verbose else []),
         )
     for rejection in report.rejections:
-        table.add_row(rejection.node, rejection.op_type, "", "", "", "", rejection.reason)
+        row = (rejection.node, rejection.op_type, "", "", "", "", rejection.reason)
+        _add_row(table, *row, *([rejection.graph] if out.verbose else []))
     if table.row_count:
         out.console.print(table)
     else:
@@ -396,7 +427,8 @@ def _print_verification(out: _Output, report: VerificationReport) -> None:
     if out.verbose:
         table = _table("product", "rows", "largest error / bound", "result", "compared with")
         for product in report.products:
-            table.add_row(
+            _add_row(
+                table,
                 product.node,
                 str(product.rows),
                 f"{product.worst_error_over_bound:.3g}",

@@ -37,21 +37,31 @@ def load(path: str | PathLike[str]) -> ir.Model:
     if path.is_dir():
         raise ModelError(f"'{path}' is a directory, expected an ONNX model file.")
     try:
-        with path.open("rb") as file:
-            proto = onnx.load_model(file, format="protobuf", load_external_data=False)
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise ModelError(f"There is no file '{path}'.") from error
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
-    except DecodeError as error:
-        raise ModelError(
-            f"'{path}' is not an ONNX model, or is cut short or damaged ({error})."
-        ) from error
-    model = from_proto(proto, str(path))
+    model = from_bytes(content, str(path))
     for tensor in external_tensors(model):
         tensor.base_dir = str(path.parent)
     check_external_data(model, str(path))
     return model
+
+
+def from_bytes(content: bytes, name: str = "model") -> ir.Model:
+    """Deserialise a model; ``name`` is what messages call it.
+
+    Raises:
+        ModelError: if it is not an ONNX model, is cut short, or as `from_proto`.
+    """
+    try:
+        proto = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        raise ModelError(
+            f"'{name}' is not an ONNX model, or is cut short or damaged ({error})."
+        ) from error
+    return from_proto(proto, name)
 
 
 def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
@@ -101,12 +111,13 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(each)
 
 
-def why_invalid(model: str | PathLike[str] | onnx.ModelProto | ir.Model) -> str:
+def why_invalid(model: str | PathLike[str] | bytes | onnx.ModelProto | ir.Model) -> str:
     """What onnx.checker has against a model; empty if nothing, or if it cannot tell."""
     if isinstance(model, ir.Model):
         return ""
     try:
-        onnx.checker.check_model(model if isinstance(model, onnx.ModelProto) else os.fspath(model))
+        in_memory = isinstance(model, (bytes, onnx.ModelProto))
+        onnx.checker.check_model(model if in_memory else os.fspath(model))
     except (onnx.checker.ValidationError, ValueError) as error:
         return str(error)
     return ""
@@ -222,6 +233,8 @@ def _check_target(path: Path) -> None:
         raise ModelError(f"'{path}' cannot be written: there is no folder '{path.parent}'.")
     if path.is_dir():
         raise ModelError(f"'{path}' cannot be written: it is a directory.")
+    if path.exists() and not path.is_file():
+        raise ModelError(f"'{path}' cannot be written: it is not an ordinary file.")
 
 
 def save(
