@@ -166,8 +166,13 @@ def _convert(
             model_io.save(result.model, staged, external_data=result.options.external_data)
             accept(staged)
     elif result.report.rewrites:
+        in_place = target.resolve() == source.resolve()
         files = model_io.save(
-            result.model, target, external_data=result.options.external_data, accept=accept
+            result.model,
+            target,
+            external_data=result.options.external_data,
+            accept=accept,
+            protected=() if in_place else model_io.data_files(source),
         )
     else:
         files = model_io.copy(source, target, accept=accept)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -186,8 +187,16 @@ def file_bytes(path: str | PathLike[str]) -> int:
     Raises:
         ModelError: as `load`.
     """
-    others = {Path(tensor.path) for tensor in external_tensors(load(path))}
-    return sum(each.stat().st_size for each in {Path(path), *others})
+    return sum(each.stat().st_size for each in {Path(path).resolve(), *data_files(path)})
+
+
+def data_files(path: str | PathLike[str]) -> frozenset[Path]:
+    """Resolved paths of the files a model keeps tensors in, its own not among them.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    return frozenset(Path(tensor.path).resolve() for tensor in external_tensors(load(path)))
 
 
 def copy(
@@ -211,8 +220,9 @@ def copy(
     """
     source, target = Path(source), Path(target)
     model = load(source)
-    if any(external_tensors(model)) and source.resolve() != target.resolve():
-        return save(model, target, external_data="always", accept=accept)
+    others = data_files(source)
+    if others and source.resolve() != target.resolve():
+        return save(model, target, external_data="always", accept=accept, protected=others)
     _check_target(target)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
@@ -237,12 +247,21 @@ def _check_target(path: Path) -> None:
         raise ModelError(f"'{path}' cannot be written: it is not an ordinary file.")
 
 
+def _check_unprotected(path: Path, protected: Collection[Path]) -> None:
+    if path.resolve() in protected:
+        raise ModelError(
+            f"'{path}' cannot be written: the original model keeps tensors in it; give the result "
+            "another name."
+        )
+
+
 def save(
     model: ir.Model,
     path: str | PathLike[str],
     *,
     external_data: ExternalData = "auto",
     accept: Callable[[Path], None] | None = None,
+    protected: Collection[Path] = (),
 ) -> tuple[Path, ...]:
     """Write a model, all of it or nothing.
 
@@ -257,6 +276,7 @@ def save(
         external_data: ``auto``, ``always`` or ``never``.
         accept: called with the path of the complete staged model before it takes the target's
             name; what it raises stops the writing.
+        protected: resolved paths that must not be replaced, as `data_files` gives them.
 
     Returns:
         The files written, the model first.
@@ -286,6 +306,8 @@ def save(
             names = [target.name]
             if (Path(temporary) / _data_name(target)).exists():
                 names.append(_data_name(target))
+            for name in names:
+                _check_unprotected(target.parent / name, protected)
             _move(Path(temporary), target.parent, names)
             _forget_replaced_data(model, [target.parent / name for name in names[1:]])
             return tuple(path.parent / name for name in (path.name, *names[1:]))
@@ -315,18 +337,18 @@ def _data_name(path: Path) -> str:
 
 def _write(model: ir.Model, path: Path, external: bool) -> None:
     try:
-        if external:
-            ir.save(
-                model,
-                path,
-                format="protobuf",
-                external_data=_data_name(path),
-                size_threshold_bytes=_MIN_EXTERNAL_BYTES,
-                alignment=ALIGNMENT,
-                align_threshold=ALIGNMENT,
-            )
-        else:
-            with _embedded(model):
+        with _embedded(model, initializers=not external):
+            if external:
+                ir.save(
+                    model,
+                    path,
+                    format="protobuf",
+                    external_data=_data_name(path),
+                    size_threshold_bytes=_MIN_EXTERNAL_BYTES,
+                    alignment=ALIGNMENT,
+                    align_threshold=ALIGNMENT,
+                )
+            else:
                 ir.save(model, path, format="protobuf")
     except (EncodeError, ValueError, ir.serde.SerdeError) as error:
         cause = error.__cause__ or error
@@ -334,28 +356,46 @@ def _write(model: ir.Model, path: Path, external: bool) -> None:
 
 
 @contextmanager
-def _embedded(model: ir.Model) -> Iterator[None]:
-    """While open, external initializers are tensors in memory."""
-    external = [
+def _embedded(model: ir.Model, *, initializers: bool = True) -> Iterator[None]:
+    """While open, external tensors of nodes, and of ``initializers``, are tensors in memory."""
+    values = [
         (value, value.const_value)
         for graph in model.graphs()
         for value in graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
+        if initializers and isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    owners: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
+    attributes = [
+        (node, attr, held)
+        for owner in owners
+        for node in ir.traversal.RecursiveGraphIterator(owner)
+        for attr in node.attributes.values()
+        if not attr.is_ref()
+        and attr.type == ir.AttributeType.TENSOR
+        and isinstance(held := attr.as_tensor(), ir.ExternalTensor)
     ]
     try:
-        for value, tensor in external:
-            value.const_value = ir.Tensor(
-                tensor.numpy(),
-                dtype=tensor.dtype,
-                shape=tensor.shape,
-                name=tensor.name,
-                doc_string=tensor.doc_string,
-                metadata_props=dict(tensor.metadata_props),
-            )
+        for value, tensor in values:
+            value.const_value = _in_memory(tensor)
+        for node, attr, held in attributes:
+            node.attributes[attr.name] = ir.AttrTensor(attr.name, _in_memory(held))
         yield
     finally:
-        for value, tensor in external:
+        for value, tensor in values:
             value.const_value = tensor
+        for node, attr, _ in attributes:
+            node.attributes[attr.name] = attr
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:
+    return ir.Tensor(
+        tensor.numpy(),
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
 
 
 def _forget_replaced_data(model: ir.Model, replaced: list[Path]) -> None:
