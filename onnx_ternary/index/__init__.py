@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import packed, rsr
 from onnx_ternary.schema import (
@@ -82,7 +83,7 @@ def build_index(
             algorithm=algorithm or "auto",
             group_size=group_size,
         )
-        pack = packed.pack_native if native else packed.pack
+        pack = _native.pack if native else packed.pack
         codes: NDArray[Any] = pack(
             weight.levels,
             storage=storage,
@@ -105,7 +106,7 @@ def build_index(
         algorithm=algorithm,
         group_size=group_size,
     )
-    pack_rsr = rsr.pack_native if native else rsr.pack
+    pack_rsr = _native.pack_rsr if native else rsr.pack
     permutation, segment_offsets = pack_rsr(
         weight.levels,
         storage=storage,
