@@ -21,6 +21,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 import onnx_ternary
 from onnx_ternary import model_io
@@ -78,7 +79,7 @@ class _Output:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[node]}"),
+            TextColumn("{task.fields[node]}", markup=False),
         )
         hidden = self.quiet or not self.errors.is_terminal
         with Progress(*columns, console=self.errors, transient=True, disable=hidden) as bar:
@@ -86,7 +87,9 @@ class _Output:
             yield lambda node, done, total: bar.update(task, completed=done, total=total, node=node)
 
     def warn(self, message: str) -> None:
-        self.errors.print("Warning:", message, style="yellow", markup=False, highlight=False)
+        self.errors.print(
+            "Warning:", message, style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _console(quiet: bool = False) -> Console:
@@ -103,6 +106,11 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Adds text as it is: names may look like markup."""
+    table.add_row(*map(Text, cells))
 
 
 def _quiet_and_verbose(command: Callable[..., None]) -> Callable[..., None]:
@@ -150,10 +158,10 @@ def _rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--tolerance",
-            type=click.FloatRange(0.0, 0.5),
+            type=click.FloatRange(0.0),
             default=0.0,
             show_default=True,
-            help="Admit weights this far (relative to the scale) from ternary; 0 means exact.",
+            help="Admit weights this far from ternary, relative to the scale; 0 means exact.",
         ),
         click.option(
             "--min-elements",
@@ -299,6 +307,13 @@ def inspect_command(
     help="Inputs, an .npz by input name (default: generated from --seed).",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--weight-tolerance",
+    type=click.FloatRange(0.0),
+    default=0.0,
+    show_default=True,
+    help="The --tolerance CONVERTED was made with; outputs then get no verdict.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @_quiet_and_verbose
 def verify_command(
@@ -306,13 +321,22 @@ def verify_command(
     converted: Path,
     inputs: Path | None,
     seed: int,
+    weight_tolerance: float,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Compare CONVERTED with ORIGINAL in onnxruntime, product by product and end to end."""
     out = _Output(quiet, verbose)
-    report = verify(original, converted, inputs=inputs, seed=seed)
+    with out.progress("Comparing") as progress:
+        report = verify(
+            original,
+            converted,
+            inputs=inputs,
+            seed=seed,
+            weight_tolerance=weight_tolerance,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     elif report.passed or out.verbose:
@@ -342,7 +366,8 @@ def info_command(as_json: bool) -> None:
             for row in kernels["selection"]
             if row["kernel"] == kernel["name"]
         ]
-        table.add_row(
+        _add_row(
+            table,
             kernel["name"],
             kernel["index_format"],
             kernel["activation"],
@@ -354,35 +379,47 @@ def info_command(as_json: bool) -> None:
 
 
 def _print_rewrites(out: _Output, report: Report) -> None:
-    headings = ("node", "operator", "K x N", "weights", "before", "after", "result")
-    rows = [
-        (
-            rewrite.node,
-            rewrite.pattern,
-            f"{rewrite.K} x {rewrite.N}",
-            f"{rewrite.alphabet}, scale {rewrite.scale}",
-            _size(rewrite.bytes_before),
-            _size(rewrite.bytes_after),
-            "rewritten",
-        )
+    headings = ["node", "operator", "K x N", "weights", "before", "after"]
+    headings += ["graph", "index", "changed by"] if out.verbose else []
+    headings += ["result"]
+    rows: list[dict[str, str]] = [
+        {
+            "node": rewrite.node,
+            "operator": rewrite.pattern,
+            "K x N": f"{rewrite.K} x {rewrite.N}",
+            "weights": f"{rewrite.alphabet}, scale {rewrite.scale}",
+            "before": _size(rewrite.bytes_before),
+            "after": _size(rewrite.bytes_after),
+            "graph": rewrite.graph,
+            "index": f"{rewrite.index_format} {rewrite.storage}, {rewrite.activation}",
+            "changed by": f"{rewrite.max_relative_change:.3g}",
+            "result": "rewritten",
+        }
         for rewrite in report.rewrites
     ]
     rows += [
-        (kept.node, kept.op_type, "", "", "", "", f"stays: {kept.reason}")
+        {
+            "node": kept.node,
+            "operator": kept.op_type,
+            "graph": kept.graph,
+            "result": f"stays: {kept.reason}",
+        }
         for kept in report.rejections
     ]
     rows += [
-        (name, OP_TYPE, "", "", "", "", "already converted") for name in report.already_converted
+        {"node": name, "operator": OP_TYPE, "result": "already converted"}
+        for name in report.already_converted
     ]
     if not rows:
         out.console.print("The model has no matrix products.")
         return
     # A narrow terminal gets what matters most; the report has the rest.
-    narrow = out.console.width < _NARROW_COLUMNS
-    shown = [0, 2, 6] if narrow else [i for i in range(7) if any(row[i] for row in rows)]
-    table = _table(*(headings[i] for i in shown))
+    if out.console.width < _NARROW_COLUMNS:
+        headings = ["node", "K x N", "result"]
+    shown = [heading for heading in headings if any(heading in row for row in rows)]
+    table = _table(*shown)
     for row in rows:
-        table.add_row(*(row[i] for i in shown))
+        _add_row(table, *(row.get(heading, "") for heading in shown))
     out.console.print(table)
 
 
@@ -416,7 +453,8 @@ def _print_verification(out: _Output, report: VerificationReport) -> None:
     if out.verbose:
         table = _table("product", "rows", "largest error / bound", "result", "compared with")
         for product in report.products:
-            table.add_row(
+            _add_row(
+                table,
                 product.node,
                 str(product.rows),
                 f"{product.worst_error_over_bound:.3g}",

@@ -73,8 +73,8 @@ class OptimizeOptions:
             if getattr(self, name) not in choices:
                 expected = ", ".join(str(choice) for choice in choices)
                 raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of: {expected}")
-        # A larger one could not tell a level of 0 from the scale.
         self._check_format()
+        # A larger one could not tell a level of 0 from the scale.
         if not 0.0 <= self.tolerance < 1 / 3:
             raise ValueError(f"tolerance = {self.tolerance}, expected from 0 to below 1/3")
         if self.min_elements < 0:

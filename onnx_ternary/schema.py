@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from onnx_ternary.errors import IndexFormatError
 
@@ -60,6 +61,34 @@ class OpAttributes:
     activation_qmin: int = 0
     activation_qmax: int = 0
     format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], node: str) -> OpAttributes:
+        """The attributes found on a node of a model, which may be damaged.
+
+        Args:
+            values: int, float or str by name.
+            node: the node's name, for messages.
+
+        Raises:
+            IndexFormatError: if one is unknown, missing, of another type or out of range.
+        """
+        again = "; convert the model again with 'onnx-ternary optimize'."
+        types = {field.name: type(field.default) for field in fields(cls)} | {"K": int, "N": int}
+        if wrong := sorted(values.keys() ^ types.keys()):
+            raise IndexFormatError(
+                f"{OP_TYPE} '{node}': unknown or missing attributes ({', '.join(wrong)}){again}"
+            )
+        for name, expected in types.items():
+            if type(values[name]) is not expected:
+                raise IndexFormatError(
+                    f"{OP_TYPE} '{node}': attribute {name} = {values[name]!r}, expected "
+                    f"{expected.__name__}{again}"
+                )
+        try:
+            return cls(**values)
+        except IndexFormatError as error:
+            raise IndexFormatError(str(error).replace(OP_TYPE, f"{OP_TYPE} '{node}'", 1)) from error
 
     def __post_init__(self) -> None:
         self._require("K", 0 < self.K <= MAX_K, f"from 1 to {MAX_K}")
