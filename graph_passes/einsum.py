@@ -21,7 +21,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from .match import Context, Rejection, TernaryMatMul
-from .product import Product, constant_weight, finish, left_weight, wrong_length
+from .product import Product, constant_weight, finish, left_weight
 
 _ELLIPSIS = "..."
 
@@ -89,8 +89,6 @@ class Einsum:
                 "unknown",
                 weight.name,
             )
-        if perm_x is None and (reason := wrong_length(x, -1, weight)):
-            return Rejection(node, reason, weight.name)
         return finish(Product(node, x, weight, rank, perm_x=perm_x, perm_y=perm_y), context)
 
 

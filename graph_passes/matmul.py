@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .match import Context, Rejection, TernaryMatMul
-from .product import Product, constant_weight, finish, left_weight, wrong_length
+from .product import Product, constant_weight, finish, left_weight
 
 _MICROSOFT = "com.microsoft"
 
@@ -90,8 +90,6 @@ def _match(
             f"weight '{weight.name}': {why} and the rank of '{x.name}' is unknown",
             weight.name,
         )
-    if reason := wrong_length(x, -2 if trans_x else -1, weight):
-        return Rejection(node, reason, weight.name)
     swap = None if rank is None or rank < 2 else (*range(rank - 2), rank - 1, rank - 2)
     product = Product(
         node,

@@ -112,19 +112,9 @@ def left_weight(node: ir.Node) -> Constant | None:
     return None
 
 
-def wrong_length(x: ir.Value, axis: int, weight: Constant) -> str | None:
-    """Why ``x`` cannot be multiplied by a (K, N) weight along ``axis``; None if it can."""
-    length = None if x.shape is None else x.shape[axis]
-    if len(weight.shape) != 2 or not isinstance(length, int) or length == weight.shape[0]:
-        return None
-    return (
-        f"input '{x.name}' has {length} {'columns' if axis == -1 else 'rows'}, but weight "
-        f"'{weight.name}' has {weight.shape[0]} {'rows' if axis == -1 else 'columns'}"
-    )
-
-
-def check_weight(node: ir.Node, x: ir.Value, weight: Constant, context: Context) -> str | None:
+def check_weight(product: Product, context: Context) -> str | None:
     """Why a weight is refused before its numbers are read; None if it is not."""
+    x, weight = product.x, product.weight
     name = weight.name
     if len(weight.shape) != 2:
         return f"weight '{name}' has rank {len(weight.shape)}, expected 2"
@@ -138,6 +128,12 @@ def check_weight(node: ir.Node, x: ir.Value, weight: Constant, context: Context)
             f"{weight.dtype.name.lower()}"
         )
     K, N = weight.shape
+    axis = -1 if product.perm_x is None else product.perm_x[-1]
+    length = x.shape[axis] if x.shape else None
+    if isinstance(length, int) and length != K:
+        kind = "columns" if product.perm_x is None else "rows"
+        other = "rows" if product.perm_y is None else "columns"
+        return f"input '{x.name}' has {length} {kind}, but weight '{name}' has {K} {other}"
     if K == 0 or N == 0:
         return f"weight '{name}' has shape ({K}, {N}): no elements"
     if K > MAX_K or N > MAX_N:
@@ -153,7 +149,7 @@ def check_weight(node: ir.Node, x: ir.Value, weight: Constant, context: Context)
 def finish(product: Product, context: Context) -> TernaryMatMul | Rejection:
     """Read the weight, absorb what surrounds the product, and make the record."""
     node, weight = product.node, product.weight
-    if reason := check_weight(node, product.x, weight, context):
+    if reason := check_weight(product, context):
         return Rejection(node, reason, weight.name)
     levels = context.ternarise(weight)
     if isinstance(levels, NotTernary):
