@@ -12,12 +12,17 @@ from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.report import Kept
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 
-from . import gemm, matmul, unhandled
+from . import gemm, matmul, matmul_nbits, unhandled
 from .match import Context, Rejection, Rule, TernaryMatMul
 from .replace import Replaced, Replacer
 from .weights import Constant, resolve
 
-RULES: tuple[Rule, ...] = (*matmul.RULES, *gemm.RULES, *unhandled.RULES)
+RULES: tuple[Rule, ...] = (
+    *matmul.RULES,
+    *gemm.RULES,
+    *matmul_nbits.RULES,
+    *unhandled.RULES,
+)
 
 # Gemm and Add broadcast differently before; models below IR 4 cannot hold a constant initializer.
 _MIN_OPSET = 7

@@ -45,6 +45,7 @@ class Product:
     addend: Addend | None = None
     before: list[ir.Node] = field(default_factory=list)
     after: list[ir.Node] = field(default_factory=list)
+    note: str = ""
 
     @property
     def num_columns(self) -> int:
@@ -158,6 +159,7 @@ def finish(product: Product, context: Context) -> TernaryMatMul | Rejection:
         bias_value=product.bias_value,
         addend=product.addend,
         output=product.output,
+        note=product.note,
     )
 
 

@@ -27,6 +27,7 @@ from onnx_ternary.report import Rewrite
 from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE, OpAttributes
 from onnx_ternary.ternary import TernaryWeight
 
+from . import dequantize
 from .match import Rejection, TernaryMatMul
 from .weights import Constant
 
@@ -68,6 +69,7 @@ class Replacer:
         self._tensors: dict[Hashable, ir.Value] = {}
         self._roots: dict[int, ir.Value] = {}
         self._done: list[tuple[Rewrite, ir.Node]] = []
+        self._notes: dict[str, list[str]] = {}
 
     def replace(self, match: TernaryMatMul, where: str) -> Rejection | None:
         """Replace one product, or refuse it where the index cannot be built or does not pay.
@@ -91,7 +93,7 @@ class Replacer:
                 return Rejection(
                     product,
                     f"the index of weight '{weight.name}' would take {index.nbytes} bytes, the "
-                    f"weight takes {weight.stored_bytes}",
+                    f"weight takes {_dense_bytes(weight)}",
                     weight.name,
                 )
             stored = self._store(graph, weight, index, name)
@@ -123,6 +125,8 @@ class Replacer:
             max_relative_change=match.levels.max_relative_change,
         )
         self._done.append((row, node))
+        if match.note:
+            self._notes.setdefault(match.note, []).append(f"'{name}'")
         return None
 
     def finish(self) -> Replaced:
@@ -141,6 +145,7 @@ class Replacer:
             self._options.to_dict(), sort_keys=True
         )
         notes = [note for root in self._roots.values() if (note := _kept_note(root))]
+        notes += [f"{note}: {_first_three(names)}" for note, names in self._notes.items()]
         if self._options.function_body and self._options.storage is None:
             notes += self._unify_storage()
         for node in op_nodes(self._model):
@@ -176,8 +181,12 @@ class Replacer:
 
     @staticmethod
     def _pays(index: Index, weight: Constant) -> bool:
-        """Padding can make the index of a very small matrix the larger one; rsr is a choice."""
-        return index.attributes.index_format != "packed" or index.nbytes < weight.stored_bytes
+        """Padding can make the index of a very small matrix the larger one; rsr is a choice.
+
+        An index of codes that were small already is about their size, and worth its speed: it has
+        to be smaller than the floats they stand for.
+        """
+        return index.attributes.index_format != "packed" or index.nbytes < _dense_bytes(weight)
 
     def _store(
         self, graph: ir.Graph, weight: Constant, index: Index, first_user: str
@@ -473,15 +482,18 @@ def _prune(value: ir.Value) -> None:
 
 def _is_constant_step(node: ir.Node) -> bool:
     """Whether a node only stood between a tensor and the product."""
-    if node.domain != "":
-        return False
-    if node.op_type == "Constant":
+    kind = (node.domain, node.op_type)
+    if kind == ("", "Constant"):
         return True
-    if node.op_type not in ("Identity", "Transpose", "Cast") or node.inputs[0] is None:
-        return False
-    source = node.inputs[0]
-    producer = source.producer()
-    return source.is_initializer() if producer is None else _is_constant_step(producer)
+    steps = {("", name) for name in ("Identity", "Transpose", "Cast")} | dequantize.STEPS
+    return kind in steps and all(map(_is_constant, node.inputs))
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    if value is None:
+        return True
+    producer = value.producer()
+    return value.is_initializer() if producer is None else _is_constant_step(producer)
 
 
 def _kept_note(root: ir.Value) -> str | None:
@@ -491,6 +503,15 @@ def _kept_note(root: ir.Value) -> str | None:
     users = [use.node for use in root.uses()]
     if not users:
         return None
-    names = ", ".join(f"{node.op_type} '{node.name}'" for node in users[:3])
-    more = f" and {len(users) - 3} more" if len(users) > 3 else ""
-    return f"weight '{root.name}' kept as well: used by {names}{more}"
+    names = _first_three([f"{node.op_type} '{node.name}'" for node in users])
+    return f"weight '{root.name}' kept as well: used by {names}"
+
+
+def _first_three(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _dense_bytes(weight: Constant) -> int:
+    """Bytes of the weight as a matrix of its own type, or as stored where that is more."""
+    return max(weight.stored_bytes, weight.size * weight.dtype.bitwidth // 8)

@@ -29,7 +29,6 @@ class Unhandled:
                 "MatMulBnb4",
                 "MatMulInteger16",
                 "MatMulIntegerToFloat",
-                "MatMulNBits",
                 "QGemm",
                 "TransposeMatMul",
             )

@@ -43,8 +43,8 @@ class OptimizeOptions:
             ``always`` or ``never``.
         function_body: carry a body of standard operators, so that the model also runs without the
             library.
-        min_elements: smaller weights stay float, and so does a weight whose ``packed`` index would
-            not be smaller than it. 0: convert whatever can be converted.
+        min_elements: smaller weights stay as they are, and so does a weight whose ``packed`` index
+            would not be smaller than its floats. 0: convert whatever can be converted.
 
     Raises:
         ValueError: on construction, for an unknown choice or a number out of range.
