@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.models import (
@@ -26,6 +27,8 @@ from tests.models import (
     ternary,
 )
 
+# Versions on which MatMulNBits with 2 and 8 bits, and int2 tensors, are known to run.
+FEW_BITS = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 26)
 MICROSOFT = [helper.make_opsetid("com.microsoft", 1)]
 ROW = column_scales()
 BLOCK = 16

@@ -29,8 +29,6 @@ HITS = {**models.HITS, **models_quantised.HITS}
 NEAR_MISSES = {**models.NEAR_MISSES, **models_quantised.NEAR_MISSES}
 
 ALL = OptimizeOptions(min_elements=0)
-# MatMulNBits with 2 and 8 bits, int2 tensors.
-_FIRST_WITH_FEW_BITS = (1, 26)
 Array = NDArray[Any]
 
 
@@ -88,7 +86,7 @@ def skip_where_too_new(model: onnx.ModelProto) -> None:
     if opset > 20 and version < (1, 18):
         pytest.skip(f"onnxruntime {ort.__version__} does not know opset {opset}")
     newer = any(node.op_type == "MatMulNBits" for node in model.graph.node)
-    if (newer or opset > 24) and version < _FIRST_WITH_FEW_BITS:
+    if (newer or opset > 24) and not models_quantised.FEW_BITS:
         pytest.skip(f"onnxruntime {ort.__version__} does not multiply by 2-bit weights")
 
 
