@@ -451,6 +451,7 @@ HITS: dict[str, Callable[[], Case]] = {
     "nbits_float_zero_point": lambda: nbits(zero_dtype=F32),
     "nbits_half_zero_point": lambda: nbits(stored=(1, 2), zero=1.5, zero_dtype=F32),
     "nbits_float16": lambda: nbits(dtype=np.float16, grows=True),
+    "nbits_bfloat16": lambda: nbits(dtype=ml_dtypes.bfloat16, grows=True),
     **{
         f"nbits_block_{size}": lambda size=size: nbits(rows=2 * size, block_size=size, grows=True)
         for size in (32, 64, 128, 256)
