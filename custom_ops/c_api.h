@@ -71,6 +71,10 @@ OTN_EXPORT int32_t otn_run(const OtnNode* node, const char* kernel, const float*
                            int64_t num_parts, float* y, char* used, size_t used_bytes, char* error,
                            size_t error_bytes);
 
+// T of docs/op_spec.md that the named kernel promises for the node.
+OTN_EXPORT int32_t otn_addition_depth(const OtnNode* node, const char* kernel, int64_t* depth,
+                                      char* error, size_t error_bytes);
+
 // Packs levels (K, N) int8 in {-1, 0, 1}, row-major, as docs/index_format.md section 2 says into
 // codes (codes_bytes, the full size of the tensor).
 OTN_EXPORT int32_t otn_pack(const int8_t* levels, int64_t K, int64_t N, const char* storage,

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_ternary import reference, runtime
+from onnx_ternary import model_io, reference, runtime
 from onnx_ternary._verify_inputs import Inputs, InputsError, verification_inputs
 from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
 from onnx_ternary.index import decode_index, validate_index
@@ -35,7 +36,7 @@ __all__ = [
     "verify",
 ]
 
-Model: TypeAlias = "str | os.PathLike[str] | ModelProto"
+Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | ir.Model"
 Progress: TypeAlias = Callable[[str, int, int], None]
 
 # Largest difference of an output relative to its largest magnitude.
@@ -233,14 +234,14 @@ def verify(
     """Compares a converted model with its original, product by product and end to end.
 
     Args:
-        original: the model before conversion.
+        original: the model before conversion: a path, a serialised model or a model in memory.
         converted: the model after it.
         inputs: arrays by input name, or an .npz file of them (other arrays in the file are
             ignored); None generates them.
         seed: of generated inputs.
         tolerance: largest difference of a float output relative to its largest magnitude. None
             takes DEFAULT_TOLERANCES, and gives no verdict on outputs of models that quantise
-            activations.
+            activations or whose weights were changed (`weight_tolerance`).
         weight_tolerance: what conversion was allowed to change a weight by, relative to the scale.
         max_rows: rows a product is compared on at most, fewer where it is large; all are run.
         max_exposed_bytes: intermediate values held at once, roughly.
@@ -266,7 +267,7 @@ def verify(
     output_names = [value.name for value in before.proto.graph.output]
     expected = before.run(feeds, output_names, optimised=False)
     found = after.run(feeds, [value.name for value in after.proto.graph.output], optimised=True)
-    exact, num_rounding = _without_int8_sums(before)
+    exact, num_rounding = _with_float_sums(before)
     products = _check_products(
         exact,
         after,
@@ -297,6 +298,11 @@ def verify(
             "activations are quantised or rounded: a value that rounds the other way moves the "
             "outputs far more than the products' errors"
         )
+    if weight_tolerance:
+        notes.append(
+            f"weights were changed by up to {weight_tolerance:g} of their scale, so the outputs "
+            "are reported without a verdict"
+        )
     if any(check.compared_with.startswith("numpy") for check in products):
         notes.append(
             "products with int8 activations are held against the numpy reference of the "
@@ -313,7 +319,7 @@ def verify(
                 "model again with 'onnx-ternary optimize'."
             )
         limit = tolerance
-        if limit is None and not quantises:
+        if limit is None and not quantises and not weight_tolerance:
             limit = DEFAULT_TOLERANCES.get(expected[name].dtype.name)
         outputs.append(
             _check_output(name, makers.get(name, ""), expected[name], found[name], limit)
@@ -336,6 +342,10 @@ class _Loaded:
     def load(cls, model: Model, role: str) -> _Loaded:
         if isinstance(model, ModelProto):
             return cls(model, None, role)
+        if isinstance(model, ir.Model):
+            return cls(model_io.to_proto(model), None, role)
+        if isinstance(model, bytes):
+            return cls(model_io.to_proto(model_io.from_bytes(model, f"{role} model")), None, role)
         path = Path(model)
         try:
             return cls(onnx.load(path, load_external_data=False), path, role)
@@ -516,23 +526,15 @@ def _attributes(node: NodeProto) -> OpAttributes:
 
     Raises:
         IndexFormatError: if they break the rules of docs/op_spec.md.
-        ModelError: if one is missing.
     """
     found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     values: dict[str, Any] = {
         name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()
     }
-    names = [field.name for field in fields(OpAttributes)]
-    missing = [name for name in names if name not in values]
-    if missing:
-        raise ModelError(
-            f"{OP_TYPE} '{node.name or node.output[0]}' has no attribute {missing[0]}; convert the "
-            "model again with 'onnx-ternary optimize'."
-        )
-    return OpAttributes(**{name: values[name] for name in names})
+    return OpAttributes.read(values, _node_name(node))
 
 
-def _without_int8_sums(model: _Loaded) -> tuple[_Loaded, int]:
+def _with_float_sums(model: _Loaded) -> tuple[_Loaded, int]:
     """The model with MatMulNBits in float32, and how many were free to round their inputs.
 
     With accuracy_level 4 onnxruntime rounds them to int8, each block of each row by itself, which

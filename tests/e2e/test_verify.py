@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -64,6 +65,13 @@ def test_equal_models_pass(products: list[Product]) -> None:
     assert report.inputs == {"X": "generated, seed 3: float32 (2, 8, 130)"}
     assert json.loads(json.dumps(report.to_dict()))["passed"] is True
     assert "2 of 2 products within their bounds" in report.summary()
+
+
+def test_models_in_memory(products: list[Product]) -> None:
+    original, converted = original_model(products), converted_model(products)
+    expected = verify(original, converted)
+    assert verify(original.SerializeToString(), converted.SerializeToString()) == expected
+    assert verify(ir.from_proto(original), ir.from_proto(converted)) == expected
 
 
 @pytest.mark.parametrize("options", [{"index_format": "rsr"}, {"storage": "dense"}], ids=str)
