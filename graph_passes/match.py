@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarise
+from onnx_ternary.ternary import NotTernary, TernaryWeight
 
 from .weights import Constant
 
@@ -56,6 +56,7 @@ class TernaryMatMul:
         bias_value: an initializer of the product's graph that holds exactly `bias`, or None.
         addend: a term that stays an Add.
         output: the value the last replaced node produces; its name is kept.
+        note: what the user should know, said of all such nodes at once; or an empty string.
     """
 
     product: ir.Node
@@ -71,6 +72,7 @@ class TernaryMatMul:
     bias_value: ir.Value | None
     addend: Addend | None
     output: ir.Value
+    note: str = ""
 
 
 class Context:
@@ -88,7 +90,7 @@ class Context:
         """Levels and scales of a (K, N) constant, or why it has none."""
         if self._last is None or self._last[0] != weight.key:
             self._last = None
-            found = ternarise(weight.numpy(), tolerance=self.options.tolerance)
+            found = weight.ternarise(self.options.tolerance)
             weight.release()
             self._last = (weight.key, found)
         return self._last[1]

@@ -48,6 +48,7 @@ class Product:
     addend: Addend | None = None
     before: list[ir.Node] = field(default_factory=list)
     after: list[ir.Node] = field(default_factory=list)
+    note: str = ""
 
     @property
     def num_columns(self) -> int:
@@ -180,6 +181,7 @@ def finish(product: Product, context: Context) -> TernaryMatMul | Rejection:
         bias_value=product.bias_value,
         addend=product.addend,
         output=product.output,
+        note=product.note,
     )
 
 

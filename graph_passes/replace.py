@@ -78,6 +78,7 @@ class Replacer:
         self._tensors: dict[Hashable, ir.Value] = {}
         self._roots: dict[int, ir.Value] = {}
         self._done: list[tuple[Rewrite, ir.Node]] = []
+        self._notes: dict[str, list[str]] = {}
 
     def replace(self, match: TernaryMatMul, where: str) -> Rejection | None:
         """Replace one product, or refuse it where the index cannot be built or does not pay.
@@ -101,7 +102,7 @@ class Replacer:
                 return Rejection(
                     product,
                     f"the index of weight '{weight.name}' would take {index.nbytes} bytes, the "
-                    f"weight takes {weight.stored_bytes}",
+                    f"weight takes {_dense_bytes(weight)}",
                     weight.name,
                 )
             stored = self._store(graph, weight, index, name)
@@ -133,6 +134,8 @@ class Replacer:
             max_relative_change=match.levels.max_relative_change,
         )
         self._done.append((row, node))
+        if match.note:
+            self._notes.setdefault(match.note, []).append(f"'{name}'")
         return None
 
     def finish(self) -> Replaced:
@@ -151,6 +154,7 @@ class Replacer:
             self._options.to_dict(), sort_keys=True
         )
         notes = [note for root in self._roots.values() if (note := _kept_note(root))]
+        notes += [f"{note}: {_first_three(names)}" for note, names in self._notes.items()]
         if self._options.function_body and self._options.storage is None:
             notes += self._unify_storage()
         for _, node in self._done:
@@ -188,12 +192,10 @@ class Replacer:
     def _pays(index: Index, weight: Constant) -> bool:
         """Padding can make the index of a very small matrix the larger one; rsr is a choice.
 
-        A weight stored in two bits already pays for itself when it is no longer unpacked.
+        An index of codes that were small already is about their size, and worth its speed: it has
+        to be smaller than the floats they stand for.
         """
-        dense_bytes = int(weight.size * weight.dtype.itemsize)
-        return index.attributes.index_format != "packed" or index.nbytes < max(
-            weight.stored_bytes, dense_bytes
-        )
+        return index.attributes.index_format != "packed" or index.nbytes < _dense_bytes(weight)
 
     def _store(
         self, graph: ir.Graph, weight: Constant, index: Index, first_user: str
@@ -528,6 +530,15 @@ def _kept_note(root: ir.Value) -> str | None:
     users = [use.node for use in root.uses()]
     if not users:
         return None
-    names = ", ".join(f"{node.op_type} '{node_label(node)}'" for node in users[:3])
-    more = f" and {len(users) - 3} more" if len(users) > 3 else ""
-    return f"weight '{root.name}' kept as well: used by {names}{more}"
+    names = _first_three([f"{node.op_type} '{node_label(node)}'" for node in users])
+    return f"weight '{root.name}' kept as well: used by {names}"
+
+
+def _first_three(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _dense_bytes(weight: Constant) -> int:
+    """Bytes of the weight as a matrix of its own type, or as stored where that is more."""
+    return max(weight.stored_bytes, weight.size * weight.dtype.bitwidth // 8)

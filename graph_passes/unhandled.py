@@ -28,7 +28,6 @@ class Unhandled:
                 "MatMulBnb4",
                 "MatMulInteger16",
                 "MatMulIntegerToFloat",
-                "MatMulNBits",
                 "QGemm",
             )
         }

@@ -1,9 +1,10 @@
 """Resolve a constant operand without touching the graph.
 
 An operand is constant when it is an initializer nobody can override, a Constant node, one of these
-behind Identity, Transpose and Cast nodes, or, inside `cones.folding`, the end of any other constant
-expression. `resolve` only looks at shapes and dtypes (a constant expression is run to learn them);
-`Constant.numpy` reads and evaluates, one tensor at a time.
+behind Identity, Transpose, Cast, QuantizeLinear, Clip and DequantizeLinear nodes, or, inside
+`cones.folding`, the end of any other constant expression. `resolve` only looks at shapes and dtypes
+(a constant expression is run to learn them); `Constant.numpy` reads and evaluates, one tensor at a
+time.
 
 Another way to find constants only has to return a `Constant` whose ``key`` identifies the value and
 whose ``evaluate`` computes it.
@@ -22,6 +23,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_ternary.errors import ModelError
+from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarise
+
+from . import dequantize
 
 _FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -53,7 +57,7 @@ class Constant:
         key: equal for operands that are sure to hold the same numbers.
         shape: of the operand.
         dtype: of the operand.
-        stored_bytes: size of the tensor that holds the numbers.
+        stored_bytes: size of the tensors that hold the numbers.
         evaluate: computes the operand; may return a view of a mapped file.
     """
 
@@ -95,6 +99,23 @@ class Constant:
     def transposed(self) -> Constant:
         """The transpose of a rank 2 constant; twice transposed is itself."""
         return _transpose(self, (1, 0))
+
+    def ternarise(self, tolerance: float) -> TernaryWeight | NotTernary:
+        """Levels and scales of a (K, N) constant, or why it has none.
+
+        Weights that are stored as codes keep the scales they have.
+
+        Raises:
+            ModelError: as `numpy`.
+        """
+        if isinstance(self.evaluate, dequantize.Dequantised):
+            try:
+                found = self.evaluate.ternarise()
+            except (OSError, ValueError, TypeError) as error:
+                raise ModelError(f"Tensor '{self.name}' cannot be read: {error}") from error
+            if isinstance(found, TernaryWeight) or not tolerance:
+                return found
+        return ternarise(self.numpy(), tolerance=tolerance)
 
     def release(self) -> None:
         """Let go of the mapped file, if the tensor is external."""
@@ -154,8 +175,17 @@ def resolve(value: ir.Value) -> Constant | NotConstant:
         found = _apply(producer, inner)
         if isinstance(found, Constant) or folder is None:
             return found
+    refused: NotConstant | None = None
+    if (producer.domain, producer.op_type) in dequantize.STEPS:
+        step = _resolve_step(producer)
+        if isinstance(step, Constant):
+            return step
+        refused = step
     if folder is not None:
-        return folder.resolve(value)
+        evaluated = folder.resolve(value)
+        return evaluated if isinstance(evaluated, Constant) or refused is None else refused
+    if refused is not None:
+        return refused
     return NotConstant(
         f"'{value.name}' is computed at run time (by {producer.op_type} '{name}')", True
     )
@@ -169,6 +199,27 @@ def leaf(value: ir.Value) -> Constant | NotConstant | None:
     if producer.domain == "" and producer.op_type == "Constant":
         return _resolve_constant_node(value, producer)
     return None
+
+
+def _resolve_step(node: ir.Node) -> Constant | NotConstant | None:
+    """The result of one of `dequantize.STEPS`; None where its first input is an activation."""
+    operands = [None if value is None else resolve(value) for value in node.inputs]
+    first = operands[0] if operands else None
+    if first is None or (isinstance(first, NotConstant) and first.at_run_time):
+        return None
+    constants: list[Constant | None] = []
+    for operand in operands:
+        if isinstance(operand, NotConstant):
+            if operand is first:
+                return operand
+            assert isinstance(first, Constant)
+            return NotConstant(
+                f"'{first.name}' goes through {node.op_type} '{node.name}', where {operand.reason}",
+                False,
+            )
+        constants.append(operand)
+    made = dequantize.apply(node, constants)
+    return NotConstant(made, False) if isinstance(made, str) else made
 
 
 def _resolve_initializer(value: ir.Value) -> Constant | NotConstant:
@@ -250,7 +301,11 @@ def _transpose(constant: Constant, perm: tuple[int, ...]) -> Constant:
         constant,
         key=key,
         shape=tuple(constant.shape[axis] for axis in perm),
-        evaluate=lambda: inner().transpose(perm),
+        evaluate=(
+            inner.transposed(perm)
+            if isinstance(inner, dequantize.Dequantised)
+            else lambda: inner().transpose(perm)
+        ),
     )
 
 
@@ -279,5 +334,5 @@ def _cast(node: ir.Node, constant: Constant) -> Constant | NotConstant:
         constant,
         key=(*others, ("cast", int(target)), *transposes),
         dtype=target,
-        evaluate=evaluate,
+        evaluate=inner.cast(dtype) if isinstance(inner, dequantize.Dequantised) else evaluate,
     )

@@ -45,8 +45,8 @@ class OptimizeOptions:
             library.
         fold: evaluate weights that are the end of a constant expression (quantised or unpacked in
             the graph); False leaves such products alone.
-        min_elements: smaller weights stay float, and so does a weight whose ``packed`` index would
-            not be smaller than it. 0: convert whatever can be converted.
+        min_elements: smaller weights stay as they are, and so does a weight whose ``packed`` index
+            would not be smaller than its floats. 0: convert whatever can be converted.
 
     Raises:
         ValueError: on construction, for an unknown choice or a number out of range.

@@ -29,7 +29,8 @@ class Rewrite:
         alphabet: of the new index.
         scale: ``tensor``, ``column``, or ``group of 128``.
         activation: ``float`` or ``int8``.
-        bytes_before: size of the tensor the weight came from.
+        bytes_before: size of the tensors the weight came from: floats, or codes, scales and zero
+            points.
         bytes_after: size of codes, segment offsets and scale.
         shares_index_with: the node whose index this one uses too, or None.
         max_relative_change: largest change made to a weight, relative to its scale.

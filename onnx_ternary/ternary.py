@@ -18,7 +18,7 @@ from onnx_ternary.schema import MAX_K, MAX_N, Alphabet
 
 # Elements looked at in one step: the temporaries of a step stay in the second-level cache.
 _TILE_ELEMENTS = 1 << 17
-_SMALLEST_NORMAL = np.finfo(np.float32).tiny
+SMALLEST_NORMAL = np.finfo(np.float32).tiny
 _DTYPES = tuple(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
 
 
@@ -148,7 +148,7 @@ def _refuse_form(weight: NDArray[Any]) -> NotTernary | None:
     return None
 
 
-def _tiles(weight: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
+def tiles(weight: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
     """Cuts a matrix across its slowest axis, so that a tile is one piece of memory."""
     K, N = weight.shape
     if abs(weight.strides[0]) >= abs(weight.strides[1]):
@@ -169,7 +169,7 @@ def _column_magnitudes(weight: NDArray[Any]) -> NDArray[np.float32]:
     """Largest magnitude of each column, (N,); NaN or inf where the column holds one."""
     magnitudes = np.zeros(weight.shape[1], np.float32)
     with np.errstate(over="ignore"):
-        for rows, columns in _tiles(weight):
+        for rows, columns in tiles(weight):
             largest = np.abs(_float32(weight[rows, columns])).max(axis=0)
             np.maximum(magnitudes[columns], largest, out=magnitudes[columns])
     return magnitudes
@@ -201,7 +201,7 @@ def _fill_levels(
     weight: NDArray[Any], magnitudes: NDArray[np.float32], levels: NDArray[np.int8]
 ) -> _Misfit | None:
     """Writes the signs of `weight`, whose elements are 0 or the magnitude of their column."""
-    for rows, columns in _tiles(weight):
+    for rows, columns in tiles(weight):
         original = weight[rows, columns]
         tile = _float32(original)
         size = np.abs(tile)
@@ -244,7 +244,7 @@ def _mean_magnitudes(
     """Mean magnitude, a column or `whole`, of the elements above the threshold; 0 of none."""
     sums = np.zeros(weight.shape[1], np.float64)
     counts = np.zeros(weight.shape[1], np.int64)
-    for rows, columns in _tiles(weight):
+    for rows, columns in tiles(weight):
         size = np.abs(_float32(weight[rows, columns]))
         nonzero = size > threshold[columns]
         sums[columns] += np.sum(size, axis=0, dtype=np.float64, where=nonzero)
@@ -263,7 +263,7 @@ def _fill_nearest(
 ) -> NDArray[np.float64]:
     """Writes the nearest levels; returns each column's largest change relative to its scale."""
     changes = np.zeros(weight.shape[1], np.float64)
-    for rows, columns in _tiles(weight):
+    for rows, columns in tiles(weight):
         original = weight[rows, columns]
         tile = _float32(original)
         size = np.abs(tile)
@@ -282,7 +282,7 @@ def _fill_nearest(
 def _finish(match: _Match, group_size: int) -> TernaryWeight | NotTernary:
     levels, scale = match.levels, match.scale
     used = scale[scale > 0]
-    if used.size and used.min() < _SMALLEST_NORMAL:
+    if used.size and used.min() < SMALLEST_NORMAL:
         return NotTernary(f"scale {used.min():g} is a denormal float32")
     if group_size:
         scale = np.where(scale == 0, np.float32(1), scale)
@@ -290,10 +290,11 @@ def _finish(match: _Match, group_size: int) -> TernaryWeight | NotTernary:
         scale = np.array(used[0] if used.size else 1, np.float32)
     else:
         scale = np.where(scale[0] == 0, np.float32(1), scale[0])
-    return TernaryWeight(levels, scale, group_size, _alphabet(levels), match.change)
+    return TernaryWeight(levels, scale, group_size, alphabet_of(levels), match.change)
 
 
-def _alphabet(levels: NDArray[np.int8]) -> Alphabet:
+def alphabet_of(levels: NDArray[np.int8]) -> Alphabet:
+    """The smallest alphabet that holds all levels."""
     if np.count_nonzero(levels) == levels.size:
         return "binary_pm"
     return "binary_01" if levels.min() >= 0 else "ternary"

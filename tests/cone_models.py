@@ -165,7 +165,7 @@ def packed_by_concat() -> Case:
         x_shape=("batch", PACKED_K),
         opset=18,
     )
-    return Case(made, ("MatMul -> Mul",), (levels * np.float64(F32(0.7)),), stored_packed=True)
+    return Case(made, ("MatMul -> Mul",), (levels * np.float64(F32(0.7)),), grows=True)
 
 
 def packed_by_scatter() -> Case:
@@ -223,7 +223,7 @@ def packed_by_scatter() -> Case:
         constants[f"start{index}"] = np.array([index * rows])
         constants[f"end{index}"] = np.array([(index + 1) * rows])
     made = model(nodes, constants, x_shape=("batch", PACKED_K), opset=18)
-    return Case(made, ("MatMul",), (levels.astype(np.float64),), stored_packed=True)
+    return Case(made, ("MatMul",), (levels.astype(np.float64),), grows=True)
 
 
 def qkv_of_one_cone() -> Case:

@@ -31,15 +31,15 @@ class Case:
         patterns: `Rewrite.pattern` of every rewritten product, in graph order.
         weights: float64 (K, N) per rewritten product: the matrix the new node multiplies by,
             exactly; None where absorbed factors round.
-        keeps_weight: the float weight stays in the model.
-        stored_packed: the weight takes as little space in the model as its index.
+        keeps_weight: the original weight stays in the model.
+        grows: stored in few bits before, the model gets no smaller.
     """
 
     model: onnx.ModelProto
     patterns: tuple[str, ...]
     weights: tuple[Array | None, ...]
     keeps_weight: bool = False
-    stored_packed: bool = False
+    grows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

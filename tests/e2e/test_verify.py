@@ -21,6 +21,10 @@ from tests.e2e.converted_models import (
     original_model,
     random_weight,
 )
+from tests.models import column_scales
+from tests.models_quantised import FEW_BITS, nbits
+
+BIAS = column_scales()
 
 
 @pytest.fixture
@@ -451,3 +455,26 @@ def test_inputs_that_cannot_be_generated(products: list[Product]) -> None:
     original.graph.input.append(text)
     with pytest.raises(ModelError, match="Input 'text' is string, which cannot be generated"):
         verify(original, converted)
+
+
+@pytest.mark.skipif(not FEW_BITS, reason="this onnxruntime does not multiply by 2-bit weights")
+def test_int8_sums_of_the_original_are_left_out() -> None:
+    original = nbits(rows=512, block_size=32, after=("Add", BIAS), accuracy_level=4).model
+    untouched = ModelProto()
+    untouched.CopyFrom(original)
+    converted = optimize(original).to_proto()
+    report = verify(original, converted)
+    assert original == untouched
+    (product,) = report.products
+    assert (product.status, product.compared_with) == ("passed", "original product")
+    assert product.probe_rows
+    assert report.outputs[0].tolerance is None
+    assert report.outputs[0].max_relative_difference > 1e-4  # what the original rounds away
+    assert any("accuracy_level = 4" in note for note in report.notes)
+
+    exact = nbits(rows=512, block_size=32, after=("Add", BIAS)).model
+    report = verify(exact, converted)
+    assert report.passed
+    assert report.outputs[0].tolerance == 1e-5
+    other = nbits(rows=512, block_size=32, stored=(2, 1, 0), after=("Add", BIAS), accuracy_level=4)
+    assert not verify(other.model, converted).passed

@@ -1,0 +1,620 @@
+"""Quantised forms of the catalogue: DequantizeLinear, QCDQ and MatMulNBits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.models import (
+    F32,
+    TWO,
+    Array,
+    Case,
+    K,
+    Miss,
+    N,
+    changed,
+    column_scales,
+    matmul,
+    model,
+    node,
+    ternary,
+)
+
+# Versions on which MatMulNBits with 2 and 8 bits, and int2 tensors, are known to run.
+FEW_BITS = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 26)
+MICROSOFT = [helper.make_opsetid("com.microsoft", 1)]
+ROW = column_scales()
+BLOCK = 16
+BLOCKS = (np.arange(3 * N, dtype=F32).reshape(3, N) + 1) * F32(0.013)
+_SMALL_TYPES = {
+    TensorProto.INT4,
+    TensorProto.UINT4,
+    getattr(TensorProto, "INT2", -1),
+    getattr(TensorProto, "UINT2", -1),
+}
+
+
+def codes(
+    rows: int = K,
+    columns: int = N,
+    *,
+    levels: Sequence[int] = (-1, 0, 1),
+    dtype: Any = np.int8,
+    seed: int = 0,
+) -> Array:
+    """(rows, columns) integers, every level in every column."""
+    return ternary(rows, columns, scale=1.0, levels=levels, dtype=dtype, seed=seed)
+
+
+def tensor(name: str, array: Array, dtype: int | None = None) -> onnx.TensorProto:
+    """A tensor, also of the types numpy does not have."""
+    if dtype in _SMALL_TYPES:
+        return helper.make_tensor(name, dtype, array.shape, array.reshape(-1).tolist())
+    return numpy_helper.from_array(array, name)
+
+
+def dequantised(
+    stored: Array,
+    scale: Array,
+    zero_point: Array | None = None,
+    *,
+    dtype: int | None = None,
+    axis: int = 1,
+    block_size: int = 0,
+    steps: Sequence[str] = ("Transpose",),
+    x_dtype: int = TensorProto.FLOAT,
+    domain: str = "",
+    opset: int = 17,
+    weight: Array | None = None,
+    output_dtype: int = 0,
+    grows: bool = False,
+) -> Case:
+    """``x @ steps(DequantizeLinear(stored))``; `stored` is (K, N), (N, K) with a Transpose."""
+    steps = [] if axis == 1 and not block_size and steps == ("Transpose",) else list(steps)
+    tensors = [tensor("codes", stored, dtype), tensor("scale", scale)]
+    inputs = ["codes", "scale"]
+    if zero_point is not None:
+        tensors.append(tensor("zero", zero_point, dtype))
+        inputs.append("zero")
+    attributes: dict[str, int] = {"axis": axis} if scale.size > 1 else {}
+    if block_size:
+        attributes["block_size"] = block_size
+    if output_dtype:
+        attributes["output_dtype"] = output_dtype
+    outputs = [*(f"step{at}" for at in range(len(steps))), "w"]
+    nodes = [node("DequantizeLinear", inputs, outputs[0], domain=domain, **attributes)]
+    for at, step in enumerate(steps):
+        extra = {"to": x_dtype} if step == "Cast" else {}
+        nodes.append(node(step, [outputs[at]], outputs[at + 1], **extra))
+    made = model(
+        [*nodes, matmul()],
+        {},
+        x_dtype=x_dtype,
+        y_dtype=x_dtype,
+        opset=opset,
+        opsets=MICROSOFT if domain else (),
+        ir_version=10 if opset > 20 else 8,
+    )
+    made.graph.initializer.extend(tensors)
+    if weight is None:
+        weight = dense(stored, scale, zero_point, axis=axis, block_size=block_size)
+    for step in steps:
+        if step == "Transpose":
+            weight = weight.T
+    return Case(made, ("MatMul",), (weight.astype(np.float64),), grows=grows)
+
+
+def dense(
+    stored: Array,
+    scale: Array,
+    zero_point: Array | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+) -> Array:
+    """The floats as the specification of DequantizeLinear says."""
+
+    def spread(numbers: Array) -> Array:
+        if numbers.size == 1:
+            return numbers.reshape(())
+        if block_size:
+            return np.repeat(numbers, block_size, axis).take(range(stored.shape[axis]), axis)
+        return numbers[:, None] if axis == 0 else numbers
+
+    levels = stored.astype(np.int32)
+    if zero_point is not None:
+        levels = levels - spread(zero_point.astype(np.int32))
+    with np.errstate(over="ignore"):
+        return (levels.astype(F32) * spread(scale.astype(F32))).astype(scale.dtype)
+
+
+def per_tensor(stored: Array, zero: int | None = None, **kwargs: Any) -> Case:
+    """One scale, 0.25; the zero point has the codes' type."""
+    zero_point = None if zero is None else np.array(zero, stored.dtype)
+    return dequantised(stored, np.array(0.25, F32), zero_point, **kwargs)
+
+
+def gemm_trans_b() -> Case:
+    """quantize_static's Gemm: codes (N, K) with a scale each row, an int32 bias."""
+    stored = codes(N, K)
+    scale = ROW[:N]
+    bias = np.arange(N, dtype=np.int32) - 7
+    made = model(
+        [
+            node("DequantizeLinear", ["codes", "scale"], "w", axis=0),
+            node("DequantizeLinear", ["c_codes", "c_scale"], "c"),
+            helper.make_node("Gemm", ["x", "w", "c"], ["y"], name="product", transB=1),
+        ],
+        {"codes": stored, "scale": scale, "c_codes": bias, "c_scale": np.array(0.5, F32)},
+    )
+    return Case(made, ("Gemm",), (dense(stored, scale, axis=0).T.astype(np.float64),))
+
+
+def static_qdq() -> Case:
+    """Activations go through QuantizeLinear and DequantizeLinear of their own, which stay."""
+    stored = codes()
+    made = model(
+        [
+            node("QuantizeLinear", ["x", "x_scale", "x_zero"], "xq"),
+            node("DequantizeLinear", ["xq", "x_scale", "x_zero"], "xd"),
+            node("DequantizeLinear", ["codes", "scale", "zero"], "w"),
+            matmul("xd", "w", "p"),
+            node("DequantizeLinear", ["c_codes", "c_scale"], "c"),
+            node("Add", ["p", "c"], "y"),
+        ],
+        {
+            "x_scale": np.array(0.02, F32),
+            "x_zero": np.array(128, np.uint8),
+            "codes": stored,
+            "scale": np.array(0.25, F32),
+            "zero": np.array(0, np.int8),
+            "c_codes": np.arange(N, dtype=np.int32),
+            "c_scale": np.array(0.125, F32),
+        },
+    )
+    return Case(made, ("MatMul -> Add",), (stored * 0.25,))
+
+
+def qcdq(*, from_float: bool, clip: tuple[int, int] = (-1, 1)) -> Case:
+    """brevitas: [QuantizeLinear ->] Clip(int8, -1, 1) -> DequantizeLinear."""
+    scale, zero = np.array(0.25, F32), np.array(0, np.int8)
+    stored = codes(levels=(-3, -1, 0, 1, 2))
+    constants: dict[str, Array] = {"scale": scale, "zero": zero}
+    nodes = []
+    if from_float:
+        constants["weight"] = (stored * scale + F32(0.1)).astype(F32)
+        nodes.append(node("QuantizeLinear", ["weight", "scale", "zero"], "codes"))
+    else:
+        constants["codes"] = stored
+    constants["low"], constants["high"] = (np.array(bound, np.int8) for bound in clip)
+    made = model(
+        [
+            *nodes,
+            node("Clip", ["codes", "low", "high"], "clipped"),
+            node("DequantizeLinear", ["clipped", "scale", "zero"], "w"),
+            matmul(),
+        ],
+        constants,
+    )
+    return Case(made, ("MatMul",), (np.clip(stored, *clip) * 0.25,))
+
+
+def quantised_columns() -> Case:
+    """A float weight through QuantizeLinear and DequantizeLinear with a scale a column."""
+    stored = codes()
+    made = model(
+        [
+            node("QuantizeLinear", ["weight", "scale", "zero"], "codes", axis=-1),
+            node("DequantizeLinear", ["codes", "scale", "zero"], "w", axis=-1),
+            matmul(),
+        ],
+        {
+            "weight": (stored * ROW * F32(1.1)).astype(F32),
+            "scale": ROW,
+            "zero": np.full(N, 3, np.uint8),
+        },
+    )
+    return Case(made, ("MatMul",), (dense(stored, ROW).astype(np.float64),))
+
+
+def shared_codes() -> Case:
+    """One tensor of codes under two scales, and one of the results used twice."""
+    stored = codes(K, K)
+    made = model(
+        [
+            node("DequantizeLinear", ["codes", "one"], "w1"),
+            node("DequantizeLinear", ["codes", "two"], "w2"),
+            matmul("x", "w1", "h", "first"),
+            matmul("h", "w2", "i", "second"),
+            helper.make_node("Gemm", ["i", "w1"], ["y"], name="third", transB=1),
+        ],
+        {"codes": stored, "one": np.array(1, F32), "two": TWO},
+    )
+    weight = stored.astype(np.float64)
+    return Case(made, ("MatMul", "MatMul", "Gemm"), (weight, weight * 2, weight.T), grows=True)
+
+
+def embedding_codes() -> Case:
+    """The codes are also looked up by a Gather."""
+    stored = codes()
+    made = model(
+        [
+            node("DequantizeLinear", ["codes", "scale"], "w"),
+            matmul(),
+            node("Gather", ["codes", "rows"], "g"),
+            node("Cast", ["g"], "z", to=TensorProto.FLOAT),
+        ],
+        {"codes": stored, "scale": TWO, "rows": np.array([0, 2])},
+        outputs=("y", "z"),
+    )
+    return Case(made, ("MatMul",), (stored * 2.0,), keeps_weight=True)
+
+
+def bfloat16_scales() -> Case:
+    stored, scale = codes(), np.array(0.3, ml_dtypes.bfloat16)
+    made = model(
+        [
+            node("Cast", ["x"], "xb", to=TensorProto.BFLOAT16),
+            node("DequantizeLinear", ["codes", "scale"], "w"),
+            matmul("xb", "w", "yb"),
+            node("Cast", ["yb"], "y", to=TensorProto.FLOAT),
+        ],
+        {"codes": stored, "scale": scale},
+        opset=19,
+    )
+    return Case(made, ("MatMul",), (dense(stored, scale).astype(np.float64),))
+
+
+def pack(numbers: Array, bits: int) -> Array:
+    """(..., n) small numbers as bytes, lowest bits first, the last byte padded with zeros."""
+    per_byte = 8 // bits
+    rest = -numbers.shape[-1] % per_byte
+    padded = np.pad(numbers.astype(np.uint8), [(0, 0)] * (numbers.ndim - 1) + [(0, rest)])
+    shifted = padded.reshape(*padded.shape[:-1], -1, per_byte) << np.arange(0, 8, bits)
+    return shifted.sum(axis=-1).astype(np.uint8)
+
+
+def nbits(
+    bits: int = 2,
+    *,
+    rows: int = K,
+    block_size: int = BLOCK,
+    stored: Sequence[int] = (0, 1, 2),
+    zero: float | None = 1,
+    zero_dtype: Any = np.uint8,
+    dtype: Any = np.float32,
+    bias: Array | None = None,
+    runtime_bias: bool = False,
+    grows: bool = False,
+    extra: Mapping[str, Array] | None = None,
+    after: tuple[str, Array] | None = None,
+    weight_change: Callable[[Array], Array] = lambda each: each,
+    **attributes: int,
+) -> Case:
+    """MatMulNBits; `zero` None leaves the zero points out, 2^(bits - 1) then."""
+    num_blocks = -(-rows // block_size)
+    numbers = weight_change(codes(rows, N, levels=stored, dtype=np.uint8)).T
+    padded = np.pad(numbers, [(0, 0), (0, num_blocks * block_size - rows)])
+    scale = ((np.arange(N * num_blocks) + 1) * 0.013).reshape(N, num_blocks).astype(dtype)
+    constants = {
+        "B": pack(padded.reshape(N, num_blocks, block_size), bits),
+        "scales": scale.reshape(-1),
+    }
+    inputs = {0: "x", 1: "B", 2: "scales"}
+    if zero is not None:
+        zeros = np.full((N, num_blocks), zero, zero_dtype)
+        constants["zeros"] = (pack(zeros, bits) if zero_dtype == np.uint8 else zeros).reshape(-1)
+        inputs[3] = "zeros"
+    if bias is not None:
+        constants["bias"] = bias
+        inputs[5] = "bias"
+    for at, (name, array) in enumerate((extra or {}).items()):
+        constants[name] = array
+        inputs[4 + at] = name
+    given = []
+    x_dtype = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    if runtime_bias:
+        given.append(helper.make_tensor_value_info("bias", x_dtype, (N,)))
+        inputs[5] = "bias"
+    last = "p" if after else "y"
+    nodes = [
+        helper.make_node(
+            "MatMulNBits",
+            [inputs.get(at, "") for at in range(max(inputs) + 1)],
+            [last],
+            name="product",
+            domain="com.microsoft",
+            **{"K": rows, "N": N, "bits": bits, "block_size": block_size, **attributes},
+        )
+    ]
+    if after:
+        constants["after"] = after[1]
+        nodes.append(node(after[0], ["p", "after"], "y"))
+    made = model(
+        nodes,
+        constants,
+        x_shape=("batch", rows),
+        x_dtype=x_dtype,
+        y_dtype=x_dtype,
+        inputs=given,
+        opsets=MICROSOFT,
+    )
+    # Shape inference does not know the op.
+    shape = helper.make_tensor_value_info("y", x_dtype, ("batch", N))
+    made.graph.output[0].CopyFrom(shape)
+    center = 2 ** (bits - 1) if zero is None else zero
+    levels = numbers.astype(F32) - F32(center)
+    spread = np.repeat(scale.astype(F32), block_size, axis=1)[:, :rows]
+    weight = (levels * spread).astype(dtype).T.astype(np.float64)
+    pattern = f"MatMulNBits -> {after[0]}" if after else "MatMulNBits"
+    return Case(made, (pattern,), (None if after else weight,), grows=grows)
+
+
+INT4, UINT4 = TensorProto.INT4, TensorProto.UINT4
+HALF = TensorProto.FLOAT16
+
+HITS: dict[str, Callable[[], Case]] = {
+    "dequantised": lambda: per_tensor(codes()),
+    "dequantised_opset_11": lambda: per_tensor(codes(), 0, opset=11),
+    "dequantised_opset_23": lambda: per_tensor(codes(), 0, opset=23),
+    "dequantised_zero_point": lambda: per_tensor(codes(levels=(0, 1, 2), dtype=np.uint8), 1),
+    "dequantised_full_range": lambda: per_tensor(codes(levels=(-127, 0, 127)), 0),
+    "dequantised_uint8_full_range": lambda: per_tensor(
+        codes(levels=(1, 128, 255), dtype=np.uint8), 128
+    ),
+    "dequantised_lowest_int8": lambda: per_tensor(codes(levels=(-128, 0))),
+    "dequantised_int16": lambda: per_tensor(codes(levels=(-300, 0, 300), dtype=np.int16), opset=21),
+    "dequantised_int32": lambda: per_tensor(codes(levels=(-(2**24) - 1, 0), dtype=np.int32)),
+    "dequantised_binary_01": lambda: per_tensor(codes(levels=(0, 1), dtype=np.uint8)),
+    "dequantised_binary_pm": lambda: per_tensor(codes(levels=(-1, 1))),
+    "dequantised_binary_offset": lambda: per_tensor(codes(levels=(3, 5), dtype=np.uint8), 4),
+    "dequantised_zeros": lambda: per_tensor(codes(levels=(0,))),
+    "dequantised_negative_scale": lambda: dequantised(codes(), np.array(-0.25, F32)),
+    "dequantised_zero_scale": lambda: dequantised(
+        codes(), np.where(np.arange(N) == 3, F32(0), ROW)
+    ),
+    "dequantised_columns": lambda: dequantised(codes(), ROW),
+    "dequantised_columns_zero_points": lambda: dequantised(
+        codes(dtype=np.int16).astype(np.uint8) + np.arange(1, N + 1, dtype=np.uint8),
+        ROW,
+        np.arange(1, N + 1, dtype=np.uint8),
+    ),
+    "dequantised_magnitudes_by_column": lambda: per_tensor(
+        codes() * np.arange(1, N + 1, dtype=np.int8)
+    ),
+    "dequantised_transposed": lambda: dequantised(codes(N, K), ROW, axis=0),
+    "dequantised_equal_rows": lambda: dequantised(codes(), np.full(K, 0.25, F32), axis=0, steps=()),
+    "dequantised_steps": lambda: per_tensor(
+        codes(N, K), steps=("Identity", "Transpose", "Identity")
+    ),
+    "dequantised_to_float16": lambda: dequantised(
+        codes(),
+        ROW,
+        steps=("Cast",),
+        x_dtype=HALF,
+        weight=dense(codes(), ROW).astype(np.float16),
+    ),
+    "dequantised_float16_scale": lambda: dequantised(
+        codes(levels=(-127, 0, 127)), ROW.astype(np.float16), x_dtype=HALF, opset=19
+    ),
+    "dequantised_output_dtype": lambda: dequantised(
+        codes(),
+        ROW,
+        x_dtype=HALF,
+        opset=23,
+        output_dtype=HALF,
+        weight=dense(codes(), ROW).astype(np.float16),
+    ),
+    "dequantised_bfloat16": bfloat16_scales,
+    "dequantised_int4": lambda: per_tensor(codes(), dtype=INT4, opset=21, grows=True),
+    "dequantised_int4_columns": lambda: dequantised(
+        codes(levels=(-7, 0, 7)), ROW, np.zeros(N, np.int8), dtype=INT4, opset=21, grows=True
+    ),
+    "dequantised_uint4": lambda: per_tensor(
+        codes(levels=(7, 8, 9), dtype=np.uint8), 8, dtype=UINT4, opset=21, grows=True
+    ),
+    "dequantised_blocks": lambda: dequantised(
+        codes(), BLOCKS, axis=0, block_size=BLOCK, steps=(), opset=21
+    ),
+    "dequantised_blocks_equal_scales": lambda: dequantised(
+        codes(), np.ones_like(BLOCKS), axis=0, block_size=BLOCK, steps=(), opset=21
+    ),
+    "dequantised_blocks_transposed": lambda: dequantised(
+        codes(N, 80, levels=(0, 1, 2), dtype=np.uint8)[:, :K],
+        np.ascontiguousarray(BLOCKS.T),
+        np.ones((N, 3), np.uint8),
+        dtype=UINT4,
+        axis=1,
+        block_size=BLOCK,
+        opset=21,
+    ),
+    "dequantised_blocks_last_short": lambda: dequantised(
+        codes(), BLOCKS[:2], axis=0, block_size=32, steps=(), opset=21
+    ),
+    "dequantised_contrib": lambda: dequantised(codes(), ROW, domain="com.microsoft"),
+    "dequantised_gemm": gemm_trans_b,
+    "dequantised_static_qdq": static_qdq,
+    "dequantised_shared_codes": shared_codes,
+    "dequantised_codes_used_elsewhere": embedding_codes,
+    "qcdq": lambda: qcdq(from_float=False),
+    "qcdq_from_float": lambda: qcdq(from_float=True),
+    "quantised_columns": quantised_columns,
+    "nbits": lambda: nbits(grows=True),
+    "nbits_default_zero_point": lambda: nbits(stored=(1, 2, 3), zero=None, grows=True),
+    "nbits_float_zero_point": lambda: nbits(zero_dtype=F32),
+    "nbits_half_zero_point": lambda: nbits(stored=(1, 2), zero=1.5, zero_dtype=F32),
+    "nbits_float16": lambda: nbits(dtype=np.float16, grows=True),
+    "nbits_bfloat16": lambda: nbits(dtype=ml_dtypes.bfloat16, grows=True),
+    **{
+        f"nbits_block_{size}": lambda size=size: nbits(rows=2 * size, block_size=size, grows=True)
+        for size in (32, 64, 128, 256)
+    },
+    "nbits_last_block_short": lambda: nbits(rows=72, block_size=32, grows=True),
+    "nbits_one_block": lambda: nbits(rows=24, block_size=32, grows=True),
+    "nbits_bias": lambda: nbits(bias=ROW, grows=True),
+    "nbits_runtime_bias": lambda: nbits(runtime_bias=True, grows=True),
+    "nbits_scale_after": lambda: nbits(after=("Mul", ROW), grows=True),
+    "nbits_accuracy_1": lambda: nbits(accuracy_level=1, grows=True),
+    "nbits_binary": lambda: nbits(stored=(0, 2), grows=True),
+    "nbits_4": lambda: nbits(4, stored=(7, 8, 9), zero=None),
+    "nbits_4_zero_point": lambda: nbits(4, stored=(0, 3, 6), zero=3),
+    "nbits_8": lambda: nbits(8, stored=(0, 128), zero=None),
+}
+if hasattr(TensorProto, "INT2"):
+    HITS["dequantised_int2"] = lambda: per_tensor(
+        codes(), dtype=TensorProto.INT2, opset=25, grows=True
+    )
+    HITS["dequantised_uint2"] = lambda: dequantised(
+        codes(levels=(0, 1, 2), dtype=np.uint8),
+        ROW,
+        np.ones(N, np.uint8),
+        dtype=TensorProto.UINT2,
+        opset=25,
+        grows=True,
+    )
+
+
+def scale_at_run_time() -> onnx.ModelProto:
+    return model(
+        [node("DequantizeLinear", ["codes", "scale"], "w"), matmul()],
+        {"codes": codes()},
+        inputs=[helper.make_tensor_value_info("scale", TensorProto.FLOAT, ())],
+    )
+
+
+def codes_at_run_time() -> onnx.ModelProto:
+    return model(
+        [node("DequantizeLinear", ["codes", "scale"], "w"), matmul()],
+        {"scale": TWO},
+        inputs=[helper.make_tensor_value_info("codes", TensorProto.INT8, (K, N))],
+    )
+
+
+def with_attribute(made: onnx.ModelProto, name: str, value: int) -> onnx.ModelProto:
+    (attribute,) = (each for each in made.graph.node[0].attribute if each.name == name)
+    attribute.i = value
+    return made
+
+
+def without_constant(made: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """An initializer becomes an input."""
+    (constant,) = (each for each in made.graph.initializer if each.name == name)
+    given = helper.make_tensor_value_info(name, constant.data_type, constant.dims)
+    made.graph.input.append(given)
+    made.graph.initializer.remove(constant)
+    return made
+
+
+NEAR_MISSES: dict[str, Callable[[], Miss]] = {
+    "dequantised_four_codes": lambda: Miss(
+        per_tensor(changed(codes(), 5, 3, -2)).model,
+        "weight has codes -2, -1, 0 and 1 in column 3; expected 0 and plus or minus one magnitude",
+    ),
+    "dequantised_zero_point_off": lambda: Miss(
+        per_tensor(codes(levels=(0, 1, 2), dtype=np.uint8), 2).model,
+        "weight has codes 0, 1 and 2 with zero point 2 in column 0, which are levels -2, -1 and 0; "
+        "expected 0 and plus or minus one magnitude",
+    ),
+    "dequantised_asymmetric": lambda: Miss(
+        per_tensor(codes(levels=(-128, 0, 127))).model,
+        "weight has codes -128, 0 and 127 in column 0; expected 0 and plus or minus one magnitude",
+    ),
+    "dequantised_many_codes": lambda: Miss(
+        per_tensor(codes(levels=range(-8, 8))).model,
+        "weight has 16 different codes in column 0, expected at most 3",
+    ),
+    "dequantised_rows": lambda: Miss(
+        dequantised(codes(), np.linspace(1, 2, K, dtype=F32), axis=0, steps=()).model,
+        "weight has one scale every row along K, expected one for the matrix, a column, or a group "
+        "of 16 or more rows",
+    ),
+    "dequantised_small_blocks": lambda: Miss(
+        dequantised(
+            codes(),
+            np.linspace(1, 2, 6 * N, dtype=F32).reshape(6, N),
+            axis=0,
+            block_size=8,
+            steps=(),
+            opset=21,
+        ).model,
+        "weight has one scale every 8 rows along K, expected one for the matrix, a column, or a "
+        "group of 16 or more rows",
+    ),
+    "dequantised_nan_scale": lambda: Miss(
+        dequantised(codes(), np.array(np.nan, F32)).model,
+        "weight has a scale that is NaN or infinite",
+    ),
+    "dequantised_overflow": lambda: Miss(
+        dequantised(codes(levels=(-127, 0, 127)), np.array(1e37, F32)).model,
+        "weight contains a weight that is infinite or too large for its type",
+    ),
+    "dequantised_denormal": lambda: Miss(
+        dequantised(codes(), np.array(2.0**-130, F32)).model,
+        "weight scale 7.34684e-40 is a denormal float32",
+    ),
+    "dequantised_scale_at_run_time": lambda: Miss(
+        scale_at_run_time(),
+        "weight 'codes' goes through DequantizeLinear 'DequantizeLinear_w', where 'scale' is given "
+        "at run time",
+    ),
+    "dequantised_codes_at_run_time": lambda: Miss(
+        codes_at_run_time(),
+        "no constant weight: 'w' is computed at run time (by DequantizeLinear "
+        "'DequantizeLinear_w')",
+    ),
+    "qcdq_wide": lambda: Miss(
+        qcdq(from_float=False, clip=(-2, 1)).model,
+        "weight has codes -2, -1, 0 and 1 in column 0; expected 0 and plus or minus one magnitude",
+    ),
+    "nbits_four_codes": lambda: Miss(
+        nbits(stored=(0, 1, 2, 3)).model,
+        "weight has codes 0, 1, 2 and 3 with zero point 1 in column 0, which are levels -1, 0, 1 "
+        "and 2; expected 0 and plus or minus one magnitude",
+    ),
+    "nbits_one_code_off": lambda: Miss(
+        nbits(weight_change=lambda each: changed(each, 20, 4, 3)).model,
+        "weight has codes 0, 1, 2 and 3 with zero point 1 in column 4, which are levels -1, 0, 1 "
+        "and 2; expected 0 and plus or minus one magnitude",
+    ),
+    "nbits_default_zero_point_is_2": lambda: Miss(
+        nbits(zero=None).model,
+        "weight has codes 0, 1 and 2 with zero point 2 in column 0, which are levels -2, -1 and 0; "
+        "expected 0 and plus or minus one magnitude",
+    ),
+    "nbits_zero_point_between": lambda: Miss(
+        nbits(zero=1.5, zero_dtype=F32).model,
+        "weight has codes 0, 1 and 2 with zero point 1.5 in column 0, which are levels -1.5, -0.5 "
+        "and 0.5; expected 0 and plus or minus one magnitude",
+    ),
+    "nbits_ordinary_4": lambda: Miss(
+        nbits(4, stored=range(16), zero=None).model,
+        "weight has 16 different codes in column 0, expected at most 3",
+    ),
+    "nbits_g_idx": lambda: Miss(
+        nbits(extra={"g_idx": np.zeros(K, np.int32)}).model,
+        "weight 'B' has its rows in groups of another order (g_idx), which this version does not "
+        "handle",
+    ),
+    "nbits_prepacked": lambda: Miss(
+        nbits(weight_prepacked=1).model,
+        "weight 'B' is packed for another device (weight_prepacked)",
+    ),
+    "nbits_3_bits": lambda: Miss(
+        with_attribute(nbits().model, "bits", 3), "bits = 3; 2, 4 and 8 are handled"
+    ),
+    "nbits_wrong_shape": lambda: Miss(
+        with_attribute(nbits().model, "N", N + 1),
+        "weight 'B' is uint8 of shape (20, 3, 4), expected uint8 of shape (21, 3, 4)",
+    ),
+    "nbits_scales_at_run_time": lambda: Miss(
+        without_constant(nbits().model, "scales"),
+        "no constant weight: 'scales' is given at run time",
+    ),
+}
