@@ -822,7 +822,7 @@ def _check_product(
     if x.dtype == np.float16:
         # ONNX Runtime computes around float16 operators it lacks in float32, and may hand the
         # product an x that was never rounded; on its own the product gets the x seen here.
-        alone = _run_original_product(before, node, x)
+        alone = _run_original_product(before, place, x)
         y = y if alone is None else alone
     session = _node_session(after, node, tensors, x.dtype)
     found = after.run_session(session, {"X": x}, ["Y"])["Y"]
