@@ -106,8 +106,30 @@ const Kernel* NamedKernel(const std::string& name, const Layer& layer) {
   return kernel;
 }
 
+void RunLayer(const Layer& layer, const char* kernel, const float* x, int64_t rows,
+              int64_t num_parts, float* y, char* used, size_t used_bytes) {
+  RunRequest request{};
+  request.type = ElementType::float32;
+  request.x = x;
+  request.y = y;
+  request.rows = rows;
+  request.kernel = kernel ? NamedKernel(kernel, layer) : nullptr;
+  request.num_parts = std::max<int64_t>(1, num_parts);
+  PlainHost host;
+  std::vector<const Kernel*> kernels;
+  Run(layer, request, &host, &kernels);
+  std::string names;
+  for (const Kernel* ran : kernels) names += (names.empty() ? "" : ",") + std::string(ran->name);
+  CopyText(names, used, used_bytes);
+}
+
 }  // namespace
 }  // namespace onnx_ternary
+
+struct OtnLayer {
+  explicit OtnLayer(const OtnNode& node) : view(node, "") {}
+  onnx_ternary::IndexView view;
+};
 
 using namespace onnx_ternary;
 
@@ -146,21 +168,23 @@ int32_t otn_run(const OtnNode* node, const char* kernel, const float* x, int64_t
                 size_t error_bytes) {
   return Guard(error, error_bytes, [&] {
     const IndexView view(*node, "");
-    RunRequest request{};
-    request.type = ElementType::float32;
-    request.x = x;
-    request.y = y;
-    request.rows = rows;
-    request.kernel = kernel ? NamedKernel(kernel, view.layer()) : nullptr;
-    request.num_parts = std::max<int64_t>(1, num_parts);
-    PlainHost host;
-    std::vector<const Kernel*> kernels;
-    Run(view.layer(), request, &host, &kernels);
-    std::string names;
-    for (const Kernel* ran : kernels) names += (names.empty() ? "" : ",") + std::string(ran->name);
-    CopyText(names, used, used_bytes);
+    RunLayer(view.layer(), kernel, x, rows, num_parts, y, used, used_bytes);
   });
 }
+
+int32_t otn_create(const OtnNode* node, OtnLayer** layer, char* error, size_t error_bytes) {
+  return Guard(error, error_bytes, [&] { *layer = new OtnLayer(*node); });
+}
+
+int32_t otn_run_layer(const OtnLayer* layer, const char* kernel, const float* x, int64_t rows,
+                      int64_t num_parts, float* y, char* used, size_t used_bytes, char* error,
+                      size_t error_bytes) {
+  return Guard(error, error_bytes, [&] {
+    RunLayer(layer->view.layer(), kernel, x, rows, num_parts, y, used, used_bytes);
+  });
+}
+
+void otn_destroy(OtnLayer* layer) { delete layer; }
 
 int32_t otn_pack(const int8_t* levels, int64_t K, int64_t N, const char* storage,
                  const char* alphabet, int64_t block_size, uint8_t* codes, size_t codes_bytes,
