@@ -235,6 +235,9 @@ const std::vector<const Kernel*>& BuiltKernels() {
       &rsr_reference_float_scalar,    &rsr_reference_int8_scalar,    &rsr_gemv_float_scalar,
       &rsr_gemv_int8_scalar,          &rsr_gemv_float_portable,      &rsr_gemv_int8_portable,
       &rsr_gemm_float_portable,       &rsr_gemm_int8_portable,
+#if defined(OTN_HAVE_AVX2)
+      &rsr_gemv_float_avx2,           &rsr_gemv_int8_avx2,
+#endif
   };
   return kernels;
 }
