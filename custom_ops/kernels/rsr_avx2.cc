@@ -34,6 +34,14 @@
 #include "kernels.h"
 #include "quantise_row.h"
 
+#if defined(__GNUC__)
+#define OTN_NOINLINE __attribute__((noinline))
+#define OTN_IN_REGISTER(value) asm("" : "+r"(value))
+#else
+#define OTN_NOINLINE
+#define OTN_IN_REGISTER(value)
+#endif
+
 namespace onnx_ternary {
 namespace avx2 {
 namespace {
@@ -141,7 +149,7 @@ void FoldProduct(const DigitSigns& signs, int64_t block_width, int64_t num_patte
 // scratch: running sums (kStreams, kChunk) | boundaries (kStreams, num_patterns + 1) | segmented
 // sums (num_patterns,) | products (kStreams, 16) | totals (kStreams, 16) float64
 
-constexpr int64_t kChunk = 512;  // rows whose running sums are kept, so that they stay in L1
+constexpr int64_t kChunk = 496;  // rows whose running sums are kept, so that they stay in L1
 constexpr int kStreams = 4;      // column blocks or planes side by side
 
 size_t GemvRowBytes(const Layer* layer) { return RoundUp64((size_t)layer->K * sizeof(int32_t)); }
@@ -163,8 +171,7 @@ void GemvPrepareFloat(const Layer* layer, const float* x, int64_t rows, void* pr
     __m256 absmax_f32x8 = _mm256_setzero_ps();
     int64_t k = 0;
     for (; k + 8 <= K; k += 8) {
-      absmax_f32x8 =
-          _mm256_max_ps(absmax_f32x8, _mm256_and_ps(magnitude, _mm256_loadu_ps(x + k)));
+      absmax_f32x8 = _mm256_max_ps(absmax_f32x8, _mm256_and_ps(magnitude, _mm256_loadu_ps(x + k)));
     }
     float lanes[8];
     _mm256_storeu_ps(lanes, absmax_f32x8);
@@ -233,37 +240,46 @@ size_t GemvScratchBytes(const Layer* layer, int64_t, int64_t) {
 }
 
 // running[t][i] = sum of x over the entries of permutation t before begin + i; sums carries on.
-template <typename Sum, typename Index, int kCount>
-void RunningSums(const Index* const* permutation, int64_t begin, int64_t end, const int32_t* x,
-                 Sum* sums, Sum* running) {
-  const Index* rows[kCount];
-  Sum sum[kCount];
-  for (int t = 0; t < kCount; ++t) {
-    rows[t] = permutation[t] + begin;
-    sum[t] = sums[t];
-  }
+// Not an array of sums: compilers keep that in memory or gather it in a vector, at half the speed.
+template <typename Sum, typename Index>
+OTN_NOINLINE void RunningSums(const Index* const* permutation, int64_t begin, int64_t end,
+                              const int32_t* x, Sum* sums, Sum* running) {
+  const Index* rows0 = permutation[0] + begin;
+  const Index* rows1 = permutation[1] + begin;
+  const Index* rows2 = permutation[2] + begin;
+  const Index* rows3 = permutation[3] + begin;
+  Sum sum0 = sums[0], sum1 = sums[1], sum2 = sums[2], sum3 = sums[3];
   const int64_t count = end - begin;
   for (int64_t i = 0; i < count; ++i) {
-    for (int t = 0; t < kCount; ++t) {
-      running[t * kChunk + i] = sum[t];
-      sum[t] += x[rows[t][i]];
-    }
+    running[i] = sum0;
+    running[kChunk + i] = sum1;
+    running[2 * kChunk + i] = sum2;
+    running[3 * kChunk + i] = sum3;
+    sum0 += x[rows0[i]];
+    sum1 += x[rows1[i]];
+    sum2 += x[rows2[i]];
+    sum3 += x[rows3[i]];
+    OTN_IN_REGISTER(sum0);
+    OTN_IN_REGISTER(sum1);
+    OTN_IN_REGISTER(sum2);
+    OTN_IN_REGISTER(sum3);
   }
-  for (int t = 0; t < kCount; ++t) sums[t] = sum[t];
+  sums[0] = sum0, sums[1] = sum1, sums[2] = sum2, sums[3] = sum3;
 }
 
-// boundaries[t][p] = sum of x over the rows before segment p, for kCount permutations of one group.
-template <typename Sum, typename Index, int kCount>
-void BoundarySums(const Index* const* permutation, const uint32_t* const* offsets,
+// boundaries[t][p] = sum of x over the rows before segment p, for kStreams permutations of one
+// group, of which `count` are wanted.
+template <typename Sum, typename Index>
+void BoundarySums(const Index* const* permutation, const uint32_t* const* offsets, int count,
                   int64_t num_patterns, const int32_t* x, Sum* running, Sum* boundaries) {
   const int64_t begin = offsets[0][0];
   const int64_t end = offsets[0][num_patterns];
-  Sum sums[kCount] = {};
-  int64_t next[kCount] = {};
+  Sum sums[kStreams] = {};
+  int64_t next[kStreams] = {};
   for (int64_t chunk = begin; chunk < end; chunk += kChunk) {
     const int64_t chunk_end = Min(chunk + kChunk, end);
-    RunningSums<Sum, Index, kCount>(permutation, chunk, chunk_end, x, sums, running);
-    for (int t = 0; t < kCount; ++t) {
+    RunningSums(permutation, chunk, chunk_end, x, sums, running);
+    for (int t = 0; t < count; ++t) {
       Sum* boundary = boundaries + t * (num_patterns + 1);
       const Sum* sum = running + t * kChunk - chunk;
       int64_t p = next[t];
@@ -271,7 +287,7 @@ void BoundarySums(const Index* const* permutation, const uint32_t* const* offset
       next[t] = p;
     }
   }
-  for (int t = 0; t < kCount; ++t) {
+  for (int t = 0; t < count; ++t) {
     for (int64_t p = next[t]; p <= num_patterns; ++p) {
       boundaries[t * (num_patterns + 1) + p] = sums[t];
     }
@@ -293,26 +309,27 @@ float FinishRow(const Layer* layer, int32_t sum, double total, double s, int64_t
   return (float)sum / (float)s * ColumnScale(layer, n) + bias;
 }
 
-// kCount streams: kCount / num_planes column blocks from `block` on.
-template <typename Sum, typename Index, int kCount>
-void GemvBlocks(const Layer* layer, int64_t block, const int32_t* x, double factor, int64_t begin,
-                int64_t end, float* y, const GemvScratch<Sum>& scratch) {
+// Column blocks from `block` on; their planes are at most kStreams.
+template <typename Sum, typename Index>
+void GemvBlocks(const Layer* layer, int64_t block, int num_blocks, const int32_t* x, double factor,
+                int64_t begin, int64_t end, float* y, const GemvScratch<Sum>& scratch) {
   const DigitSigns signs = DigitSignsOf(layer);
   const int64_t width = layer->block_width;
   const int64_t num_patterns = layer->num_patterns;
   const int num_planes = (int)layer->num_planes;
-  const int num_blocks = kCount / num_planes;
-  const Index* permutation[kCount];
-  const uint32_t* offsets[kCount];
+  const int count = num_blocks * num_planes;
+  const Index* permutation[kStreams];
+  const uint32_t* offsets[kStreams];
   memset(scratch.totals, 0, sizeof(double) * kStreams * kMaxBlockWidth);
   for (int64_t group = 0; group < layer->num_groups; ++group) {
-    for (int t = 0; t < kCount; ++t) {
-      permutation[t] = PermutationOf(layer, t % num_planes, block + t / num_planes, Index{0});
-      offsets[t] = SegmentOffsets(layer, t % num_planes, block + t / num_planes, group);
+    for (int t = 0; t < kStreams; ++t) {
+      const int stream = t < count ? t : 0;
+      const int64_t stream_block = block + stream / num_planes;
+      permutation[t] = PermutationOf(layer, stream % num_planes, stream_block, Index{0});
+      offsets[t] = SegmentOffsets(layer, stream % num_planes, stream_block, group);
     }
-    BoundarySums<Sum, Index, kCount>(permutation, offsets, num_patterns, x, scratch.running,
-                                     scratch.boundaries);
-    for (int t = 0; t < kCount; ++t) {
+    BoundarySums(permutation, offsets, count, num_patterns, x, scratch.running, scratch.boundaries);
+    for (int t = 0; t < count; ++t) {
       const Sum* boundary = scratch.boundaries + t * (num_patterns + 1);
       for (int64_t p = 0; p < num_patterns; ++p) scratch.u[p] = boundary[p + 1] - boundary[p];
       Sum* product = scratch.products + t * kMaxBlockWidth;
@@ -329,8 +346,7 @@ void GemvBlocks(const Layer* layer, int64_t block, const int32_t* x, double fact
         if (num_planes == 2) product[j] -= product[kMaxBlockWidth + j];
         if (PerGroup(layer) && n + j < layer->N) {
           scratch.totals[b * kMaxBlockWidth + j] +=
-              TermOf(layer, product[j], factor, n) *
-              (double)layer->scale[group * layer->N + n + j];
+              TermOf(layer, product[j], factor, n) * (double)layer->scale[group * layer->N + n + j];
         }
       }
     }
@@ -349,22 +365,15 @@ template <typename Sum, typename Index>
 void GemvRows(const Layer* layer, int64_t rows, const void* prepared, int64_t begin, int64_t end,
               float* y, void* memory) {
   const GemvScratch<Sum> scratch = GemvScratchAt<Sum>(layer, memory);
-  const double* factors = (const double*)((const char*)prepared + rows * (int64_t)GemvRowBytes(layer));
-  const int64_t at_once = kStreams / layer->num_planes;
+  const double* factors =
+      (const double*)((const char*)prepared + rows * (int64_t)GemvRowBytes(layer));
   const int64_t last = (end + layer->block_width - 1) / layer->block_width;
   for (int64_t block = begin / layer->block_width; block < last;) {
-    const int64_t step = last - block >= at_once ? at_once : 1;
+    const int64_t step = Min(last - block, kStreams / layer->num_planes);
     for (int64_t row = 0; row < rows; ++row) {
-      const int32_t* x = (const int32_t*)((const char*)prepared + (size_t)row * GemvRowBytes(layer));
-      float* y_row = y + row * layer->N;
-      const double factor = factors[row];
-      if (step > 1) {
-        GemvBlocks<Sum, Index, kStreams>(layer, block, x, factor, begin, end, y_row, scratch);
-      } else if (layer->num_planes == 2) {
-        GemvBlocks<Sum, Index, 2>(layer, block, x, factor, begin, end, y_row, scratch);
-      } else {
-        GemvBlocks<Sum, Index, 1>(layer, block, x, factor, begin, end, y_row, scratch);
-      }
+      const char* x = (const char*)prepared + (size_t)row * GemvRowBytes(layer);
+      GemvBlocks<Sum, Index>(layer, block, (int)step, (const int32_t*)x, factors[row], begin, end,
+                             y + row * layer->N, scratch);
     }
     block += step;
   }
