@@ -226,17 +226,20 @@ std::string CpuFeatures() {
 
 const std::vector<const Kernel*>& BuiltKernels() {
   static const std::vector<const Kernel*> kernels = {
-      &packed_reference_float_scalar, &packed_reference_int8_scalar, &packed_gemv_float_portable,
-      &packed_gemv_int8_portable,     &packed_gemm_float_portable,   &packed_gemm_int8_portable,
+      &packed_reference_float_scalar, &packed_reference_int8_scalar,
+      &packed_gemv_float_portable,    &packed_gemv_int8_portable,
+      &packed_gemm_float_portable,    &packed_gemm_int8_portable,
 #if defined(OTN_HAVE_AVX2)
-      &packed_gemv_float_1x4_avx2,    &packed_gemv_int8_1x4_avx2,    &packed_gemm_float_8x8_avx2,
-      &packed_gemm_int8_8x4_avx2,
+      &packed_gemv_float_1x4_avx2,    &packed_gemv_int8_1x4_avx2,
+      &packed_gemm_float_8x8_avx2,    &packed_gemm_int8_8x4_avx2,
 #endif
-      &rsr_reference_float_scalar,    &rsr_reference_int8_scalar,    &rsr_gemv_float_scalar,
-      &rsr_gemv_int8_scalar,          &rsr_gemv_float_portable,      &rsr_gemv_int8_portable,
+      &rsr_reference_float_scalar,    &rsr_reference_int8_scalar,
+      &rsr_gemv_float_scalar,         &rsr_gemv_int8_scalar,
+      &rsr_gemv_float_portable,       &rsr_gemv_int8_portable,
       &rsr_gemm_float_portable,       &rsr_gemm_int8_portable,
 #if defined(OTN_HAVE_AVX2)
       &rsr_gemv_float_avx2,           &rsr_gemv_int8_avx2,
+      &rsr_gemm_float_avx2,           &rsr_gemm_int8_avx2,
 #endif
   };
   return kernels;

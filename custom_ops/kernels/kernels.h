@@ -31,6 +31,8 @@ extern const Kernel packed_gemm_int8_8x4_avx2;
 
 extern const Kernel rsr_gemv_float_avx2;
 extern const Kernel rsr_gemv_int8_avx2;
+extern const Kernel rsr_gemm_float_avx2;
+extern const Kernel rsr_gemm_int8_avx2;
 #endif
 
 }  // namespace onnx_ternary

@@ -391,6 +391,376 @@ void Gemv(const Layer* layer, const float*, int64_t rows, const void* prepared, 
 
 int64_t ExactDepth(const Layer*) { return 0; }  // integer sums, float64 where scales are per group
 
+// ---------------------------------------------------------------------------------------------
+// Batched.
+//
+// prepared: x (K, lanes) float32 or int16, zero past the rows | s (rows,) float32 and one quantised
+// row, int8 only
+// scratch: segmented sums (num_patterns, lanes) | products (16, lanes) | totals (16, lanes) |
+// patterns ordered by segment length (num_patterns,) uint32
+
+constexpr int64_t kGemmMaxRows = 32;
+
+struct Float32 {
+  typedef float Value;  // of x
+  typedef float Sum;
+  typedef float Total;
+  typedef __m256 Vector;
+  static constexpr int kPerVector = 8;
+  static constexpr int64_t kLongestRun = INT64_MAX;
+
+  static Vector Zero() { return _mm256_setzero_ps(); }
+  static Vector AddRow(Vector sum, const float* row) {
+    return _mm256_add_ps(sum, _mm256_load_ps(row));
+  }
+  static void StoreSums(float* out, Vector sum) { _mm256_store_ps(out, sum); }
+  static void AddSums(float* out, Vector sum) {
+    _mm256_store_ps(out, _mm256_add_ps(_mm256_load_ps(out), sum));
+  }
+  static __m256 Load(const float* p) { return _mm256_load_ps(p); }
+  static void Store(float* p, __m256 v) { _mm256_store_ps(p, v); }
+  static __m256 Plus(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
+  static __m256 Minus(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
+  static __m256 ZeroSum() { return _mm256_setzero_ps(); }
+  typedef __m256 SumVector;
+};
+
+struct Int8 {
+  typedef int16_t Value;
+  typedef int32_t Sum;
+  typedef double Total;
+  typedef __m256i Vector;
+  static constexpr int kPerVector = 16;
+  static constexpr int64_t kLongestRun = 255;
+
+  static Vector Zero() { return _mm256_setzero_si256(); }
+  static Vector AddRow(Vector sum, const int16_t* row) {
+    return _mm256_add_epi16(sum, _mm256_load_si256((const __m256i*)row));
+  }
+  static __m256i Low(Vector sum) { return _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sum)); }
+  static __m256i High(Vector sum) {
+    return _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sum, 1));
+  }
+  static void StoreSums(int32_t* out, Vector sum) {
+    Store(out, Low(sum));
+    Store(out + 8, High(sum));
+  }
+  static void AddSums(int32_t* out, Vector sum) {
+    Store(out, Plus(Load(out), Low(sum)));
+    Store(out + 8, Plus(Load(out + 8), High(sum)));
+  }
+  static __m256i Load(const int32_t* p) { return _mm256_load_si256((const __m256i*)p); }
+  static void Store(int32_t* p, __m256i v) { _mm256_store_si256((__m256i*)p, v); }
+  static __m256i Plus(__m256i a, __m256i b) { return _mm256_add_epi32(a, b); }
+  static __m256i Minus(__m256i a, __m256i b) { return _mm256_sub_epi32(a, b); }
+  static __m256i ZeroSum() { return _mm256_setzero_si256(); }
+  typedef __m256i SumVector;
+};
+
+// Rows side by side: as few as hold the tile, since unused lanes cost as much as used ones.
+template <typename T>
+int GemmLanes(int64_t rows) {
+  if (rows <= T::kPerVector) return T::kPerVector;
+  return rows <= 16 ? 16 : 32;
+}
+
+constexpr int kLongest = 48;  // segments from this length on share a bucket
+
+// Patterns ordered by the length of their segments; those of length l < kLongest are
+// order[begin[l]] to order[begin[l + 1]], longer ones follow.
+void OrderByLength(const uint32_t* offsets, int64_t num_patterns, uint32_t* order,
+                   uint32_t* begin) {
+  uint32_t next[kLongest + 1] = {};
+  for (int64_t p = 0; p < num_patterns; ++p) {
+    const uint32_t length = offsets[p + 1] - offsets[p];
+    ++next[length < kLongest ? length : kLongest];
+  }
+  uint32_t sum = 0;
+  for (int l = 0; l <= kLongest; ++l) {
+    begin[l] = sum;
+    sum += next[l];
+    next[l] = begin[l];
+  }
+  begin[kLongest + 1] = sum;
+  for (int64_t p = 0; p < num_patterns; ++p) {
+    const uint32_t length = offsets[p + 1] - offsets[p];
+    order[next[length < kLongest ? length : kLongest]++] = (uint32_t)p;
+  }
+}
+
+// Sums of one segment of any length.
+template <typename T, int kLanes, typename Index>
+void OneSegment(const Index* rows, int64_t length, const typename T::Value* x,
+                typename T::Sum* sums) {
+  for (int lane = 0; lane < kLanes; lane += T::kPerVector) {
+    T::StoreSums(sums + lane, T::Zero());
+    for (int64_t begin = 0; begin < length; begin += T::kLongestRun) {
+      const int64_t end = length - begin < T::kLongestRun ? length : begin + T::kLongestRun;
+      typename T::Vector even = T::Zero(), odd = T::Zero();
+      int64_t i = begin;
+      for (; i + 2 <= end; i += 2) {
+        even = T::AddRow(even, x + (int64_t)rows[i] * kLanes + lane);
+        odd = T::AddRow(odd, x + (int64_t)rows[i + 1] * kLanes + lane);
+      }
+      if (i < end) even = T::AddRow(even, x + (int64_t)rows[i] * kLanes + lane);
+      T::AddSums(sums + lane, even);
+      T::AddSums(sums + lane, odd);
+    }
+    if (length == 0) break;
+  }
+}
+
+// sums (num_patterns, kLanes) of x (K, kLanes). Four accumulators: a vector of each of four
+// segments, two vectors of two, or four of one.
+template <typename T, int kLanes, typename Index>
+void SegmentedSums(const Index* permutation, const uint32_t* offsets, int64_t num_patterns,
+                   const typename T::Value* x, typename T::Sum* sums, uint32_t* order) {
+  constexpr int kVectors = kLanes / T::kPerVector;
+  constexpr int kSegments = 4 / kVectors;
+  constexpr int kLane1 = 1 % kVectors * T::kPerVector;
+  constexpr int kLane2 = 2 % kVectors * T::kPerVector;
+  constexpr int kLane3 = 3 % kVectors * T::kPerVector;
+  uint32_t begin[kLongest + 2];
+  OrderByLength(offsets, num_patterns, order, begin);
+  for (uint32_t i = begin[0]; i < begin[1]; ++i) {
+    memset(sums + (int64_t)order[i] * kLanes, 0, kLanes * sizeof(typename T::Sum));
+  }
+  for (int64_t length = 1; length < kLongest; ++length) {
+    uint32_t i = begin[length];
+    for (; i + kSegments <= begin[length + 1]; i += kSegments) {
+      const int64_t p0 = order[i];
+      const int64_t p1 = order[i + 1 / kVectors];
+      const int64_t p2 = order[i + 2 / kVectors];
+      const int64_t p3 = order[i + 3 / kVectors];
+      const Index* rows0 = permutation + offsets[p0];
+      const Index* rows1 = permutation + offsets[p1];
+      const Index* rows2 = permutation + offsets[p2];
+      const Index* rows3 = permutation + offsets[p3];
+      typename T::Vector sum0 = T::Zero(), sum1 = T::Zero(), sum2 = T::Zero(), sum3 = T::Zero();
+      for (int64_t j = 0; j < length; ++j) {
+        sum0 = T::AddRow(sum0, x + (int64_t)rows0[j] * kLanes);
+        sum1 = T::AddRow(sum1, x + (int64_t)rows1[j] * kLanes + kLane1);
+        sum2 = T::AddRow(sum2, x + (int64_t)rows2[j] * kLanes + kLane2);
+        sum3 = T::AddRow(sum3, x + (int64_t)rows3[j] * kLanes + kLane3);
+      }
+      T::StoreSums(sums + p0 * kLanes, sum0);
+      T::StoreSums(sums + p1 * kLanes + kLane1, sum1);
+      T::StoreSums(sums + p2 * kLanes + kLane2, sum2);
+      T::StoreSums(sums + p3 * kLanes + kLane3, sum3);
+    }
+    for (; i < begin[length + 1]; ++i) {
+      const int64_t p = order[i];
+      OneSegment<T, kLanes>(permutation + offsets[p], length, x, sums + p * kLanes);
+    }
+  }
+  for (uint32_t i = begin[kLongest]; i < begin[kLongest + 1]; ++i) {
+    const int64_t p = order[i];
+    OneSegment<T, kLanes>(permutation + offsets[p], (int64_t)offsets[p + 1] - offsets[p], x,
+                          sums + p * kLanes);
+  }
+}
+
+// Adds `count` rows of sums to out (kLanes,), or subtracts them.
+template <typename T, int kLanes>
+void AddRows(const typename T::Sum* rows, int64_t count, bool subtract, typename T::Sum* out) {
+  constexpr int kVectors = kLanes / 8;
+  constexpr int kLane1 = 1 % kVectors * 8, kLane2 = 2 % kVectors * 8, kLane3 = 3 % kVectors * 8;
+  typename T::SumVector sum0 = T::ZeroSum(), sum1 = sum0, sum2 = sum0, sum3 = sum0;
+  const int64_t numbers = count * kLanes;
+  int64_t i = 0;
+  for (; i + 32 <= numbers; i += 32) {
+    sum0 = T::Plus(sum0, T::Load(rows + i));
+    sum1 = T::Plus(sum1, T::Load(rows + i + 8));
+    sum2 = T::Plus(sum2, T::Load(rows + i + 16));
+    sum3 = T::Plus(sum3, T::Load(rows + i + 24));
+  }
+  if (i < numbers) sum0 = T::Plus(sum0, T::Load(rows + i));
+  if (i + 8 < numbers) sum1 = T::Plus(sum1, T::Load(rows + i + 8));
+  if (i + 16 < numbers) sum2 = T::Plus(sum2, T::Load(rows + i + 16));
+  const auto add = [&](int lane, typename T::SumVector sum) {
+    T::Store(out + lane,
+             subtract ? T::Minus(T::Load(out + lane), sum) : T::Plus(T::Load(out + lane), sum));
+  };
+  add(0, sum0);
+  add(kLane1, sum1);
+  add(kLane2, sum2);
+  add(kLane3, sum3);
+}
+
+// product (block_width, kLanes) plus, or minus for the second plane, the block product of sums
+// (overwritten by RSR++).
+template <typename T, int kLanes>
+void BatchedBlockProduct(const Layer* layer, const DigitSigns& signs, typename T::Sum* sums,
+                         bool subtract, typename T::Sum* product) {
+  int64_t run = layer->num_patterns;
+  const bool fold = layer->algorithm != Algorithm::rsr;
+  for (int64_t j = 0; j < layer->block_width; ++j, product += kLanes) {
+    const int64_t patterns = fold ? run : layer->num_patterns;
+    run /= signs.base;
+    for (int64_t p = 0; p < patterns; p += run * signs.base) {
+      AddRows<T, kLanes>(sums + (p + (signs.base - 1) * run) * kLanes, run, subtract, product);
+      if (signs.sign[0]) AddRows<T, kLanes>(sums + p * kLanes, run, !subtract, product);
+    }
+    if (!fold) continue;
+    const int64_t numbers = run * kLanes;
+    if (signs.base == 2) {
+      for (int64_t i = 0; i < numbers; i += 8) {
+        T::Store(sums + i, T::Plus(T::Load(sums + i), T::Load(sums + numbers + i)));
+      }
+    } else {
+      for (int64_t i = 0; i < numbers; i += 8) {
+        T::Store(sums + i, T::Plus(T::Plus(T::Load(sums + i), T::Load(sums + numbers + i)),
+                                   T::Load(sums + 2 * numbers + i)));
+      }
+    }
+  }
+}
+
+template <typename T>
+size_t LaneBytes(const Layer* layer, int64_t rows) {
+  return RoundUp64((size_t)(layer->K * GemmLanes<T>(rows)) * sizeof(typename T::Value));
+}
+
+size_t GemmPreparedFloat(const Layer* layer, int64_t rows) {
+  return LaneBytes<Float32>(layer, rows);
+}
+
+size_t GemmPreparedInt8(const Layer* layer, int64_t rows) {
+  return LaneBytes<Int8>(layer, rows) + RoundUp64((size_t)rows * sizeof(float)) + (size_t)layer->K;
+}
+
+void GemmPrepareFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+  const int lanes = GemmLanes<Float32>(rows);
+  float* out = (float*)prepared;
+  for (int64_t k = 0; k < layer->K; ++k, out += lanes) {
+    for (int64_t row = 0; row < rows; ++row) out[row] = x[row * layer->K + k];
+    for (int64_t row = rows; row < lanes; ++row) out[row] = 0.0f;
+  }
+}
+
+void GemmPrepareInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+  const int lanes = GemmLanes<Int8>(rows);
+  const int64_t K = layer->K;
+  char* behind = (char*)prepared + LaneBytes<Int8>(layer, rows);
+  float* s = (float*)behind;
+  int8_t* q = (int8_t*)(behind + RoundUp64((size_t)rows * sizeof(float)));
+  if (rows < lanes) memset(prepared, 0, LaneBytes<Int8>(layer, rows));
+  for (int64_t row = 0; row < rows; ++row) {
+    s[row] = QuantiseActivationRow(layer, x + row * K, q);
+    int16_t* out = (int16_t*)prepared + row;
+    for (int64_t k = 0; k < K; ++k) out[k * lanes] = q[k];
+  }
+}
+
+struct GemmLayout {
+  size_t products, totals, order, bytes;  // offsets; the segmented sums begin at 0
+};
+
+template <typename T>
+GemmLayout GemmLayoutOf(const Layer* layer, int64_t lanes) {
+  const size_t patterns = (size_t)layer->num_patterns;
+  const size_t numbers = kMaxBlockWidth * (size_t)lanes;
+  GemmLayout layout;
+  layout.products = RoundUp64(patterns * (size_t)lanes * sizeof(typename T::Sum));
+  layout.totals = layout.products + numbers * sizeof(typename T::Sum);
+  layout.order = layout.totals + numbers * sizeof(typename T::Total);
+  layout.bytes = layout.order + RoundUp64(patterns * sizeof(uint32_t));
+  return layout;
+}
+
+template <typename T>
+size_t GemmScratchBytes(const Layer* layer, int64_t rows, int64_t) {
+  return GemmLayoutOf<T>(layer, GemmLanes<T>(rows)).bytes;
+}
+
+float FinishLane(const Layer* layer, float sum, float total, const float*, int64_t, int64_t n) {
+  return (PerGroup(layer) ? total : sum * ColumnScale(layer, n)) + ColumnBias(layer, n);
+}
+
+float FinishLane(const Layer* layer, int32_t sum, double total, const float* s, int64_t row,
+                 int64_t n) {
+  return FinishRow(layer, sum, total, (double)s[row], n);
+}
+
+template <typename T, int kLanes, typename Index>
+void GemmBlocks(const Layer* layer, int64_t rows, const typename T::Value* x, const float* s,
+                int64_t begin, int64_t end, float* y, void* scratch) {
+  typedef typename T::Sum Sum;
+  typedef typename T::Total Total;
+  const GemmLayout layout = GemmLayoutOf<T>(layer, kLanes);
+  Sum* sums = (Sum*)scratch;
+  Sum* products = (Sum*)((char*)scratch + layout.products);
+  Total* totals = (Total*)((char*)scratch + layout.totals);
+  uint32_t* order = (uint32_t*)((char*)scratch + layout.order);
+  const DigitSigns signs = DigitSignsOf(layer);
+  const int64_t width = layer->block_width;
+  for (int64_t block = begin / width; block * width < end; ++block) {
+    const int64_t n = block * width;
+    const int64_t num_columns = Min(width, layer->N - n);
+    if (PerGroup(layer)) memset(totals, 0, kMaxBlockWidth * kLanes * sizeof(Total));
+    for (int64_t group = 0; group < layer->num_groups; ++group) {
+      memset(products, 0, (size_t)width * kLanes * sizeof(Sum));
+      for (int64_t plane = 0; plane < layer->num_planes; ++plane) {
+        SegmentedSums<T, kLanes>(PermutationOf(layer, plane, block, Index{0}),
+                                 SegmentOffsets(layer, plane, block, group), layer->num_patterns, x,
+                                 sums, order);
+        BatchedBlockProduct<T, kLanes>(layer, signs, sums, plane == 1, products);
+      }
+      if (!PerGroup(layer)) break;
+      for (int64_t j = 0; j < num_columns; ++j) {
+        const Total scale = (Total)layer->scale[group * layer->N + n + j];
+        for (int64_t i = j * kLanes; i < (j + 1) * kLanes; ++i) {
+          totals[i] += (Total)products[i] * scale;
+        }
+      }
+    }
+    const int64_t first = n < begin ? begin - n : 0;
+    const int64_t last = Min(num_columns, end - n);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t j = first; j < last; ++j) {
+        const int64_t i = j * kLanes + row;
+        y[row * layer->N + n + j] = FinishLane(layer, products[i], totals[i], s, row, n + j);
+      }
+    }
+  }
+}
+
+template <typename T, int kLanes>
+void GemmLanesOf(const Layer* layer, int64_t rows, const void* prepared, int64_t begin, int64_t end,
+                 float* y, void* scratch) {
+  const typename T::Value* x = (const typename T::Value*)prepared;
+  const float* s = (const float*)((const char*)prepared + LaneBytes<T>(layer, rows));
+  if (layer->permutation_u16) {
+    GemmBlocks<T, kLanes, uint16_t>(layer, rows, x, s, begin, end, y, scratch);
+  } else {
+    GemmBlocks<T, kLanes, uint32_t>(layer, rows, x, s, begin, end, y, scratch);
+  }
+}
+
+void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
+               int64_t end, float* y, void* scratch) {
+  switch (GemmLanes<Float32>(rows)) {
+    case 8:
+      return GemmLanesOf<Float32, 8>(layer, rows, prepared, begin, end, y, scratch);
+    case 16:
+      return GemmLanesOf<Float32, 16>(layer, rows, prepared, begin, end, y, scratch);
+    default:
+      return GemmLanesOf<Float32, 32>(layer, rows, prepared, begin, end, y, scratch);
+  }
+}
+
+void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
+              int64_t end, float* y, void* scratch) {
+  if (GemmLanes<Int8>(rows) == 16) {
+    GemmLanesOf<Int8, 16>(layer, rows, prepared, begin, end, y, scratch);
+  } else {
+    GemmLanesOf<Int8, 32>(layer, rows, prepared, begin, end, y, scratch);
+  }
+}
+
+// Every sum adds each of a group's inputs at most once, whatever the order.
+int64_t GemmDepth(const Layer* layer) { return Min(layer->group_size, layer->K); }
+
 }  // namespace
 }  // namespace avx2
 
@@ -424,6 +794,38 @@ extern const Kernel rsr_gemv_int8_avx2 = {
     avx2::GemvPrepareInt8,
     avx2::GemvScratchBytes<int32_t>,
     avx2::Gemv<int32_t>,
+};
+
+extern const Kernel rsr_gemm_float_avx2 = {
+    "rsr_gemm_float_avx2",
+    IndexFormat::rsr,
+    Activation::float32,
+    Isa::avx2,
+    avx2::AcceptsFloat,
+    /*max_rows=*/avx2::kGemmMaxRows,
+    /*column_step=*/1,
+    avx2::GemmDepth,
+    /*fixed_point=*/false,
+    avx2::GemmPreparedFloat,
+    avx2::GemmPrepareFloat,
+    avx2::GemmScratchBytes<avx2::Float32>,
+    avx2::GemmFloat,
+};
+
+extern const Kernel rsr_gemm_int8_avx2 = {
+    "rsr_gemm_int8_avx2",
+    IndexFormat::rsr,
+    Activation::int8,
+    Isa::avx2,
+    avx2::AcceptsInt8,
+    /*max_rows=*/avx2::kGemmMaxRows,
+    /*column_step=*/1,
+    avx2::ExactDepth,
+    /*fixed_point=*/false,
+    avx2::GemmPreparedInt8,
+    avx2::GemmPrepareInt8,
+    avx2::GemmScratchBytes<avx2::Int8>,
+    avx2::GemmInt8,
 };
 
 }  // namespace onnx_ternary

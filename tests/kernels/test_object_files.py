@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "custom_ops" / "kernels"
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden"]
-ISA_FLAGS = {"packed_avx2": ["-mavx2", "-mfma", "-mbmi2", "-mf16c", "-DOTN_HAVE_AVX2"]}
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mbmi2", "-mf16c", "-DOTN_HAVE_AVX2"]
+ISA_FLAGS = {"packed_avx2": AVX2_FLAGS, "rsr_avx2": AVX2_FLAGS}
 SHARED = set("WwVvu")
 
 pytestmark = [
