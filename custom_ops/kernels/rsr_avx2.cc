@@ -47,7 +47,7 @@ namespace avx2 {
 namespace {
 
 constexpr int64_t kMaxBlockWidth = 16;
-constexpr int64_t kGemvMaxRows = 2;
+constexpr int64_t kGemvMaxRows = 4;
 
 int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
