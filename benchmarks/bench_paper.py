@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -233,17 +234,20 @@ def timed(
         if not np.array_equal(run(), exact):
             raise SystemExit(f"{name}: wrong answer")
     times = measure(
-        [Candidate(name, run) for name, run in runs.items() if name not in slow], rounds=rounds
+        [Candidate(name, run) for name, run in runs.items() if name not in slow],
+        rounds=rounds,
+        clock=time.thread_time,
     )
     if slow:
-        times |= measure([Candidate(name, runs[name]) for name in slow], rounds=2)
+        candidates = [Candidate(name, runs[name]) for name in slow]
+        times |= measure(candidates, rounds=2, clock=time.thread_time)
     return {
         name: {
-            "ms": time.median * 1e3,
-            "smallest_ms": min(time.seconds) * 1e3,
-            "spread": time.spread,
+            "ms": timing.median * 1e3,
+            "smallest_ms": min(timing.seconds) * 1e3,
+            "spread": timing.spread,
         }
-        for name, time in times.items()
+        for name, timing in times.items()
     }
 
 
@@ -434,8 +438,8 @@ def timed_peak(count: int, rounds: int) -> float:
     def run() -> NDArray[Any]:
         return np.array([plain("-O3").fma_chain(count)])
 
-    time = measure([Candidate("peak", run)], rounds=rounds)["peak"]
-    return 12 * 8 * count / min(time.seconds) / 1e9
+    found = measure([Candidate("peak", run)], rounds=rounds, clock=time.thread_time)["peak"]
+    return 12 * 8 * count / min(found.seconds) / 1e9
 
 
 # ---------------------------------------------------------------------------------------------
@@ -571,9 +575,8 @@ def table_batches(result: dict[str, Any]) -> str:
 
 def conditions_text(result: dict[str, Any]) -> str:
     found = ", ".join(f"{name} {value}" for name, value in result["conditions"].items())
-    return (
-        f"{found}; one thread; medians of {result['rounds']} interleaved rounds. {result['note']}"
-    )
+    how = f"one thread, its CPU time; medians of {result['rounds']} interleaved rounds."
+    return f"{found}; {how} {result['note']}"
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
@@ -726,11 +729,12 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.json and arguments.json.exists():
         result = json.loads(arguments.json.read_text(encoding="utf-8"))
     rounds = arguments.rounds
+    sizes = [int(n) for n in arguments.sizes.split(",")]
     result |= {"conditions": conditions(), "rounds": rounds, "note": arguments.note}
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "square": lambda: [
             row
-            for n in map(int, arguments.sizes.split(","))
+            for n in sizes
             for alphabet in ALPHABETS
             for row in square(n, alphabet, rounds, arguments.naive_most)
         ],
@@ -740,7 +744,9 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         "batches": lambda: batches(arguments.batch_size, rounds),
     }
     for part in arguments.only.split(","):
-        result[part] = parts[part]()
+        # Sizes may be measured one by one.
+        kept = [row for row in result.get(part, []) if part == "square" and row["n"] not in sizes]
+        result[part] = sorted(kept + parts[part](), key=lambda row: row.get("n", 0))
         print(f"{part} done", file=sys.stderr)
         if arguments.json:
             arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
