@@ -451,6 +451,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def times_faster(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.2g}x"
+
+
 def ms(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
@@ -497,8 +501,10 @@ def table_speedups(result: dict[str, Any]) -> str:
             "numpy float32",
             "packed int8",
         ]
-        cells = [f"{time[name, n] / best:.2g}x" if (name, n) in time else "" for name in against]
-        rows.append([str(n), *cells, f"{authors / best:.1f}x" if authors else ""])
+        cells = [
+            times_faster(time[name, n] / best) if (name, n) in time else "" for name in against
+        ]
+        rows.append([str(n), *cells, times_faster(authors / best) if authors else ""])
     return table(
         [
             "n",
