@@ -636,14 +636,14 @@ def draw(result: dict[str, Any], docs: Path) -> None:
     }
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     for axis, alphabet, title in zip(axes, ALPHABETS, ("binary", "ternary"), strict=True):
-        for name, label in shown.items():
+        for colour, (name, label) in enumerate(shown.items()):
             points = [
                 (row["n"], row["ms"])
                 for row in result["square"]
                 if row["alphabet"] == alphabet and row["name"] == name
             ]
             if points:
-                axis.plot(*zip(*points, strict=True), "o-", label=label)
+                axis.plot(*zip(*points, strict=True), "o-", color=f"C{colour}", label=label)
         if alphabet == "binary_01":
             points_a = list(AUTHORS_MS["rsr++"].items())
             axis.plot(*zip(*points_a, strict=True), "k:", label="authors' RSR++")
@@ -651,7 +651,7 @@ def draw(result: dict[str, Any], docs: Path) -> None:
         axis.set_xticks(sorted({row["n"] for row in result["square"]}))
         axis.get_xaxis().set_major_formatter("{x:.0f}")
         axis.minorticks_off()
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper left")
     axes[0].set_ylabel("ms a product")
     save(figure, docs / "paper_time.svg")
 
