@@ -82,6 +82,8 @@ def main() -> None:
         table.add_row(*(f"{value:.3g}" for value in row.values()))
     console.print(table)
     if arguments.json:
+        for row in rows:
+            row.update({name: float(f"{value:.3g}") for name, value in row.items()})
         arguments.json.write_text(json.dumps({"conditions": facts, "rows": rows}, indent=2) + "\n")
 
 

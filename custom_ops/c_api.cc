@@ -17,33 +17,28 @@
 namespace onnx_ternary {
 namespace {
 
-void CopyText(const std::string& text, char* out, size_t out_bytes) {
+void CopyText(const char* text, char* out, size_t out_bytes) {
   if (out == nullptr || out_bytes == 0) return;
-  const size_t count = std::min(text.size(), out_bytes - 1);
-  std::memcpy(out, text.data(), count);
+  const size_t count = std::min(std::strlen(text), out_bytes - 1);
+  std::memcpy(out, text, count);
   out[count] = '\0';
 }
 
 // Runs body and turns what it throws into a message and a code.
 template <typename Body>
 int32_t Guard(char* error, size_t error_bytes, const Body& body) noexcept {
-  const char* message = "unknown C++ exception";
   try {
-    try {
-      body();
-      return 0;
-    } catch (const RunError& exception) {
-      CopyText(exception.what(), error, error_bytes);
-      return 2;
-    } catch (const std::bad_alloc&) {
-      message = "out of memory";
-    } catch (const std::exception& exception) {
-      CopyText(exception.what(), error, error_bytes);
-      return 1;
-    }
-    CopyText(message, error, error_bytes);
+    body();
+    return 0;
+  } catch (const RunError& exception) {
+    CopyText(exception.what(), error, error_bytes);
+    return 2;
+  } catch (const std::bad_alloc&) {
+    CopyText("out of memory", error, error_bytes);
+  } catch (const std::exception& exception) {
+    CopyText(exception.what(), error, error_bytes);
   } catch (...) {
-    if (error != nullptr && error_bytes != 0) error[0] = '\0';
+    CopyText("unknown C++ exception", error, error_bytes);
   }
   return 1;
 }
@@ -108,19 +103,20 @@ const Kernel* NamedKernel(const std::string& name, const Layer& layer) {
 
 void RunLayer(const Layer& layer, const char* kernel, const float* x, int64_t rows,
               int64_t num_parts, float* y, char* used, size_t used_bytes) {
+  if (rows < 0) throw std::invalid_argument("rows = " + std::to_string(rows));
   RunRequest request{};
   request.type = ElementType::float32;
   request.x = x;
   request.y = y;
   request.rows = rows;
   request.kernel = kernel ? NamedKernel(kernel, layer) : nullptr;
-  request.num_parts = std::max<int64_t>(1, num_parts);
+  request.num_parts = std::max<int64_t>(1, std::min(num_parts, layer.N));
   PlainHost host;
   std::vector<const Kernel*> kernels;
   Run(layer, request, &host, &kernels);
   std::string names;
   for (const Kernel* ran : kernels) names += (names.empty() ? "" : ",") + std::string(ran->name);
-  CopyText(names, used, used_bytes);
+  CopyText(names.c_str(), used, used_bytes);
 }
 
 }  // namespace
@@ -148,14 +144,14 @@ const char* otn_kernels_json(void) {
 int32_t otn_force_isa(const char* isa, char* error, size_t error_bytes) {
   return Guard(error, error_bytes, [&] {
     std::string message;
-    if (!ForceIsa(isa ? isa : "", &message)) throw std::invalid_argument(message);
+    if (!ForceIsa(isa ? isa : "", &message)) throw RunError(message);
   });
 }
 
 int32_t otn_force_kernel(const char* kernel, char* error, size_t error_bytes) {
   return Guard(error, error_bytes, [&] {
     std::string message;
-    if (!ForceKernel(kernel ? kernel : "", &message)) throw std::invalid_argument(message);
+    if (!ForceKernel(kernel ? kernel : "", &message)) throw RunError(message);
   });
 }
 
@@ -169,6 +165,15 @@ int32_t otn_run(const OtnNode* node, const char* kernel, const float* x, int64_t
   return Guard(error, error_bytes, [&] {
     const IndexView view(*node, "");
     RunLayer(view.layer(), kernel, x, rows, num_parts, y, used, used_bytes);
+  });
+}
+
+int32_t otn_addition_depth(const OtnNode* node, const char* kernel, int64_t* depth, char* error,
+                           size_t error_bytes) {
+  return Guard(error, error_bytes, [&] {
+    const IndexView view(*node, "");
+    const Layer& layer = view.layer();
+    *depth = NamedKernel(kernel ? kernel : "", layer)->addition_depth(&layer);
   });
 }
 

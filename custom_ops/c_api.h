@@ -71,6 +71,10 @@ OTN_EXPORT int32_t otn_run(const OtnNode* node, const char* kernel, const float*
                            int64_t num_parts, float* y, char* used, size_t used_bytes, char* error,
                            size_t error_bytes);
 
+// T of docs/op_spec.md that the named kernel promises for the node.
+OTN_EXPORT int32_t otn_addition_depth(const OtnNode* node, const char* kernel, int64_t* depth,
+                                      char* error, size_t error_bytes);
+
 // A node that is validated once and then run many times, as in a session. Its tensors must outlive
 // it. otn_run_layer takes what otn_run takes; calls may be concurrent. otn_destroy takes null.
 typedef struct OtnLayer OtnLayer;

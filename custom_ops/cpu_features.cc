@@ -1,6 +1,6 @@
 // Runtime detection: CPUID for what the processor has, XGETBV for what the operating system saves
 // on a context switch (a processor with AVX2 under a system that does not save ymm must not use
-// it). Bits: Intel SDM volume 2A, CPUID leaves 1 and 7.
+// it, and likewise AVX-512 and zmm). Bits: Intel SDM volume 2A, CPUID leaves 1 and 7.
 #include "cpu_features.h"
 
 #include <cstdint>
@@ -64,6 +64,14 @@ CpuFeatureSet Detect() {
   features.fma = ymm && bit(leaf1.ecx, 12);
   features.f16c = ymm && bit(leaf1.ecx, 29);
   features.bmi2 = bit(leaf7.ebx, 8);
+  // Opmask registers, upper halves of zmm0-15, zmm16-31.
+  const uint64_t zmm_states = 0xe0;
+  const bool zmm = ymm && (EnabledStates() & zmm_states) == zmm_states;
+  features.avx512f = zmm && bit(leaf7.ebx, 16);
+  features.avx512dq = features.avx512f && bit(leaf7.ebx, 17);
+  features.avx512bw = features.avx512f && bit(leaf7.ebx, 30);
+  features.avx512vl = features.avx512f && bit(leaf7.ebx, 31);
+  features.avx512vnni = features.avx512f && bit(leaf7.ecx, 11);
   return features;
 }
 

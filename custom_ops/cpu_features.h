@@ -10,6 +10,11 @@ struct CpuFeatureSet {
   bool fma = false;
   bool bmi2 = false;
   bool f16c = false;
+  bool avx512f = false;  // and the operating system saves zmm and mask registers
+  bool avx512dq = false;
+  bool avx512bw = false;
+  bool avx512vl = false;
+  bool avx512vnni = false;
 };
 
 // Thread-safe; the first call asks the processor.

@@ -36,8 +36,6 @@ bool Aligned(const T* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % alignof(T) == 0;
 }
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 class Checker {
  public:
   Checker(const OtnNode& node, const std::string& node_name) : node_(node), name_(node_name) {}
@@ -317,21 +315,6 @@ std::string IndexErrorText(const std::string& node_name, const std::string& what
   return "TernaryIndexedMatMul" + (node_name.empty() ? "" : " '" + node_name + "'") + ": " + what +
          " = " + found + ", expected " + expected +
          "; convert the model again with 'onnx-ternary optimize'.";
-}
-
-int64_t PackedBlockBytes(Storage storage, int64_t block_size) {
-  switch (storage) {
-    case Storage::two_bit:
-      return block_size / 4;
-    case Storage::dense:
-      return CeilDiv(block_size, 5);
-    case Storage::one_bit:
-      return block_size / 8;
-    case Storage::planes:
-    case Storage::base3:
-      break;
-  }
-  return 0;
 }
 
 IndexView::IndexView(const OtnNode& node, const std::string& node_name) {

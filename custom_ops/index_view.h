@@ -44,7 +44,4 @@ class IndexView {
 std::string IndexErrorText(const std::string& node_name, const std::string& what,
                            const std::string& found, const std::string& expected);
 
-// Bytes of one packed block of one column, 0 for a storage that is not packed.
-int64_t PackedBlockBytes(Storage storage, int64_t block_size);
-
 }  // namespace onnx_ternary

@@ -15,7 +15,7 @@ enum class Algorithm : uint8_t { automatic, rsr, rsr_plus_plus };
 enum class Activation : uint8_t { float32, int8 };
 enum class ActivationRule : uint8_t { none, absmax_division, absmax_reciprocal };
 enum class ScaleKind : uint8_t { per_tensor, per_column, per_group };
-enum class Isa : uint8_t { scalar, portable, avx2 };
+enum class Isa : uint8_t { scalar, portable, avx2, avx512bw, avx512vnni };
 
 // One weight matrix as kernels see it: validated, immutable, shared by concurrent calls.
 // Layouts: docs/index_format.md. Pointers have no alignment beyond that of bytes for `codes`
@@ -67,6 +67,9 @@ struct Layer {
 //   prepared  what depends on x alone (quantised rows, transposes); written by one prepare() call
 //             before any compute() of the tile, then read by all
 //   scratch   private to one compute() call
+//
+// prepared_bytes and scratch_bytes are asked once, for the largest tile and the widest column
+// range; calls with fewer rows or columns get the same memory, so neither may need more.
 //
 // prepared and scratch are 64-byte aligned. The result of a column depends neither on begin and end
 // nor on which thread runs the call. Nothing throws and nothing allocates.

@@ -26,6 +26,18 @@ constexpr IsaEntry kIsas[] = {
 #else
     {Isa::avx2, "avx2", "AVX2, FMA, BMI2 and F16C", false},
 #endif
+#if defined(OTN_HAVE_AVX512BW)
+    {Isa::avx512bw, "avx512bw", "AVX512F, AVX512BW, AVX512VL, AVX512DQ, FMA and BMI2", true},
+#else
+    {Isa::avx512bw, "avx512bw", "AVX512F, AVX512BW, AVX512VL, AVX512DQ, FMA and BMI2", false},
+#endif
+#if defined(OTN_HAVE_AVX512VNNI)
+    {Isa::avx512vnni, "avx512vnni",
+     "AVX512F, AVX512BW, AVX512VL, AVX512DQ, AVX512_VNNI, FMA and BMI2", true},
+#else
+    {Isa::avx512vnni, "avx512vnni",
+     "AVX512F, AVX512BW, AVX512VL, AVX512DQ, AVX512_VNNI, FMA and BMI2", false},
+#endif
 };
 
 constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
@@ -43,6 +55,16 @@ struct SelectionRow {
 };
 
 constexpr SelectionRow kSelection[] = {
+#if defined(OTN_HAVE_AVX512VNNI)
+    {IndexFormat::packed, Activation::float32, Isa::avx512vnni, 1, 8,
+     &packed_gemv_float_4x4_avx512vnni},
+    {IndexFormat::packed, Activation::int8, Isa::avx512vnni, 1, kAnyRows,
+     &packed_gemm_int8_8x4_avx512vnni},
+#endif
+#if defined(OTN_HAVE_AVX512BW)
+    {IndexFormat::packed, Activation::float32, Isa::avx512bw, 9, kAnyRows,
+     &packed_gemm_float_16x8_avx512bw},
+#endif
 #if defined(OTN_HAVE_AVX2)
     {IndexFormat::packed, Activation::float32, Isa::avx2, 1, 2, &packed_gemv_float_1x4_avx2},
     {IndexFormat::packed, Activation::float32, Isa::avx2, 1, kAnyRows, &packed_gemm_float_8x8_avx2},
@@ -216,6 +238,10 @@ bool IsaSupported(Isa isa) {
       return true;
     case Isa::avx2:
       return cpu.avx2 && cpu.fma && cpu.bmi2 && cpu.f16c;
+    case Isa::avx512bw:
+      return cpu.avx512f && cpu.avx512bw && cpu.avx512vl && cpu.avx512dq && cpu.fma && cpu.bmi2;
+    case Isa::avx512vnni:
+      return IsaSupported(Isa::avx512bw) && cpu.avx512vnni;
   }
   return false;
 }
@@ -227,25 +253,48 @@ std::string CpuFeatures() {
   if (cpu.fma) Append(&list, "fma");
   if (cpu.bmi2) Append(&list, "bmi2");
   if (cpu.f16c) Append(&list, "f16c");
+  if (cpu.avx512f) Append(&list, "avx512f");
+  if (cpu.avx512dq) Append(&list, "avx512dq");
+  if (cpu.avx512bw) Append(&list, "avx512bw");
+  if (cpu.avx512vl) Append(&list, "avx512vl");
+  if (cpu.avx512vnni) Append(&list, "avx512vnni");
   return list.empty() ? "none" : list;
 }
 
 const std::vector<const Kernel*>& BuiltKernels() {
   static const std::vector<const Kernel*> kernels = {
-      &packed_reference_float_scalar, &packed_reference_int8_scalar,
-      &packed_gemv_float_portable,    &packed_gemv_int8_portable,
-      &packed_gemm_float_portable,    &packed_gemm_int8_portable,
+      &packed_reference_float_scalar,
+      &packed_reference_int8_scalar,
+      &packed_gemv_float_portable,
+      &packed_gemv_int8_portable,
+      &packed_gemm_float_portable,
+      &packed_gemm_int8_portable,
 #if defined(OTN_HAVE_AVX2)
-      &packed_gemv_float_1x4_avx2,    &packed_gemv_int8_1x4_avx2,
-      &packed_gemm_float_8x8_avx2,    &packed_gemm_int8_8x4_avx2,
+      &packed_gemv_float_1x4_avx2,
+      &packed_gemv_int8_1x4_avx2,
+      &packed_gemm_float_8x8_avx2,
+      &packed_gemm_int8_8x4_avx2,
 #endif
-      &rsr_reference_float_scalar,    &rsr_reference_int8_scalar,
-      &rsr_gemv_float_scalar,         &rsr_gemv_int8_scalar,
-      &rsr_gemv_float_portable,       &rsr_gemv_int8_portable,
-      &rsr_gemm_float_portable,       &rsr_gemm_int8_portable,
+#if defined(OTN_HAVE_AVX512BW)
+      &packed_gemm_float_16x8_avx512bw,
+#endif
+#if defined(OTN_HAVE_AVX512VNNI)
+      &packed_gemv_float_4x4_avx512vnni,
+      &packed_gemm_int8_8x4_avx512vnni,
+#endif
+      &rsr_reference_float_scalar,
+      &rsr_reference_int8_scalar,
+      &rsr_gemv_float_scalar,
+      &rsr_gemv_int8_scalar,
+      &rsr_gemv_float_portable,
+      &rsr_gemv_int8_portable,
+      &rsr_gemm_float_portable,
+      &rsr_gemm_int8_portable,
 #if defined(OTN_HAVE_AVX2)
-      &rsr_gemv_float_avx2,           &rsr_gemv_int8_avx2,
-      &rsr_gemm_float_avx2,           &rsr_gemm_int8_avx2,
+      &rsr_gemv_float_avx2,
+      &rsr_gemv_int8_avx2,
+      &rsr_gemm_float_avx2,
+      &rsr_gemm_int8_avx2,
 #endif
   };
   return kernels;
@@ -295,6 +344,16 @@ const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,
   *error = std::string("no kernel serves index_format ") + FormatName(layer.index_format) +
            ", activation " + ActivationName(layer.activation) + ", block_size " +
            std::to_string(layer.block_size) + ". Available: " + RunnableKernels() + ".";
+  return nullptr;
+}
+
+RowMagnitudesFunction FindRowMagnitudes() {
+#if defined(OTN_HAVE_AVX512BW)
+  if (IsaSupported(Isa::avx512bw)) return row_magnitudes_avx512bw;
+#endif
+#if defined(OTN_HAVE_AVX2)
+  if (IsaSupported(Isa::avx2)) return row_magnitudes_avx2;
+#endif
   return nullptr;
 }
 

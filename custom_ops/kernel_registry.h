@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernel.h"
+#include "kernels/kernels.h"
 
 namespace onnx_ternary {
 
@@ -27,6 +28,9 @@ const Kernel* ReferenceKernel(IndexFormat index_format, Activation activation);
 // that is not fixed point.
 const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,
                            std::string* error);
+
+// The one for this processor, or null where the compiler's own loop has to do.
+RowMagnitudesFunction FindRowMagnitudes();
 
 // Forces an ISA or a kernel by name for the whole process (tests, benchmarks); "" lifts it. False
 // and a message where it does not exist or cannot run here.

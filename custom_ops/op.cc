@@ -1,6 +1,9 @@
 #include "op.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <new>
 #include <string>
@@ -270,16 +273,25 @@ class OpKernel {
     std::vector<int64_t> shape = ReadTensorInfo(api_, x).shape;
     if (shape.empty() || shape.back() != layer.K) throw RunError(ShapeError(shape));
     int64_t rows = 1;
-    for (size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
+    const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
+    for (size_t i = 0; i + 1 < shape.size() && !empty; ++i) rows *= shape[i];
     shape.back() = layer.N;
     OrtValue* y = nullptr;
     Check(api_, api_.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y));
-    if (rows == 0) return;
+    if (empty) return;
 
     RunRequest request{};
     request.type = type_;
     request.rows = rows;
     request.x = TensorData(api_, x);
+    // A constant X of an external data file lies where the file has it.
+    std::vector<float> aligned_x;
+    if (reinterpret_cast<uintptr_t>(request.x) % ElementBytes(type_) != 0) {
+      const size_t bytes = static_cast<size_t>(rows * layer.K) * ElementBytes(type_);
+      aligned_x.resize((bytes + sizeof(float) - 1) / sizeof(float));
+      std::memcpy(aligned_x.data(), request.x, bytes);
+      request.x = aligned_x.data();
+    }
     Check(api_, api_.GetTensorMutableData(y, &request.y));
     SessionHost host(api_, context, memory_info_.get());
     try {
@@ -370,8 +382,14 @@ void InferShape(const OrtApi& api, OrtShapeInferContext* context) {
   Check(api, api.GetDimensions(x, shape.data(), rank));
   Check(api, api.GetSymbolicDimensions(x, symbols.data(), rank));
   Check(api, api.GetTensorElementType(x, &type));
-  for (const char*& symbol : symbols) {
-    if (symbol == nullptr) symbol = "";
+  // A dimension without a name would come out as -1, so an unknown one gets a name of its own.
+  static std::atomic<uint64_t> num_unknown{0};
+  std::vector<std::string> names(rank);
+  for (size_t i = 0; i < rank; ++i) {
+    if (symbols[i] == nullptr) symbols[i] = "";
+    if (shape[i] >= 0 || *symbols[i] != '\0') continue;
+    names[i] = "TernaryIndexedMatMul_dim_" + std::to_string(num_unknown++);
+    symbols[i] = names[i].c_str();
   }
   shape.back() = num_columns;
   symbols.back() = "";

@@ -9,16 +9,12 @@
 #include <stdexcept>
 #include <string>
 
-#include "index_view.h"
-
 namespace onnx_ternary {
 namespace {
 
 constexpr int64_t kPanel = 64;          // columns
 constexpr int64_t kMaxBlockSize = 128;  // rows
 constexpr uint8_t kZeroCode = 1;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void Require(bool holds, const std::string& message) {
   if (!holds) throw std::invalid_argument(message);
@@ -153,6 +149,21 @@ size_t CodesBytes(int64_t K, int64_t N, Storage storage, int64_t block_size) {
 
 }  // namespace
 
+int64_t PackedBlockBytes(Storage storage, int64_t block_size) {
+  switch (storage) {
+    case Storage::two_bit:
+      return block_size / 4;
+    case Storage::dense:
+      return CeilDiv(block_size, 5);
+    case Storage::one_bit:
+      return block_size / 8;
+    case Storage::planes:
+    case Storage::base3:
+      break;
+  }
+  return 0;
+}
+
 void Pack(const int8_t* levels, int64_t K, int64_t N, Storage storage, Alphabet alphabet,
           int64_t block_size, uint8_t* codes, size_t codes_bytes) {
   RequireBytes("codes", codes_bytes, CodesBytes(K, N, storage, block_size));
@@ -250,7 +261,7 @@ void PackRsr(const int8_t* levels, int64_t K, int64_t N, Storage storage, Alphab
               (base3 ? "10" : "16"));
   Require(static_cast<uint64_t>(K - 1) <= std::numeric_limits<Index>::max(),
           "K = " + std::to_string(K) + " does not fit the permutation's dtype");
-  const int64_t group_rows = group_size == 0 ? K : group_size;
+  const int64_t group_rows = group_size == 0 ? K : std::min(group_size, K);
   const int64_t num_groups = CeilDiv(K, group_rows);
   const int64_t num_blocks = CeilDiv(N, block_width);
   const int64_t num_planes = !base3 && alphabet == Alphabet::ternary ? 2 : 1;

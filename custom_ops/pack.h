@@ -9,6 +9,12 @@
 
 namespace onnx_ternary {
 
+// a >= 0, b > 0; for any of them.
+inline int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+// Bytes of one packed block of one column, 0 for a storage that is not packed.
+int64_t PackedBlockBytes(Storage storage, int64_t block_size);
+
 // levels: (K, N) int8 in the alphabet. codes: codes_bytes, the whole tensor of section 2.
 void Pack(const int8_t* levels, int64_t K, int64_t N, Storage storage, Alphabet alphabet,
           int64_t block_size, uint8_t* codes, size_t codes_bytes);

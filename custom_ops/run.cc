@@ -28,7 +28,12 @@ constexpr int64_t kItemsPerThread = 4;
 constexpr int64_t kTableRows = 3;
 constexpr int64_t kWideColumns = 1024;
 constexpr int64_t kNarrowColumns = 64;
+// Rows that kernels with large tiles compute side by side.
+constexpr int64_t kRowStep = 16;
 constexpr size_t kMaxRoundBytes = size_t{32} << 20;
+// What the tiles of a round may take for each thread, so that what prepare() wrote is still in L2
+// when compute() reads it, as long as every thread has a tile.
+constexpr size_t kRoundBytesPerThread = size_t{640} << 10;
 constexpr size_t kAlignment = 64;
 
 enum class RowKind : uint8_t { ordinary, spread, ieee };
@@ -41,8 +46,6 @@ int64_t NumThreads() {
       std::max<int64_t>(1, static_cast<int64_t>(std::thread::hardware_concurrency()));
   return count;
 }
-
-size_t ElementBytes(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
 
 // x: K elements of `type`.
 void LoadRow(ElementType type, const void* x, int64_t K, float* out) {
@@ -75,7 +78,7 @@ void StoreRow(ElementType type, const float* values, int64_t count, void* out) {
   }
 }
 
-RowKind ClassifyRow(const float* x, int64_t K) {
+void RowMagnitudes(const float* x, int64_t K, int32_t* largest_bits, double* total) {
   constexpr int64_t kLanes = 16;
   constexpr int64_t kChunk = 1024;
   // Magnitudes order like their bits, NaN above infinity: an integer maximum vectorises.
@@ -99,7 +102,15 @@ RowKind ClassifyRow(const float* x, int64_t K) {
     }
     for (const float lane : lanes) sum += static_cast<double>(lane);
   }
-  const int32_t absmax_bits = *std::max_element(largest, largest + kLanes);
+  *largest_bits = *std::max_element(largest, largest + kLanes);
+  *total = sum;
+}
+
+RowKind ClassifyRow(const float* x, int64_t K) {
+  static const RowMagnitudesFunction found = FindRowMagnitudes();
+  int32_t absmax_bits = 0;
+  double sum = 0.0;
+  (found ? found : RowMagnitudes)(x, K, &absmax_bits, &sum);
   const float absmax = FloatOf(static_cast<uint32_t>(absmax_bits));
   if (!(absmax <= kLargestMagnitude)) return RowKind::ieee;
   return static_cast<double>(absmax) * static_cast<double>(K) > kCrestLimit * sum
@@ -261,10 +272,16 @@ class Runner {
       }
       // Full tiles of the same kernel make a round, as many as keep the threads busy.
       std::vector<Tile> tiles;
+      const int64_t tile_rows = TileRows(*kernel, num_rows - first);
       const int64_t most =
           std::min(MaxTiles(*kernel, num_rows - first), kItemsPerThread * NumThreads());
       do {
-        const int64_t count = std::min(num_rows - first, kernel->max_rows);
+        int64_t count = std::min(num_rows - first, tile_rows);
+        // A few rows more than whole steps are better left to a kernel for few rows.
+        const int64_t tail = count % kRowStep;
+        if (count > kRowStep && tail != 0 && choose(tail, rows, first + count - tail) != kernel) {
+          count -= tail;
+        }
         tiles.push_back({first, count, nullptr, nullptr, nullptr});
         first += count;
       } while (static_cast<int64_t>(tiles.size()) < most && first < num_rows &&
@@ -273,11 +290,24 @@ class Runner {
     }
   }
 
+  // Rows of a tile: where there are too few columns to share among the threads, rows are shared,
+  // in whole steps, rather than tables built twice.
+  int64_t TileRows(const Kernel& kernel, int64_t num_rows) const {
+    if (request_.num_parts > 0 || kernel.max_rows <= kRowStep) return kernel.max_rows;
+    const int64_t wide_parts = std::max<int64_t>(1, layer_.N / kWideColumns);
+    const int64_t num_tiles = CeilDiv(NumThreads(), wide_parts);
+    const int64_t rows = CeilDiv(CeilDiv(num_rows, num_tiles), kRowStep) * kRowStep;
+    return std::min(rows, kernel.max_rows);
+  }
+
   int64_t MaxTiles(const Kernel& kernel, int64_t num_rows) const {
     const int64_t rows = std::min(num_rows, kernel.max_rows);
     const size_t bytes = Align(kernel.prepared_bytes(&layer_, rows)) +
+                         Align(kernel.scratch_bytes(&layer_, rows, layer_.N)) +
                          static_cast<size_t>(rows * (layer_.K + layer_.N)) * sizeof(float);
-    return std::max<int64_t>(1, static_cast<int64_t>(kMaxRoundBytes / bytes));
+    const int64_t near =
+        NumThreads() * std::max<int64_t>(1, static_cast<int64_t>(kRoundBytesPerThread / bytes));
+    return std::clamp<int64_t>(static_cast<int64_t>(kMaxRoundBytes / bytes), 1, near);
   }
 
   // Columns of a part: a multiple of the kernel's step.

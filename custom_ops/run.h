@@ -14,6 +14,8 @@ namespace onnx_ternary {
 
 enum class ElementType : uint8_t { float32, float16, bfloat16 };
 
+inline size_t ElementBytes(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
+
 // What a call gets from its surroundings. Allocate throws std::bad_alloc and gives memory of any
 // alignment.
 class Host {
@@ -31,7 +33,7 @@ class RunError : public std::runtime_error {
 
 struct RunRequest {
   ElementType type;
-  const void* x;  // (rows, K)
+  const void* x;  // (rows, K), aligned for its type
   void* y;        // (rows, N)
   int64_t rows;
   // Null: the selection table, with rows that are not ordinary kept apart.

@@ -82,9 +82,13 @@ def train(images: Tensor, labels: Tensor) -> nn.Sequential:
     return model
 
 
-def remove_stack_traces(path: Path) -> None:
-    """Take out the exporter's stack traces, which name folders of the machine it ran on."""
+def tidy(path: Path) -> None:
+    """Take out the exporter's stack traces, which name folders of the machine it ran on.
+
+    The IR version becomes the last one that onnxruntime 1.17 reads; the model needs none newer.
+    """
     model = onnx.load(path)
+    model.ir_version = 9
     for node in model.graph.node:
         kept = [entry for entry in node.metadata_props if "stack_trace" not in entry.key]
         del node.metadata_props[:]
@@ -121,7 +125,7 @@ def main() -> None:
         external_data=False,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
     )
-    remove_stack_traces(path)
+    tidy(path)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"image": x_test})
     np.savez_compressed(

@@ -34,15 +34,6 @@ class MatMul:
         rank = None if x.shape is None else len(x.shape)
         if rank == 0:
             return Rejection(node, f"input '{x.name}' is a scalar", weight.name)
-        if x.shape is not None and len(weight.shape) == 2:
-            columns = x.shape[-1]
-            if isinstance(columns, int) and columns != weight.shape[0]:
-                return Rejection(
-                    node,
-                    f"input '{x.name}' has {columns} columns, but weight '{weight.name}' has "
-                    f"{weight.shape[0]} rows",
-                    weight.name,
-                )
         return finish(Product(node, x, weight, rank), context)
 
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
+from onnx_ternary.nodes import node_label, op_nodes
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.report import Kept
 from onnx_ternary.schema import DOMAIN, OP_TYPE
@@ -47,19 +48,15 @@ def run(model: ir.Model, options: OptimizeOptions, progress: Progress | None = N
     replacer = Replacer(model, options)
     whole_model = _refusal_of_model(model)
     rejections: list[Kept] = []
-    already = [
-        node.name or ""
-        for node in ir.traversal.RecursiveGraphIterator(model.graph)
-        if (node.domain, node.op_type) == (DOMAIN, OP_TYPE)
-    ]
+    already = [node_label(node) for node in op_nodes(model)]
     products = list(_products(model))
     for position, (node, where) in enumerate(products):
         if progress is not None:
-            progress(node.name or node.op_type, position, len(products))
+            progress(node_label(node), position, len(products))
         found = _match(node, where, whole_model, context)
         refused = replacer.replace(found, where) if isinstance(found, TernaryMatMul) else found
         if refused is not None:
-            name, op_type = refused.node.name or "", refused.node.op_type
+            name, op_type = node_label(refused.node), refused.node.op_type
             rejections.append(Kept(name, op_type, where, refused.weight, refused.reason))
     return PassResult(replacer.finish(), tuple(rejections), tuple(already))
 
@@ -75,7 +72,7 @@ def _products(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
             for attr in node.attributes.values():
                 if attr.is_ref():
                     continue
-                inner = f"{attr.name} of {node.op_type} '{node.name}'"
+                inner = f"{attr.name} of {node.op_type} '{node_label(node)}'"
                 if attr.type == ir.AttributeType.GRAPH:
                     yield from walk(attr.as_graph(), inner)
                 elif attr.type == ir.AttributeType.GRAPHS:

@@ -98,8 +98,9 @@ def constant_weight(node: ir.Node, index: int = 1) -> Constant | Rejection:
     return Rejection(node, f"no constant weight: {weight.reason}")
 
 
-def check_weight(node: ir.Node, x: ir.Value, weight: Constant, context: Context) -> str | None:
+def check_weight(product: Product, context: Context) -> str | None:
     """Why a weight is refused before its numbers are read; None if it is not."""
+    x, weight = product.x, product.weight
     name = weight.name
     if len(weight.shape) != 2:
         return f"weight '{name}' has rank {len(weight.shape)}, expected 2"
@@ -113,6 +114,10 @@ def check_weight(node: ir.Node, x: ir.Value, weight: Constant, context: Context)
             f"{weight.dtype.name.lower()}"
         )
     K, N = weight.shape
+    columns = x.shape[0 if product.transpose_x else -1] if x.shape else None
+    if isinstance(columns, int) and columns != K:
+        kind = "rows" if product.transpose_x else "columns"
+        return f"input '{x.name}' has {columns} {kind}, but weight '{name}' has {K} rows"
     if K == 0 or N == 0:
         return f"weight '{name}' has shape ({K}, {N}): no elements"
     if K > MAX_K or N > MAX_N:
@@ -128,7 +133,7 @@ def check_weight(node: ir.Node, x: ir.Value, weight: Constant, context: Context)
 def finish(product: Product, context: Context) -> TernaryMatMul | Rejection:
     """Read the weight, absorb what surrounds the product, and make the record."""
     node, weight = product.node, product.weight
-    if reason := check_weight(node, product.x, weight, context):
+    if reason := check_weight(product, context):
         return Rejection(node, reason, weight.name)
     levels = context.ternarise(weight)
     if isinstance(levels, NotTernary):

@@ -17,11 +17,18 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_ternary import __version__
+from onnx_ternary._version import __version__
 from onnx_ternary.errors import IndexFormatError, ModelError
 from onnx_ternary.function_body import MIN_IR_VERSION, BodyVariant, NoBody, make_function_body
 from onnx_ternary.index import Index, build_index, decode_index
-from onnx_ternary.nodes import DIGEST_KEY, index_digest, op_nodes, read_attributes
+from onnx_ternary.nodes import (
+    DIGEST_KEY,
+    check_digest,
+    index_digest,
+    node_label,
+    op_nodes,
+    read_attributes,
+)
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
 from onnx_ternary.report import Rewrite
 from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE, OpAttributes
@@ -64,6 +71,9 @@ class Replacer:
         self._options = options
         self._opset = model.opset_imports.get("", 0)
         self._names = set(_value_names(model))
+        self._node_names = {
+            node.name or "" for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        }
         self._indices: dict[Hashable, _StoredIndex] = {}
         self._tensors: dict[Hashable, ir.Value] = {}
         self._roots: dict[int, ir.Value] = {}
@@ -79,7 +89,7 @@ class Replacer:
         product, weight = match.product, match.weight
         graph = product.graph
         assert isinstance(graph, ir.Graph)
-        name = product.name or product.op_type
+        name = node_label(product)
         stored = self._indices.get((id(graph), weight.key))
         shared_with = None if stored is None else stored.first_user
         if stored is None:
@@ -143,7 +153,7 @@ class Replacer:
         notes = [note for root in self._roots.values() if (note := _kept_note(root))]
         if self._options.function_body and self._options.storage is None:
             notes += self._unify_storage()
-        for node in op_nodes(self._model):
+        for _, node in self._done:
             node.metadata_props[DIGEST_KEY] = index_digest(node)
         old_ir_version = self._model.ir_version
         reason = self._attach_body()
@@ -217,7 +227,7 @@ class Replacer:
         return self._tensors[key]
 
     def _add(self, graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-        name = self._unique(name)
+        name = _unique(name, self._names)
         tensor = ir.Tensor(array, name=name)
         value = ir.Value(
             name=name,
@@ -227,14 +237,6 @@ class Replacer:
         )
         graph.register_initializer(value)
         return value
-
-    def _unique(self, name: str) -> str:
-        unique, count = name, 1
-        while unique in self._names:
-            count += 1
-            unique = f"{name}_{count}"
-        self._names.add(unique)
-        return unique
 
     def _insert(
         self,
@@ -253,8 +255,11 @@ class Replacer:
             nodes.append(ir.Node(domain, op_type, operands, outputs=[output], **kwargs))
             return output
 
+        def node_name(suffix: str) -> str:
+            return _unique(f"{node_label(product)}.{suffix}", self._node_names)
+
         def temporary(suffix: str, shape: ir.Shape | None) -> ir.Value:
-            name = self._unique(f"{old.name}.{suffix}")
+            name = _unique(f"{old.name}.{suffix}", self._names)
             return ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
 
         if match.transpose_x:
@@ -266,7 +271,7 @@ class Replacer:
                 [match.x],
                 temporary("transposed", turned),
                 attributes=[ir.AttrInt64s("perm", [1, 0])],
-                name=f"{product.name}.transpose",
+                name=node_name("transpose"),
             )
         output = ir.Value(
             name=old.name,
@@ -289,10 +294,10 @@ class Replacer:
             term = match.addend.value
             if match.addend.factor != 1.0:
                 beta = np.array(match.addend.factor, dtype.numpy())
-                factor = self._add(graph, f"{product.name}.beta", beta)
+                factor = self._add(graph, f"{node_label(product)}.beta", beta)
                 scaled = temporary("addend", term.shape)
-                term = add("", "Mul", [term, factor], scaled, name=f"{product.name}.scale_addend")
-            add("", "Add", [product_value, term], output, name=f"{product.name}.add")
+                term = add("", "Mul", [term, factor], scaled, name=node_name("scale_addend"))
+            add("", "Add", [product_value, term], output, name=node_name("add"))
         graph.insert_before(product, nodes)
         old.replace_all_uses_with(output, replace_graph_outputs=True)
         node = product_value.producer()
@@ -329,6 +334,7 @@ class Replacer:
             codes, aux, scale = (_array(value) for value in node.inputs[1:4])
             key = id(node.inputs[1])
             if key not in rebuilt:
+                check_digest(node)
                 binary = old.storage == "1bit"
                 levels = TernaryWeight(
                     levels=decode_index(old, codes, aux),
@@ -353,7 +359,10 @@ class Replacer:
             )
             for attribute in _attributes(new):
                 node.attributes[attribute.name] = attribute
-        names = ", ".join(f"'{node.name}'" for node, old in nodes if id(node.inputs[1]) in rebuilt)
+            node.metadata_props[DIGEST_KEY] = index_digest(node)
+        names = ", ".join(
+            f"'{node_label(node)}'" for node, old in nodes if id(node.inputs[1]) in rebuilt
+        )
         return [
             f"binary weights of {names} are stored as ternary ones, because one function body has "
             "to serve the whole model; without a body they take half the space"
@@ -370,7 +379,7 @@ class Replacer:
         for node in op_nodes(self._model):
             variant = self._variant(node)
             if variant is None:
-                return f"the type of the output of '{node.name}' is unknown"
+                return f"the type of the output of '{node_label(node)}' is unknown"
             variants.append(variant)
         ir_version = max(self._model.ir_version, MIN_IR_VERSION)
         body = make_function_body(variants, self._opset, ir_version)
@@ -388,14 +397,23 @@ class Replacer:
         dtype = output.dtype or (None if x is None else x.dtype)
         if dtype is None or scale is None or bias is None:
             return None
-        assert scale.shape is not None and bias.shape is not None
         return BodyVariant.of(
             read_attributes(node),
             x_dtype=int(dtype),
-            scale_rank=len(scale.shape),
-            bias_rank=len(bias.shape),
+            scale_rank=_array(scale).ndim,
+            bias_rank=_array(bias).ndim,
             opset=self._opset,
         )
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """``name``, or it with a number behind; from then on taken."""
+    unique, count = name, 1
+    while unique in taken:
+        count += 1
+        unique = f"{name}_{count}"
+    taken.add(unique)
+    return unique
 
 
 def _attributes(attributes: OpAttributes) -> list[ir.Attr]:
@@ -491,6 +509,6 @@ def _kept_note(root: ir.Value) -> str | None:
     users = [use.node for use in root.uses()]
     if not users:
         return None
-    names = ", ".join(f"{node.op_type} '{node.name}'" for node in users[:3])
+    names = ", ".join(f"{node.op_type} '{node_label(node)}'" for node in users[:3])
     more = f" and {len(users) - 3} more" if len(users) > 3 else ""
     return f"weight '{root.name}' kept as well: used by {names}{more}"

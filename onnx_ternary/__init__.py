@@ -9,11 +9,10 @@ _here = Path(__file__).resolve().parent
 if not (_here / "graph_passes").is_dir() and (_here.parent / "graph_passes/__init__.py").is_file():
     __path__.append(str(_here.parent))
 
-__version__ = "0.1.0"
-
 # In this order: a module that is loaded first would hide the function of its name.
 from onnx_ternary._library import get_library_path  # noqa: E402
 from onnx_ternary._native import kernels as list_kernels  # noqa: E402
+from onnx_ternary._version import __version__  # noqa: E402
 from onnx_ternary.convert import Conversion, Requirements, convert  # noqa: E402
 from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize  # noqa: E402
 from onnx_ternary.runtime import InferenceSession, register  # noqa: E402

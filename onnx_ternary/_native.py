@@ -118,6 +118,12 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         ctypes.c_size_t,
         *_ERROR_ARGUMENTS,
     ),
+    "otn_addition_depth": (
+        ctypes.POINTER(_Node),
+        ctypes.c_char_p,
+        ctypes.POINTER(ctypes.c_int64),
+        *_ERROR_ARGUMENTS,
+    ),
     "otn_pack": (
         ctypes.c_void_p,
         ctypes.c_int64,
@@ -462,6 +468,32 @@ def validate(
     """
     with _node(attributes, codes, aux, scale, bias) as node:
         _call("otn_validate", IndexFormatError, ctypes.byref(node))
+
+
+def addition_depth(
+    attributes: OpAttributes,
+    codes: NDArray[Any],
+    aux: NDArray[np.uint32],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    kernel: str,
+) -> int:
+    """T of docs/op_spec.md: the longest chain of float32 additions a kernel promises for a node.
+
+    Raises:
+        IndexFormatError: for a node that is not valid.
+        LibraryError: for a kernel that does not exist or cannot run here or serve the node.
+    """
+    depth = ctypes.c_int64()
+    with _node(attributes, codes, aux, scale, bias) as node:
+        _call(
+            "otn_addition_depth",
+            IndexFormatError,
+            ctypes.byref(node),
+            kernel.encode(),
+            ctypes.byref(depth),
+        )
+    return depth.value
 
 
 def run(

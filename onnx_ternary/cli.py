@@ -11,7 +11,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from enum import IntEnum
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 import onnx_ternary
 from onnx_ternary import model_io
@@ -27,7 +30,10 @@ from onnx_ternary.errors import OnnxTernaryError, RequirementError, Verification
 from onnx_ternary.nodes import check_indices
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.report import Report
+from onnx_ternary.schema import OP_TYPE
 from onnx_ternary.verify import VerificationReport, verify
+
+_NARROW_COLUMNS = 100
 
 
 class ExitCode(IntEnum):
@@ -73,7 +79,7 @@ class _Output:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[node]}"),
+            TextColumn("{task.fields[node]}", markup=False),
         )
         hidden = self.quiet or not self.errors.is_terminal
         with Progress(*columns, console=self.errors, transient=True, disable=hidden) as bar:
@@ -81,7 +87,9 @@ class _Output:
             yield lambda node, done, total: bar.update(task, completed=done, total=total, node=node)
 
     def warn(self, message: str) -> None:
-        self.errors.print("Warning:", message, style="yellow", markup=False, highlight=False)
+        self.errors.print(
+            "Warning:", message, style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _console(quiet: bool = False) -> Console:
@@ -100,13 +108,18 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _add_row(table: Table, *cells: str) -> None:
+    """Adds text as it is: names may look like markup."""
+    table.add_row(*map(Text, cells))
+
+
 def _quiet_and_verbose(command: Callable[..., None]) -> Callable[..., None]:
     command = click.option("-v", "--verbose", is_flag=True, help="More detail.")(command)
     return click.option("-q", "--quiet", is_flag=True, help="Errors and warnings only.")(command)
 
 
-def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that decide what is rewritten and how; shared by optimize and inspect."""
+def _rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that decide what is rewritten and how; the command gets `OptimizeOptions`."""
     options = [
         click.option(
             "--include",
@@ -145,10 +158,10 @@ def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--tolerance",
-            type=click.FloatRange(0.0, 0.5),
+            type=click.FloatRange(0.0),
             default=0.0,
             show_default=True,
-            help="Admit weights this far (relative to the scale) from ternary; 0 means exact.",
+            help="Admit weights this far from ternary, relative to the scale; 0 means exact.",
         ),
         click.option(
             "--min-elements",
@@ -158,9 +171,21 @@ def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Leave products with fewer weights alone.",
         ),
     ]
+
+    @wraps(command)
+    def with_options(**arguments: Any) -> None:
+        names = arguments.keys() & {field.name for field in fields(OptimizeOptions)}
+        chosen = {name: arguments.pop(name) for name in names}
+        try:
+            arguments["options"] = OptimizeOptions(**chosen)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        command(**arguments)
+
+    result: Callable[..., None] = with_options
     for option in reversed(options):
-        command = option(command)
-    return command
+        result = option(result)
+    return result
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -172,7 +197,7 @@ def main() -> None:
 @main.command("optimize")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path), required=False)
-@_selection_options
+@_rewrite_options
 @click.option(
     "--verify/--no-verify",
     "run_verify",
@@ -182,7 +207,7 @@ def main() -> None:
 )
 @click.option(
     "--inputs",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Inputs for the verification, an .npz by input name (default: generated).",
 )
 @click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
@@ -216,20 +241,10 @@ def main() -> None:
 def optimize_command(
     model: Path,
     output: Path | None,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    index_format: Any,
-    storage: Any,
-    block_width: int | None,
-    algorithm: Any,
-    activation: Any,
-    tolerance: float,
-    min_elements: int,
+    options: OptimizeOptions,
     run_verify: bool | None,
     inputs: Path | None,
     dry_run: bool,
-    external_data: Any,
-    function_body: bool,
     require_rewrite: bool,
     max_size_ratio: float | None,
     report_path: Path | None,
@@ -238,19 +253,6 @@ def optimize_command(
 ) -> None:
     """Rewrite the ternary products of MODEL and write OUTPUT (default: MODEL.ternary.onnx)."""
     out = _Output(quiet, verbose)
-    options = OptimizeOptions(
-        include=include,
-        exclude=exclude,
-        index_format=index_format,
-        storage=storage,
-        block_width=block_width,
-        algorithm=algorithm,
-        activation=activation,
-        tolerance=tolerance,
-        min_elements=min_elements,
-        external_data=external_data,
-        function_body=function_body,
-    )
     target = output or model.with_suffix(".ternary.onnx")
     with out.progress("Converting") as progress:
         conversion = convert(
@@ -270,21 +272,13 @@ def optimize_command(
 
 @main.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
-@_selection_options
+@_rewrite_options
 @click.option("--deep", is_flag=True, help="Check every index already in the model, code by code.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @_quiet_and_verbose
 def inspect_command(
     model: Path,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    index_format: Any,
-    storage: Any,
-    block_width: int | None,
-    algorithm: Any,
-    activation: Any,
-    tolerance: float,
-    min_elements: int,
+    options: OptimizeOptions,
     deep: bool,
     as_json: bool,
     quiet: bool,
@@ -292,17 +286,6 @@ def inspect_command(
 ) -> None:
     """Say for every product of MODEL whether it would be rewritten, and if not, why."""
     out = _Output(quiet, verbose)
-    options = OptimizeOptions(
-        include=include,
-        exclude=exclude,
-        index_format=index_format,
-        storage=storage,
-        block_width=block_width,
-        algorithm=algorithm,
-        activation=activation,
-        tolerance=tolerance,
-        min_elements=min_elements,
-    )
     with out.progress("Reading") as progress:
         report = optimize(model, options, progress=progress).report
     checked = check_indices(model_io.load(model)) if deep else ()
@@ -320,10 +303,17 @@ def inspect_command(
 @click.argument("converted", type=click.Path(path_type=Path))
 @click.option(
     "--inputs",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Inputs, an .npz by input name (default: generated from --seed).",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--weight-tolerance",
+    type=click.FloatRange(0.0),
+    default=0.0,
+    show_default=True,
+    help="The --tolerance CONVERTED was made with; outputs then get no verdict.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @_quiet_and_verbose
 def verify_command(
@@ -331,19 +321,30 @@ def verify_command(
     converted: Path,
     inputs: Path | None,
     seed: int,
+    weight_tolerance: float,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Compare CONVERTED with ORIGINAL in onnxruntime, product by product and end to end."""
     out = _Output(quiet, verbose)
-    report = verify(original, converted, inputs=inputs, seed=seed)
+    with out.progress("Comparing") as progress:
+        report = verify(
+            original,
+            converted,
+            inputs=inputs,
+            seed=seed,
+            weight_tolerance=weight_tolerance,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
-    else:
+    elif report.passed or out.verbose:
         _print_verification(out, report)
     if not report.passed:
         raise VerificationError(report.summary())
+    if not report.products and not report.num_nested_products:
+        out.warn(f"'{converted}' has no TernaryIndexedMatMul node; are the arguments swapped?")
 
 
 @main.command("info")
@@ -365,7 +366,8 @@ def info_command(as_json: bool) -> None:
             for row in kernels["selection"]
             if row["kernel"] == kernel["name"]
         ]
-        table.add_row(
+        _add_row(
+            table,
             kernel["name"],
             kernel["index_format"],
             kernel["activation"],
@@ -377,23 +379,48 @@ def info_command(as_json: bool) -> None:
 
 
 def _print_rewrites(out: _Output, report: Report) -> None:
-    table = _table("node", "operator", "K x N", "weights", "before", "after", "result")
-    for rewrite in report.rewrites:
-        table.add_row(
-            rewrite.node,
-            rewrite.pattern,
-            f"{rewrite.K} x {rewrite.N}",
-            f"{rewrite.alphabet}, scale {rewrite.scale}",
-            _size(rewrite.bytes_before),
-            _size(rewrite.bytes_after),
-            "rewritten",
-        )
-    for rejection in report.rejections:
-        table.add_row(rejection.node, rejection.op_type, "", "", "", "", rejection.reason)
-    if table.row_count:
-        out.console.print(table)
-    else:
+    headings = ["node", "operator", "K x N", "weights", "before", "after"]
+    headings += ["graph", "index", "changed by"] if out.verbose else []
+    headings += ["result"]
+    rows: list[dict[str, str]] = [
+        {
+            "node": rewrite.node,
+            "operator": rewrite.pattern,
+            "K x N": f"{rewrite.K} x {rewrite.N}",
+            "weights": f"{rewrite.alphabet}, scale {rewrite.scale}",
+            "before": _size(rewrite.bytes_before),
+            "after": _size(rewrite.bytes_after),
+            "graph": rewrite.graph,
+            "index": f"{rewrite.index_format} {rewrite.storage}, {rewrite.activation}",
+            "changed by": f"{rewrite.max_relative_change:.3g}",
+            "result": "rewritten",
+        }
+        for rewrite in report.rewrites
+    ]
+    rows += [
+        {
+            "node": kept.node,
+            "operator": kept.op_type,
+            "graph": kept.graph,
+            "result": f"stays: {kept.reason}",
+        }
+        for kept in report.rejections
+    ]
+    rows += [
+        {"node": name, "operator": OP_TYPE, "result": "already converted"}
+        for name in report.already_converted
+    ]
+    if not rows:
         out.console.print("The model has no matrix products.")
+        return
+    # A narrow terminal gets what matters most; the report has the rest.
+    if out.console.width < _NARROW_COLUMNS:
+        headings = ["node", "K x N", "result"]
+    shown = [heading for heading in headings if any(heading in row for row in rows)]
+    table = _table(*shown)
+    for row in rows:
+        _add_row(table, *(row.get(heading, "") for heading in shown))
+    out.console.print(table)
 
 
 def _print_notes(out: _Output, report: Report) -> None:
@@ -402,6 +429,8 @@ def _print_notes(out: _Output, report: Report) -> None:
 
 
 def _print_conversion(out: _Output, conversion: Conversion, target: Path | None) -> None:
+    if conversion.bytes_after > conversion.bytes_before:
+        out.warn("the converted model is larger than the original.")
     if not conversion.report.rewrites:
         done = "nothing was written" if target is None else "the model was written unchanged"
         out.warn(f"no product was rewritten; {done}.")
@@ -424,7 +453,8 @@ def _print_verification(out: _Output, report: VerificationReport) -> None:
     if out.verbose:
         table = _table("product", "rows", "largest error / bound", "result", "compared with")
         for product in report.products:
-            table.add_row(
+            _add_row(
+                table,
                 product.node,
                 str(product.rows),
                 f"{product.worst_error_over_bound:.3g}",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,14 +93,19 @@ def convert(
             than `MAX_VERIFIED_BYTES`.
         inputs: Inputs to verify with, by name or in an .npz file; None for generated ones.
         report_path: Where `Conversion.to_dict` goes as JSON, after everything else.
-        progress: Called before each product with its name, its index and their number.
+        progress: Called for each product with its name, its index and their number, once while
+            converting and once more while verifying.
 
     Raises:
         ModelError: If a file cannot be read or written, or the model is not valid.
         RequirementError: If a requirement is not met.
         VerificationError: If the converted model's answers are not within the stated bounds.
     """
-    with _staged_json(None if report_path is None else Path(report_path)) as write_report:
+    report = None if report_path is None else Path(report_path)
+    for model in (source, target):
+        if report is not None and model is not None and report.resolve() == Path(model).resolve():
+            raise ModelError(f"The report '{report}' would replace the model; give another name.")
+    with _staged_json(report) as write_report:
         conversion = _convert(
             Path(source),
             None if target is None else Path(target),
@@ -142,7 +149,11 @@ def _convert(
             )
         if not skipped:
             verification = verify(
-                source, staged, inputs=inputs, weight_tolerance=result.options.tolerance
+                source,
+                staged,
+                inputs=inputs,
+                weight_tolerance=result.options.tolerance,
+                progress=progress,
             )
             if not verification.passed:
                 raise VerificationError(verification.summary())
@@ -155,8 +166,13 @@ def _convert(
             model_io.save(result.model, staged, external_data=result.options.external_data)
             accept(staged)
     elif result.report.rewrites:
+        in_place = target.resolve() == source.resolve()
         files = model_io.save(
-            result.model, target, external_data=result.options.external_data, accept=accept
+            result.model,
+            target,
+            external_data=result.options.external_data,
+            accept=accept,
+            protected=() if in_place else model_io.data_files(source),
         )
     else:
         files = model_io.copy(source, target, accept=accept)
@@ -184,15 +200,28 @@ def _staged_json(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]
     if path is None:
         yield lambda content: None
         return
+    # A pipe or a terminal is written to, not replaced.
+    ordinary = path.is_file() or not path.exists()
     try:
-        folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        folder = tempfile.TemporaryDirectory(
+            prefix=f".{path.name}.", dir=path.resolve().parent if ordinary else None
+        )
     except OSError as error:
         raise ModelError(f"The report '{path}' cannot be written: {error.strerror}.") from error
     with folder as name:
         staged = Path(name) / path.name
 
         def write(content: dict[str, Any]) -> None:
-            staged.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            staged.replace(path)
+            text = json.dumps(content, indent=2) + "\n"
+            try:
+                (staged if ordinary else path).write_text(text, encoding="utf-8")
+                if ordinary:
+                    staged.replace(path.resolve())
+            except OSError as error:
+                raise ModelError(
+                    f"The report '{path}' cannot be written: {error.strerror}."
+                ) from error
 
         yield write

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -37,46 +38,87 @@ def load(path: str | PathLike[str]) -> ir.Model:
     if path.is_dir():
         raise ModelError(f"'{path}' is a directory, expected an ONNX model file.")
     try:
-        with path.open("rb") as file:
-            proto = onnx.load_model(file, format="protobuf", load_external_data=False)
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise ModelError(f"There is no file '{path}'.") from error
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
-    except DecodeError as error:
-        raise ModelError(
-            f"'{path}' is not an ONNX model, or is cut short or damaged ({error})."
-        ) from error
-    model = from_proto(proto, str(path))
+    model = from_bytes(content, str(path))
     for tensor in external_tensors(model):
         tensor.base_dir = str(path.parent)
     check_external_data(model, str(path))
     return model
 
 
+def from_bytes(content: bytes, name: str = "model") -> ir.Model:
+    """Deserialise a model; ``name`` is what messages call it.
+
+    Raises:
+        ModelError: if it is not an ONNX model, is cut short, or as `from_proto`.
+    """
+    try:
+        proto = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        raise ModelError(
+            f"'{name}' is not an ONNX model, or is cut short or damaged ({error})."
+        ) from error
+    return from_proto(proto, name)
+
+
 def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
     """Deserialise a ModelProto; ``name`` is what messages call it.
 
     Raises:
-        ModelError: if it is not a model, or is damaged.
+        ModelError: if it is not a model, is damaged, or holds what conversion would lose.
     """
     if not proto.ir_version or not proto.HasField("graph"):
         raise ModelError(f"'{name}' is not an ONNX model: it has no graph.")
     if not proto.opset_import:
         raise ModelError(f"'{name}' is not a valid ONNX model: it imports no opset.")
+    # onnx_ir reads neither of them, and would write a model without.
+    if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
+        raise ModelError(
+            f"'{name}' has sparse initializers, which cannot be kept; store them as dense ones."
+        )
+    if proto.training_info:
+        raise ModelError(f"'{name}' has training information, which cannot be kept; remove it.")
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
+        # Tensors and attributes are looked at lazily; those no reader could read fail here.
+        for tensor in constant_tensors(model):
+            if tensor.dtype != ir.DataType.STRING:
+                _ = tensor.shape.numpy(), tensor.nbytes
     except Exception as error:  # onnx_ir documents no narrower class
         cause = error.__cause__ or error
         raise ModelError(f"'{name}' is not a valid ONNX model: {cause}") from error
+    # The other name of the default domain.
+    for imports in (
+        model.opset_imports,
+        *(each.opset_imports for each in model.functions.values()),
+    ):
+        if "ai.onnx" in imports:
+            imports.setdefault("", imports.pop("ai.onnx"))
+    return model
 
 
-def why_invalid(model: str | PathLike[str] | onnx.ModelProto | ir.Model) -> str:
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and its subgraphs."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+            for each in attribute.graphs:
+                yield from _graphs(each)
+
+
+def why_invalid(model: str | PathLike[str] | bytes | onnx.ModelProto | ir.Model) -> str:
     """What onnx.checker has against a model; empty if nothing, or if it cannot tell."""
     if isinstance(model, ir.Model):
         return ""
     try:
-        onnx.checker.check_model(model if isinstance(model, onnx.ModelProto) else os.fspath(model))
+        in_memory = isinstance(model, (bytes, onnx.ModelProto))
+        onnx.checker.check_model(model if in_memory else os.fspath(model))
     except (onnx.checker.ValidationError, ValueError) as error:
         return str(error)
     return ""
@@ -145,8 +187,16 @@ def file_bytes(path: str | PathLike[str]) -> int:
     Raises:
         ModelError: as `load`.
     """
-    others = {Path(tensor.path) for tensor in external_tensors(load(path))}
-    return sum(each.stat().st_size for each in {Path(path), *others})
+    return sum(each.stat().st_size for each in {Path(path).resolve(), *data_files(path)})
+
+
+def data_files(path: str | PathLike[str]) -> frozenset[Path]:
+    """Resolved paths of the files a model keeps tensors in, its own not among them.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    return frozenset(Path(tensor.path).resolve() for tensor in external_tensors(load(path)))
 
 
 def copy(
@@ -170,8 +220,9 @@ def copy(
     """
     source, target = Path(source), Path(target)
     model = load(source)
-    if any(external_tensors(model)) and source.resolve() != target.resolve():
-        return save(model, target, external_data="always", accept=accept)
+    others = data_files(source)
+    if others and source.resolve() != target.resolve():
+        return save(model, target, external_data="always", accept=accept, protected=others)
     _check_target(target)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
@@ -192,6 +243,16 @@ def _check_target(path: Path) -> None:
         raise ModelError(f"'{path}' cannot be written: there is no folder '{path.parent}'.")
     if path.is_dir():
         raise ModelError(f"'{path}' cannot be written: it is a directory.")
+    if path.exists() and not path.is_file():
+        raise ModelError(f"'{path}' cannot be written: it is not an ordinary file.")
+
+
+def _check_unprotected(path: Path, protected: Collection[Path]) -> None:
+    if path.resolve() in protected:
+        raise ModelError(
+            f"'{path}' cannot be written: the original model keeps tensors in it; give the result "
+            "another name."
+        )
 
 
 def save(
@@ -200,6 +261,7 @@ def save(
     *,
     external_data: ExternalData = "auto",
     accept: Callable[[Path], None] | None = None,
+    protected: Collection[Path] = (),
 ) -> tuple[Path, ...]:
     """Write a model, all of it or nothing.
 
@@ -214,6 +276,7 @@ def save(
         external_data: ``auto``, ``always`` or ``never``.
         accept: called with the path of the complete staged model before it takes the target's
             name; what it raises stops the writing.
+        protected: resolved paths that must not be replaced, as `data_files` gives them.
 
     Returns:
         The files written, the model first.
@@ -243,6 +306,8 @@ def save(
             names = [target.name]
             if (Path(temporary) / _data_name(target)).exists():
                 names.append(_data_name(target))
+            for name in names:
+                _check_unprotected(target.parent / name, protected)
             _move(Path(temporary), target.parent, names)
             _forget_replaced_data(model, [target.parent / name for name in names[1:]])
             return tuple(path.parent / name for name in (path.name, *names[1:]))
@@ -272,18 +337,18 @@ def _data_name(path: Path) -> str:
 
 def _write(model: ir.Model, path: Path, external: bool) -> None:
     try:
-        if external:
-            ir.save(
-                model,
-                path,
-                format="protobuf",
-                external_data=_data_name(path),
-                size_threshold_bytes=_MIN_EXTERNAL_BYTES,
-                alignment=ALIGNMENT,
-                align_threshold=ALIGNMENT,
-            )
-        else:
-            with _embedded(model):
+        with _embedded(model, initializers=not external):
+            if external:
+                ir.save(
+                    model,
+                    path,
+                    format="protobuf",
+                    external_data=_data_name(path),
+                    size_threshold_bytes=_MIN_EXTERNAL_BYTES,
+                    alignment=ALIGNMENT,
+                    align_threshold=ALIGNMENT,
+                )
+            else:
                 ir.save(model, path, format="protobuf")
     except (EncodeError, ValueError, ir.serde.SerdeError) as error:
         cause = error.__cause__ or error
@@ -291,28 +356,46 @@ def _write(model: ir.Model, path: Path, external: bool) -> None:
 
 
 @contextmanager
-def _embedded(model: ir.Model) -> Iterator[None]:
-    """While open, external initializers are tensors in memory."""
-    external = [
+def _embedded(model: ir.Model, *, initializers: bool = True) -> Iterator[None]:
+    """While open, external tensors of nodes, and of ``initializers``, are tensors in memory."""
+    values = [
         (value, value.const_value)
         for graph in model.graphs()
         for value in graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
+        if initializers and isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    owners: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
+    attributes = [
+        (node, attr, held)
+        for owner in owners
+        for node in ir.traversal.RecursiveGraphIterator(owner)
+        for attr in node.attributes.values()
+        if not attr.is_ref()
+        and attr.type == ir.AttributeType.TENSOR
+        and isinstance(held := attr.as_tensor(), ir.ExternalTensor)
     ]
     try:
-        for value, tensor in external:
-            value.const_value = ir.Tensor(
-                tensor.numpy(),
-                dtype=tensor.dtype,
-                shape=tensor.shape,
-                name=tensor.name,
-                doc_string=tensor.doc_string,
-                metadata_props=dict(tensor.metadata_props),
-            )
+        for value, tensor in values:
+            value.const_value = _in_memory(tensor)
+        for node, attr, held in attributes:
+            node.attributes[attr.name] = ir.AttrTensor(attr.name, _in_memory(held))
         yield
     finally:
-        for value, tensor in external:
+        for value, tensor in values:
             value.const_value = tensor
+        for node, attr, _ in attributes:
+            node.attributes[attr.name] = attr
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:
+    return ir.Tensor(
+        tensor.numpy(),
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
 
 
 def _forget_replaced_data(model: ir.Model, replaced: list[Path]) -> None:
@@ -351,7 +434,7 @@ def _move(source: Path, folder: Path, names: list[str]) -> None:
         if (folder / model).exists():
             shutil.copymode(folder / model, source / model)
         (source / model).replace(folder / model)
-    except OSError:
+    except BaseException:  # an interrupt too
         for each in added:
             each.unlink(missing_ok=True)
         for kept, original in restore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_ternary.errors import IndexFormatError
+from onnx_ternary.errors import IndexFormatError, ModelError
 from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE, OpAttributes
 
@@ -26,37 +25,44 @@ def op_nodes(model: ir.Model) -> Iterator[ir.Node]:
             yield node
 
 
+def node_label(node: ir.Node) -> str:
+    """What reports and messages call a node: its name, or its output's where it has none."""
+    return node.name or (node.outputs[0].name if node.outputs else "") or node.op_type
+
+
 def read_attributes(node: ir.Node) -> OpAttributes:
     """The attributes of a `TernaryIndexedMatMul` node.
 
     Raises:
-        IndexFormatError: if one is unknown, missing or out of range.
+        IndexFormatError: if one is unknown, missing, of another type or out of range.
     """
-    values: dict[str, Any] = {name: attr.value for name, attr in node.attributes.items()}
-    names = {each.name for each in dataclasses.fields(OpAttributes)}
-    if values.keys() != names:
-        wrong = ", ".join(sorted(values.keys() ^ names))
-        raise IndexFormatError(
-            f"{OP_TYPE} '{node.name}': unknown or missing attributes ({wrong}); convert the model "
-            "again with 'onnx-ternary optimize'."
-        )
-    return OpAttributes(**values)
+    values = {name: attr.value for name, attr in node.attributes.items()}
+    return OpAttributes.read(values, node_label(node))
 
 
 def index_tensors(node: ir.Node) -> tuple[NDArray[Any], ...]:
     """Codes, aux, scale and bias of a node.
 
     Raises:
-        IndexFormatError: if one is not a constant.
+        IndexFormatError: if one is missing or not a constant.
+        ModelError: if its data cannot be read.
     """
+    if len(node.inputs) != len(INPUT_NAMES):
+        raise IndexFormatError(
+            f"{OP_TYPE} '{node_label(node)}': {len(node.inputs)} inputs, expected "
+            f"{len(INPUT_NAMES)}; convert the model again with 'onnx-ternary optimize'."
+        )
     arrays = []
     for name, value in zip(INPUT_NAMES[1:], node.inputs[1:], strict=True):
         if value is None or value.const_value is None:
             raise IndexFormatError(
-                f"{OP_TYPE} '{node.name}': input {name} is not an initializer; convert the model "
-                "again with 'onnx-ternary optimize'."
+                f"{OP_TYPE} '{node_label(node)}': input {name} is not an initializer; convert the "
+                "model again with 'onnx-ternary optimize'."
             )
-        arrays.append(value.const_value.numpy())
+        try:
+            arrays.append(value.const_value.numpy())
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"Tensor '{value.name}' cannot be read: {error}") from error
     return tuple(arrays)
 
 
@@ -73,6 +79,20 @@ def index_digest(node: ir.Node) -> str:
     return digest.hexdigest()
 
 
+def check_digest(node: ir.Node) -> None:
+    """Compare a node's tensors with the digest it was converted with, if it has one.
+
+    Raises:
+        IndexFormatError: if they differ, and as `index_tensors`.
+    """
+    expected = node.metadata_props.get(DIGEST_KEY)
+    if expected is not None and expected != index_digest(node):
+        raise IndexFormatError(
+            f"{OP_TYPE} '{node_label(node)}': its tensors are not the ones it was converted with "
+            "(their digest differs); convert the model again with 'onnx-ternary optimize'."
+        )
+
+
 def check_indices(model: ir.Model) -> tuple[str, ...]:
     """Check every index a model carries, code by code and against its digest.
 
@@ -81,24 +101,20 @@ def check_indices(model: ir.Model) -> tuple[str, ...]:
 
     Raises:
         IndexFormatError: naming every damaged node and what is wrong with it.
+        ModelError: if a tensor's data cannot be read.
     """
     checked, damaged = [], []
     for node in op_nodes(model):
-        checked.append(node.name or "")
+        name = node_label(node)
+        checked.append(name)
         try:
             attributes = read_attributes(node)
             codes, aux, scale, bias = index_tensors(node)
-            validate_index(attributes, codes, aux, scale, bias, node=node.name or "")
-            decode_index(attributes, codes, aux, node=node.name or "")
+            validate_index(attributes, codes, aux, scale, bias, node=name)
+            decode_index(attributes, codes, aux, node=name)
+            check_digest(node)
         except IndexFormatError as error:
             damaged.append(str(error))
-            continue
-        expected = node.metadata_props.get(DIGEST_KEY)
-        if expected is not None and expected != index_digest(node):
-            damaged.append(
-                f"{OP_TYPE} '{node.name}': its tensors are not the ones it was converted with "
-                "(their digest differs); convert the model again with 'onnx-ternary optimize'."
-            )
     if damaged:
         raise IndexFormatError("\n".join(damaged))
     return tuple(checked)

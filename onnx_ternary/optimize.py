@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnx_ternary import __version__, model_io
+from onnx_ternary import model_io
+from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.report import Report
@@ -63,7 +64,7 @@ class OptimizeResult:
 
 
 def optimize(
-    model: str | PathLike[str] | onnx.ModelProto | ir.Model,
+    model: str | PathLike[str] | bytes | onnx.ModelProto | ir.Model,
     options: OptimizeOptions | None = None,
     *,
     progress: Callable[[str, int, int], None] | None = None,
@@ -71,7 +72,7 @@ def optimize(
     """Replace every product with a ternary or binary weight by `TernaryIndexedMatMul`.
 
     Args:
-        model: a path, or a model in memory, which is left as it is.
+        model: a path, a serialised model, or a model in memory, which is left as it is.
         options: None for the defaults.
         progress: called before each product with its name, its index and their number.
 
@@ -83,6 +84,8 @@ def optimize(
         converted = model.clone()
     elif isinstance(model, onnx.ModelProto):
         converted = model_io.from_proto(model)
+    elif isinstance(model, bytes):
+        converted = model_io.from_bytes(model)
     else:
         converted = model_io.load(model)
     try:

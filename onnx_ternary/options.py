@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from onnx_ternary.schema import Algorithm, IndexFormat, Storage
+from onnx_ternary.schema import MAX_BLOCK_WIDTH, STORAGES, Algorithm, IndexFormat, Storage
 
 ActivationChoice = Literal["keep", "int8"]
 ExternalData = Literal["auto", "always", "never"]
@@ -73,6 +73,7 @@ class OptimizeOptions:
             if getattr(self, name) not in choices:
                 expected = ", ".join(str(choice) for choice in choices)
                 raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of: {expected}")
+        self._check_format()
         # A larger one could not tell a level of 0 from the scale.
         if not 0.0 <= self.tolerance < 1 / 3:
             raise ValueError(f"tolerance = {self.tolerance}, expected from 0 to below 1/3")
@@ -81,6 +82,23 @@ class OptimizeOptions:
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a tuple of globs, not one string")
+
+    def _check_format(self) -> None:
+        storages = STORAGES[self.index_format]
+        if self.storage is not None and self.storage not in storages:
+            raise ValueError(
+                f"storage = {self.storage!r}, expected {' or '.join(storages)} for "
+                f"{self.index_format}"
+            )
+        if self.index_format == "packed":
+            if self.block_width is not None or self.algorithm not in (None, "auto"):
+                raise ValueError("block_width and algorithm are for index_format = 'rsr'")
+            return
+        widest = MAX_BLOCK_WIDTH[self.storage or "planes"]
+        if self.block_width is not None and not 1 <= self.block_width <= widest:
+            raise ValueError(f"block_width = {self.block_width}, expected from 1 to {widest}")
+        if self.algorithm == "auto":
+            raise ValueError("algorithm = 'auto', expected rsr or rsr++ for rsr")
 
     def to_dict(self) -> dict[str, Any]:
         """The options by name, ready for JSON."""

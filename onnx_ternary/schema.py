@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from onnx_ternary.errors import IndexFormatError
 
@@ -26,7 +27,8 @@ MAX_BLOCK_WIDTH = {"planes": 16, "base3": 10}
 MAX_K = 2**24 - 1
 MAX_N = 2**31 - 1
 
-_STORAGES: dict[str, dict[str, tuple[str, ...]]] = {
+# Storages of a format, and the alphabets each can hold.
+STORAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "packed": {
         "2bit": ("ternary", "binary_pm", "binary_01"),
         "dense": ("ternary", "binary_pm", "binary_01"),
@@ -60,12 +62,40 @@ class OpAttributes:
     activation_qmax: int = 0
     format_version: int = FORMAT_VERSION
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any], node: str) -> OpAttributes:
+        """The attributes found on a node of a model, which may be damaged.
+
+        Args:
+            values: int, float or str by name.
+            node: the node's name, for messages.
+
+        Raises:
+            IndexFormatError: if one is unknown, missing, of another type or out of range.
+        """
+        again = "; convert the model again with 'onnx-ternary optimize'."
+        types = {field.name: type(field.default) for field in fields(cls)} | {"K": int, "N": int}
+        if wrong := sorted(values.keys() ^ types.keys()):
+            raise IndexFormatError(
+                f"{OP_TYPE} '{node}': unknown or missing attributes ({', '.join(wrong)}){again}"
+            )
+        for name, expected in types.items():
+            if type(values[name]) is not expected:
+                raise IndexFormatError(
+                    f"{OP_TYPE} '{node}': attribute {name} = {values[name]!r}, expected "
+                    f"{expected.__name__}{again}"
+                )
+        try:
+            return cls(**values)
+        except IndexFormatError as error:
+            raise IndexFormatError(str(error).replace(OP_TYPE, f"{OP_TYPE} '{node}'", 1)) from error
+
     def __post_init__(self) -> None:
         self._require("K", 0 < self.K <= MAX_K, f"from 1 to {MAX_K}")
         self._require("N", 0 < self.N <= MAX_N, f"from 1 to {MAX_N}")
         self._require("format_version", self.format_version == FORMAT_VERSION, str(FORMAT_VERSION))
-        self._require("index_format", self.index_format in _STORAGES, "packed or rsr")
-        storages = _STORAGES[self.index_format]
+        self._require("index_format", self.index_format in STORAGES, "packed or rsr")
+        storages = STORAGES[self.index_format]
         self._require("storage", self.storage in storages, " or ".join(storages))
         alphabets = storages[self.storage]
         self._require("alphabet", self.alphabet in alphabets, " or ".join(alphabets))

@@ -603,6 +603,13 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
         simple(ternary(), x_shape=("batch", 7)),
         "input 'x' has 7 columns, but weight 'w' has 48 rows",
     ),
+    "wrong_k_gemm": lambda: Miss(
+        gemm(x_shape=("batch", 7)).model, "input 'x' has 7 columns, but weight 'w' has 48 rows"
+    ),
+    "wrong_k_trans_a": lambda: Miss(
+        gemm(x_shape=(7, "batch"), transA=1).model,
+        "input 'x' has 7 rows, but weight 'w' has 48 rows",
+    ),
     "small": lambda: Miss(
         simple(ternary()),
         "weight 'w' has 960 elements, fewer than min_elements = 1024",

@@ -72,9 +72,10 @@ inline size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~static_cast<size_
 inline float FinishInt8(int32_t sum, float s, float scale, float bias) {
   return static_cast<float>(sum) / s * scale + bias;
 }
-// With scales per group: total is the float64 sum of group sums times scales.
+// With scales per group: total is the float64 sum of group sums times scales, which may lie outside
+// float32.
 inline float FinishInt8Groups(double total, float s, float bias) {
-  return static_cast<float>(total) / s + bias;
+  return static_cast<float>(total / static_cast<double>(s)) + bias;
 }
 
 }  // namespace portable

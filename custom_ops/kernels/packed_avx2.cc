@@ -235,14 +235,15 @@ __m128 FinishInt8(const Layer* layer, __m128i sum, float s, int64_t n) {
   return _mm_add_ps(_mm_mul_ps(quotient, LoadScale(layer, n)), LoadBias(layer, n));
 }
 
-// With scales per group the weighted sums are taken in float64, in the order of the groups.
+// With scales per group the weighted sums, which may lie outside float32, are taken in float64, in
+// the order of the groups.
 __m256d AddGroup(__m256d total, __m256d sum, __m128 scale) {
   return _mm256_add_pd(total, _mm256_mul_pd(sum, _mm256_cvtps_pd(scale)));
 }
 
 __m128 FinishGroupsInt8(const Layer* layer, __m256d total, float s, int64_t n) {
-  const __m128 y = _mm_div_ps(_mm256_cvtpd_ps(total), _mm_set1_ps(s));
-  return _mm_add_ps(y, LoadBias(layer, n));
+  const __m256d y = _mm256_div_pd(total, _mm256_set1_pd((double)s));
+  return _mm_add_ps(_mm256_cvtpd_ps(y), LoadBias(layer, n));
 }
 
 void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
@@ -718,8 +719,8 @@ struct GemmScratch {
   size_t codes_offset, scales_offset, sums_offset, tile_bytes, bytes;
 };
 
-GemmScratch GemmScratchLayout(const Layer* layer, int64_t rows, int64_t num_columns) {
-  const size_t columns = (size_t)ChunkColumns(num_columns);
+GemmScratch GemmScratchLayout(const Layer* layer, int64_t rows, int64_t chunk_columns) {
+  const size_t columns = (size_t)chunk_columns;
   GemmScratch layout;
   layout.codes_offset = RoundUp64((size_t)(2 * kPatterns * kTableRow) * sizeof(float));
   layout.scales_offset = layout.codes_offset + RoundUp64((size_t)kSteps * columns * 8);
@@ -735,7 +736,8 @@ size_t GemmFloatPreparedBytes(const Layer* layer, int64_t rows) {
 }
 
 size_t GemmFloatScratchBytes(const Layer* layer, int64_t rows, int64_t num_columns) {
-  return GemmScratchLayout(layer, rows, num_columns).bytes;
+  // Chunks are even, so those of a narrower range can be wider: one of 4096 columns, two of 2052.
+  return GemmScratchLayout(layer, rows, RoundUp(Min(num_columns, kChunkColumns), kColumns)).bytes;
 }
 
 void Transpose8x8(__m256* r) {
@@ -954,8 +956,8 @@ void StoreRows(const Layer* layer, const float* sums, int64_t begin, int64_t num
 
 void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
                int64_t end, float* y, void* scratch) {
-  const GemmScratch layout = GemmScratchLayout(layer, rows, end - begin);
   const int64_t stride = ChunkColumns(end - begin);
+  const GemmScratch layout = GemmScratchLayout(layer, rows, stride);
   const int64_t num_blocks = layer->num_k_blocks;
   const int64_t row_blocks = RowBlocks(rows);
   const int64_t blocks_per_group = BlocksPerGroup(layer);
@@ -1008,6 +1010,41 @@ void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
 
 // ---------------------------------------------------------------------------------------------
 
+void RowMagnitudes(const float* x, int64_t count, int32_t* largest_bits, double* sum) {
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+  __m256i max_bits = _mm256_setzero_si256();
+  __m256d total = _mm256_setzero_pd();
+  int32_t largest = 0;
+  int64_t k = 0;
+  for (; k + 32 <= count; k += 32) {
+    __m256 part = _mm256_setzero_ps();
+    for (int64_t i = 0; i < 32; i += 8) {
+      const __m256i bits = _mm256_and_si256(LoadU(x + k + i), magnitude);
+      max_bits = _mm256_max_epi32(max_bits, bits);
+      part = _mm256_add_ps(part, _mm256_castsi256_ps(bits));
+    }
+    total = _mm256_add_pd(total, _mm256_cvtps_pd(_mm_add_ps(_mm256_castps256_ps128(part),
+                                                            _mm256_extractf128_ps(part, 1))));
+  }
+  double sums[4];
+  int32_t lanes[8];
+  _mm256_storeu_pd(sums, total);
+  _mm256_storeu_si256((__m256i*)lanes, max_bits);
+  for (int i = 0; i < 8; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  double rest = 0.0;
+  for (; k < count; ++k) {
+    int32_t bits;
+    memcpy(&bits, x + k, sizeof bits);
+    bits &= 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    rest += (double)value;
+  }
+  *largest_bits = largest;
+  *sum = sums[0] + sums[1] + sums[2] + sums[3] + rest;
+}
+
 // Integer sums; float64 where scales are per group.
 int64_t ExactDepth(const Layer*) { return 0; }
 
@@ -1018,6 +1055,8 @@ int64_t LookupDepth(const Layer* layer) {
 
 }  // namespace
 }  // namespace avx2
+
+extern const RowMagnitudesFunction row_magnitudes_avx2 = avx2::RowMagnitudes;
 
 extern const Kernel packed_gemv_int8_1x4_avx2 = {
     "packed_gemv_int8_1x4_avx2",

@@ -26,7 +26,6 @@ namespace portable {
 namespace {
 
 constexpr int64_t kTile = 4;        // columns
-constexpr int64_t kMaxBlock = 128;  // inputs
 constexpr int64_t kStepGroups = 8;  // pattern groups whose tables are in L1 at a time
 constexpr int64_t kMaxPatterns = 81;
 constexpr int64_t kChunkColumns = 2048;  // whose sums wait in L2 between steps

@@ -36,7 +36,6 @@ float QuantiseActivationRow(const Layer* layer, const float* x, int8_t* q) {
   const float to_integer = 12582912.0f;  // 1.5 * 2^23
   for (int64_t k = 0; k < K; ++k) {
     float v = x[k] * s;
-    // In this order NaN (0 * inf, from a denormal epsilon) becomes qmin and stays defined.
     v = v > qmin ? v : qmin;
     v = v < qmax ? v : qmax;
     v = (v + to_integer) - to_integer;

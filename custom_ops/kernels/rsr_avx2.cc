@@ -304,10 +304,10 @@ float FinishRow(const Layer* layer, int64_t sum, double total, double unit, int6
   return (float)total + ColumnBias(layer, n);
 }
 
-// docs/op_spec.md: each operation in float32.
+// docs/op_spec.md: each operation in float32, but for totals of groups, which may lie outside it.
 float FinishRow(const Layer* layer, int32_t sum, double total, double s, int64_t n) {
   const float bias = ColumnBias(layer, n);
-  if (PerGroup(layer)) return (float)total / (float)s + bias;
+  if (PerGroup(layer)) return (float)(total / s) + bias;
   return (float)sum / (float)s * ColumnScale(layer, n) + bias;
 }
 

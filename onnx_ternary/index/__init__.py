@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import packed, rsr
 from onnx_ternary.schema import (
@@ -82,7 +83,7 @@ def build_index(
             algorithm=algorithm or "auto",
             group_size=group_size,
         )
-        pack = packed.pack_native if native else packed.pack
+        pack = _native.pack if native else packed.pack
         codes: NDArray[Any] = pack(
             weight.levels,
             storage=storage,
@@ -105,7 +106,7 @@ def build_index(
         algorithm=algorithm,
         group_size=group_size,
     )
-    pack_rsr = rsr.pack_native if native else rsr.pack
+    pack_rsr = _native.pack_rsr if native else rsr.pack
     permutation, segment_offsets = pack_rsr(
         weight.levels,
         storage=storage,
@@ -126,13 +127,12 @@ def decode_index(
     """
     _validate_tensors(attributes, codes, aux, node)
     levels = _unpack(attributes, codes, aux)
-    alphabet = {"ternary": (-1, 0, 1), "binary_pm": (-1, 1), "binary_01": (0, 1)}
-    allowed = alphabet[attributes.alphabet]
-    wrong = np.ones(levels.shape, bool)
-    for level in allowed:
-        wrong &= levels != level
-    if wrong.any():
-        row, column = map(int, np.argwhere(wrong)[0])
+    allowed = {"ternary": (-1, 0, 1), "binary_pm": (-1, 1), "binary_01": (0, 1)}[
+        attributes.alphabet
+    ]
+    in_range = levels.min() >= allowed[0] and levels.max() <= 1
+    if not in_range or (0 not in allowed and not levels.all()):
+        row, column = map(int, np.argwhere(~np.isin(levels, allowed))[0])
         level = int(levels[row, column])
         found = "code 3" if level == 2 else str(level)
         what = f"level of row {row}, column {column}"

@@ -1,7 +1,6 @@
 """The `packed` index format, docs/index_format.md section 2.
 
-`pack` and `unpack` are the executable specification; `pack_native` and `unpack_native` do the same
-in C++.
+`pack` and `unpack` are the executable specification; those of `_native` do the same in C++.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
 from onnx_ternary.schema import Alphabet, Storage
 
 COLUMN_TILE = 4
@@ -79,33 +77,3 @@ def unpack(
 def _place_values(storage: Storage) -> NDArray[np.uint8]:
     """What the digit of field j of a byte is multiplied by."""
     return np.power(_BASE[storage], np.arange(_FIELDS[storage])).astype(np.uint8)
-
-
-def pack_native(
-    levels: NDArray[np.int8], *, storage: Storage, alphabet: Alphabet, block_size: int
-) -> NDArray[np.uint8]:
-    """`pack` in C++.
-
-    Raises:
-        IndexFormatError: for a level outside the alphabet.
-        LibraryError: if the library is missing.
-    """
-    return _native.pack(levels, storage=storage, alphabet=alphabet, block_size=block_size)
-
-
-def unpack_native(
-    codes: NDArray[np.uint8],
-    K: int,
-    N: int,
-    *,
-    storage: Storage,
-    alphabet: Alphabet,
-    block_size: int,
-) -> NDArray[np.int8]:
-    """`unpack` in C++.
-
-    Raises:
-        IndexFormatError: for the unused code 3.
-        LibraryError: if the library is missing.
-    """
-    return _native.unpack(codes, K, N, storage=storage, alphabet=alphabet, block_size=block_size)

@@ -1,6 +1,6 @@
 """The `rsr` index format, docs/index_format.md section 3 (arXiv 2411.06360, sections 3 and 4).
 
-`pack` and `unpack` are the executable specification; `pack_native` does the same in C++.
+`pack` and `unpack` are the executable specification; `_native.pack_rsr` does the same in C++.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
 from onnx_ternary.schema import MAX_BLOCK_WIDTH, Algorithm, Alphabet, Storage
 
 
@@ -160,26 +159,3 @@ def _place_values(base: int, block_width: int) -> NDArray[np.int64]:
     """The first column of a block is the most significant digit."""
     places: NDArray[np.int64] = np.int64(base) ** np.arange(block_width - 1, -1, -1)
     return places
-
-
-def pack_native(
-    levels: NDArray[np.int8],
-    *,
-    storage: Storage,
-    alphabet: Alphabet,
-    block_width: int,
-    group_size: int = 0,
-) -> tuple[NDArray[np.uint16] | NDArray[np.uint32], NDArray[np.uint32]]:
-    """`pack` in C++.
-
-    Raises:
-        IndexFormatError: for a level outside the alphabet.
-        LibraryError: if the library is missing.
-    """
-    return _native.pack_rsr(
-        levels,
-        storage=storage,
-        alphabet=alphabet,
-        block_width=block_width,
-        group_size=group_size,
-    )

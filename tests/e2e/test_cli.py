@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,92 @@ def test_optimize_unwritable_targets(tmp_path: Path) -> None:
 def test_optimize_usage_error_is_2() -> None:
     run("optimize", "--format", "nonsense", DIGITS, check=2)
     run("optimize", check=2)
+    done = run("optimize", "--storage", "1bit", "--format", "rsr", DIGITS, check=2)
+    assert "planes or base3" in done.stderr
+    run("optimize", "--block-width", "4", DIGITS, check=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--tolerance", "0.4"),
+        ("--storage", "planes"),
+        ("--block-width", "4"),
+        ("--algorithm", "rsr"),
+        ("--format", "rsr", "--storage", "2bit"),
+        ("--format", "rsr", "--storage", "base3", "--block-width", "11"),
+    ],
+    ids=" ".join,
+)
+def test_optimize_options_that_do_not_fit_are_a_usage_error(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    done = run("optimize", DIGITS, tmp_path / "out.onnx", *options, check=2)
+    assert "expected" in done.stderr or "for index_format" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_optimize_report_does_not_replace_a_model(tmp_path: Path) -> None:
+    model, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    model.write_bytes(DIGITS.read_bytes())
+    for path in (model, out):
+        done = run("optimize", model, out, "--report", path, check=1)
+        assert "would replace the model" in done.stderr
+    assert model.read_bytes() == DIGITS.read_bytes()
+    assert list(tmp_path.iterdir()) == [model]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_optimize_special_files(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = run("optimize", DIGITS, pipe, check=1)
+    assert "not an ordinary file" in done.stderr
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        run("optimize", DIGITS, "--dry-run", "--no-verify", "--report", pipe)
+        content, _ = reader.communicate(timeout=60)
+    assert len(json.loads(content)["rewrites"]) == 3
+    assert pipe.is_fifo()
+
+
+def test_optimize_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    out, report = tmp_path / "out.onnx", tmp_path / "report.json"
+    command = [sys.executable, "-m", "onnx_ternary", "optimize", DIGITS, out, "--report", report]
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE) as process:
+        # Both are staged beside their targets; then verification runs.
+        until = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_look_like_markup(tmp_path: Path) -> None:
+    model = onnx.load(DIGITS)
+    for node in model.graph.node:
+        node.name = f"/layers[bold]/{node.name}[/a]"
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    done = run("optimize", path, tmp_path / "out.onnx", "-v")
+    assert "/layers[bold]/node_linear[/a]" in done.stdout
+    assert "/layers[bold]/node_linear_3[/a]" in done.stdout
+
+
+def test_optimize_tolerance_is_verified_by_product(tmp_path: Path) -> None:
+    model = onnx.load(DIGITS)
+    generator = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        weight = numpy_helper.to_array(tensor)
+        if weight.shape == (512, 512):
+            noisy = weight * (1 + generator.uniform(-0.02, 0.02, weight.shape))
+            tensor.CopyFrom(numpy_helper.from_array(noisy.astype(np.float32), tensor.name))
+    path, out = tmp_path / "noisy.onnx", tmp_path / "out.onnx"
+    onnx.save(model, path)
+    run("optimize", path, out, "--tolerance", "0.05")
+    run("verify", path, out, check=3)
+    assert "no tolerance" in run("verify", path, out, "--weight-tolerance", "0.05").stdout
 
 
 def test_optimize_rsr_and_int8_options(tmp_path: Path) -> None:
@@ -212,6 +300,23 @@ def test_verify_passes_and_fails_with_exit_code_3(converted: Path, tmp_path: Pat
     onnx.save(model, wrong)
     failed = run("verify", DIGITS, wrong, check=3)
     assert "node_linear" in failed.stderr
+
+
+def test_verify_warns_where_nothing_was_converted(converted: Path) -> None:
+    assert "swapped" in run("verify", DIGITS, DIGITS).stderr
+    assert "swapped" in run("verify", converted, DIGITS).stderr
+
+
+def test_optimize_a_converted_model_says_so(converted: Path, tmp_path: Path) -> None:
+    done = run("optimize", converted, tmp_path / "again.onnx")
+    assert done.stdout.count("already converted") == 3
+    assert (tmp_path / "again.onnx").read_bytes() == converted.read_bytes()
+
+
+def test_optimize_warns_where_the_index_is_larger(tmp_path: Path) -> None:
+    wide = ("--format", "rsr", "--block-width", "14")
+    done = run("optimize", DIGITS, tmp_path / "wide.onnx", *wide, "--no-verify")
+    assert "larger than the original" in done.stderr
 
 
 def test_verify_wrong_inputs_are_named(converted: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,12 +79,11 @@ class Node:
         bias = np.abs(self.bias.astype(np.float64))
         magnitude = np.abs(x.astype(np.float64)) @ np.abs(weights) + bias
         attributes = self.attributes
-        depth = attributes.K
-        if "gemm" in kernel and attributes.index_format == "packed":
-            depth = min(
-                depth, -(-attributes.K // attributes.block_size) * attributes.block_size // 4 + 4
-            )
-        steps = depth + attributes.num_groups + 3
+        depth = _native.addition_depth(
+            attributes, self.codes, self.aux, self.scale, self.bias, kernel
+        )
+        # Padding adds zeros, which does not round.
+        steps = min(depth, attributes.K) + attributes.num_groups + 3
         bound = steps * U / (1 - steps * U) * magnitude + magnitude * U
         if BY_NAME[kernel]["fixed_point"]:
             absmax = np.max(np.abs(x), axis=1, keepdims=True).astype(np.float64)
@@ -291,6 +290,18 @@ def test_kernel_any_column_split_same_bits(name: str) -> None:
 
 
 @each_packed_kernel
+@pytest.mark.parametrize(("rows", "scale_kind"), [(3, "group"), (65, "column")])
+def test_kernel_wide_matrix_in_unequal_parts(name: str, rows: int, scale_kind: str) -> None:
+    """The last part is narrower than the one scratch memory was asked for, yet one chunk."""
+    rng = np.random.default_rng(rows)
+    node = make_node(rng, "packed", BY_NAME[name]["activation"], 128, 8196, scale_kind=scale_kind)
+    x = rng.normal(size=(rows, 128)).astype(np.float32)
+    y, _ = node.run(x, name, num_parts=2)
+    check(node, x, y, name)
+    np.testing.assert_array_equal(y, node.run(x, name)[0])
+
+
+@each_packed_kernel
 @pytest.mark.parametrize("offset", [1, 3, 31])
 def test_kernel_misaligned_codes(name: str, offset: int) -> None:
     rng = np.random.default_rng(offset)
@@ -358,6 +369,20 @@ def test_kernel_lowest_digits_do_not_overflow(name: str) -> None:
     # As fixed point with absmax 2^22: low and middle digit -128.
     x = np.full((8, K), -(128.0 + 128.0 * 256.0), np.float32)
     x[:, 0] = 2.0**22
+    check(node, x, node.run(x, name)[0], name)
+
+
+@each_int8_kernel
+def test_int8_kernel_large_group_scales_do_not_overflow(name: str) -> None:
+    """The integer sum times the scale leaves float32's range, the result does not."""
+    rng = np.random.default_rng(9)
+    levels = np.ones((256, 4), np.int8)
+    node = make_node(
+        rng, BY_NAME[name]["index_format"], "int8", 256, 4, scale_kind="group", levels=levels
+    )
+    node.scale[...] = 1e35
+    node = replace(node, attributes=replace(node.attributes, activation_epsilon=1e-30))
+    x = rng.uniform(0.5e-28, 1e-28, (2, 256)).astype(np.float32)
     check(node, x, node.run(x, name)[0], name)
 
 

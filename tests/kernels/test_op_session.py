@@ -152,6 +152,14 @@ def test_shape_inference_keeps_symbols_and_type(
     assert output.type == "tensor(float)"
 
 
+def test_shape_inference_leaves_unnamed_dimensions_open(rng: np.random.Generator) -> None:
+    model = make_model(make_node(rng, VARIANTS[0]), shape=("batch", None, 100))
+    output = make_session(model).get_outputs()[0]
+    assert output.shape[0] == "batch"
+    assert not isinstance(output.shape[1], int)
+    assert output.shape[2] == 13
+
+
 def test_wrong_last_dimension_is_named(rng: np.random.Generator) -> None:
     session = make_session(make_model(make_node(rng, VARIANTS[0]), shape=("rows", "columns")))
     with pytest.raises(ORT_ERRORS) as caught:
@@ -357,6 +365,29 @@ def test_external_data_is_read_at_any_offset(rng: np.random.Generator, tmp_path:
         options.register_custom_ops_library(get_library_path())
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         np.testing.assert_array_equal(run(session, x), expected)
+
+
+def test_constant_activations_are_read_at_any_offset(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    node = make_node(rng, VARIANTS[0], per_column=True)
+    model = make_model(node)
+    x = rng.standard_normal((3, 100)).astype(np.float32)
+    expected = run(make_session(model), x)
+    (tmp_path / "x.bin").write_bytes(b"\0" * 4097 + x.tobytes())
+    constant = onnx.TensorProto(name="X", data_type=onnx.TensorProto.FLOAT, dims=x.shape)
+    constant.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "x.bin"), ("offset", "4097"), ("length", str(x.nbytes))):
+        constant.external_data.add(key=key, value=value)
+    del model.graph.input[:]
+    model.graph.initializer.append(constant)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(get_library_path())
+    session = ort.InferenceSession(
+        str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    np.testing.assert_array_equal(session.run(None, {})[0], expected)
 
 
 def test_unsupported_input_type_is_refused(rng: np.random.Generator) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import re
 from dataclasses import replace
 from typing import Any
@@ -169,6 +170,29 @@ def test_pack_wrong_arguments_are_refused(
         _native.pack(np.ones(shape, np.int8), **arguments)
 
 
+LONGEST = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("otn_pack", (LONGEST, 4, b"2bit", b"ternary", 128)),
+     ("otn_pack", (4, LONGEST, b"dense", b"ternary", 128)),
+     ("otn_pack_rsr", (LONGEST, 4, b"planes", b"ternary", 2, 0)),
+     ("otn_pack_rsr", (4, LONGEST, b"planes", b"ternary", 2, 0)),
+     ("otn_pack_rsr", (4, 4, b"planes", b"ternary", 2, LONGEST))],
+)  # fmt: skip
+def test_pack_sizes_that_overflow_are_refused(name: str, arguments: tuple[Any, ...]) -> None:
+    memory, error = np.zeros(16, np.int8), ctypes.create_string_buffer(100)
+    outputs = (memory.ctypes.data, 16)
+    if name == "otn_pack_rsr":
+        outputs = (memory.ctypes.data, 2, 16, memory.ctypes.data, 16)
+    status = getattr(_native.library(), name)(
+        memory.ctypes.data, *arguments, *outputs, error, len(error)
+    )
+    assert status == 1
+    assert error.value
+
+
 def test_unpack_takes_any_byte(rng: np.random.Generator) -> None:
     codes = np.arange(256, dtype=np.uint8).reshape(2, 1, 4, 32)
     two_bit = _native.unpack(codes, 128, 8, storage="2bit", alphabet="ternary", block_size=128)
@@ -294,6 +318,12 @@ def test_rows_with_extreme_crest_factor_are_within_the_bound_of_a_dot_product(
         bound = 1010 * unit * (np.abs(x[:rows]).astype(np.float64) @ np.abs(node.weight)) + 1e-37
         # Columns without the large input show whether it blurred the small ones.
         assert np.all(np.abs(y - node.expected(x[:rows])) <= bound)
+
+
+def test_more_parts_than_columns(rng: np.random.Generator) -> None:
+    node = make_node(rng, OpAttributes(K=100, N=9))
+    x = rng.standard_normal((2, 100)).astype(np.float32)
+    np.testing.assert_array_equal(run(node, x, num_parts=LONGEST)[0], run(node, x)[0])
 
 
 def test_zero_rows() -> None:

@@ -50,10 +50,10 @@ def test_packed(
         "block_size": block_size,
     }
     codes = packed.pack(levels, **options)
-    native = packed.pack_native(levels, **options)
+    native = _native.pack(levels, **options)
     assert native.dtype == codes.dtype
     np.testing.assert_array_equal(native, codes)
-    np.testing.assert_array_equal(packed.unpack_native(codes, K, N, **options), levels)
+    np.testing.assert_array_equal(_native.unpack(codes, K, N, **options), levels)
 
 
 @pytest.mark.parametrize("storage", ["dense", "1bit"])
@@ -63,7 +63,7 @@ def test_every_byte_unpacks_alike(storage: Storage) -> None:
     codes = rng.integers(0, 256, shape).astype(np.uint8)
     options: dict[str, Any] = {"storage": storage, "alphabet": "binary_01", "block_size": 128}
     np.testing.assert_array_equal(
-        packed.unpack_native(codes, 256, 40, **options), packed.unpack(codes, 256, 40, **options)
+        _native.unpack(codes, 256, 40, **options), packed.unpack(codes, 256, 40, **options)
     )
 
 
@@ -86,7 +86,7 @@ def test_rsr(
         "group_size": group_size,
     }
     for native, expected in zip(
-        rsr.pack_native(levels, **options), rsr.pack(levels, **options), strict=True
+        _native.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
     ):
         assert native.dtype == expected.dtype
         np.testing.assert_array_equal(native, expected)
@@ -98,7 +98,7 @@ def test_rsr_of_the_widest_patterns(storage: Storage, block_width: int) -> None:
     options: dict[str, Any] = {"storage": storage, "alphabet": "ternary"}
     options |= {"block_width": block_width, "group_size": 0}
     for native, expected in zip(
-        rsr.pack_native(levels, **options), rsr.pack(levels, **options), strict=True
+        _native.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
     ):
         np.testing.assert_array_equal(native, expected)
 
@@ -109,7 +109,7 @@ def test_rsr_of_many_rows(K: int) -> None:
     options: dict[str, Any] = {"storage": "planes", "alphabet": "ternary"}
     options |= {"block_width": 2, "group_size": 0}
     for native, expected in zip(
-        rsr.pack_native(levels, **options), rsr.pack(levels, **options), strict=True
+        _native.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
     ):
         assert native.dtype == expected.dtype
         np.testing.assert_array_equal(native, expected)
@@ -118,9 +118,7 @@ def test_rsr_of_many_rows(K: int) -> None:
 def test_levels_of_any_memory_order() -> None:
     levels = np.asfortranarray(random_levels(np.random.default_rng(0), 130, 9, "ternary"))
     options: dict[str, Any] = {"storage": "2bit", "alphabet": "ternary", "block_size": 128}
-    np.testing.assert_array_equal(
-        packed.pack_native(levels, **options), packed.pack(levels, **options)
-    )
+    np.testing.assert_array_equal(_native.pack(levels, **options), packed.pack(levels, **options))
 
 
 @pytest.mark.parametrize(("storage", "alphabet"), [*PACKED_STORAGES, *RSR_STORAGES])
@@ -131,11 +129,11 @@ def test_level_outside_the_alphabet_is_refused(storage: Storage, alphabet: Alpha
         levels[129, 69] = level
         with pytest.raises(IndexFormatError, match=rf"levels\[129, 69\] = {level} "):
             if storage in ("planes", "base3"):
-                rsr.pack_native(
+                _native.pack_rsr(
                     levels, storage=storage, alphabet=alphabet, block_width=3, group_size=0
                 )
             else:
-                packed.pack_native(levels, storage=storage, alphabet=alphabet, block_size=128)
+                _native.pack(levels, storage=storage, alphabet=alphabet, block_size=128)
 
 
 @given(weight=ternary_weights(), index_format=st.sampled_from(["packed", "rsr"]))

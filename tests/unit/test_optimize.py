@@ -124,12 +124,26 @@ def test_globs_name_nodes_and_weights(glob: str) -> None:
         {"tolerance": 0.5},
         {"min_elements": -1},
         {"include": "one"},
+        {"storage": "planes"},
+        {"block_width": 4},
+        {"algorithm": "rsr"},
+        {"algorithm": "auto", "index_format": "rsr"},
+        {"block_width": 17, "index_format": "rsr"},
     ],
     ids=str,
 )
 def test_options_refuse(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         OptimizeOptions(**values)
+
+
+def test_models_in_memory_give_the_same() -> None:
+    proto = large_model()
+    expected = optimize(proto).to_proto()
+    for given in (proto.SerializeToString(), ir.from_proto(proto)):
+        assert optimize(given).to_proto() == expected
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        optimize(b"this is not a model")
 
 
 def test_tolerance_admits_and_reports_the_change() -> None:

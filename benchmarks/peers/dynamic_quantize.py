@@ -1,0 +1,23 @@
+"""DynamicQuantizeLinear -> MatMulInteger, which ONNX Runtime fuses into int8 kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import helper
+
+from peers import Layer, serialise
+
+NAME = "DynamicQuantizeMatMul int8"
+MAX_ERROR = 5e-2
+
+
+def model(layer: Layer) -> bytes:
+    """int8 weights with one scale a column, uint8 activations per tensor."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["X"], ["q", "s", "z"]),
+        helper.make_node("MatMulInteger", ["q", "W", "z"], ["sums"]),
+        helper.make_node("Cast", ["sums"], ["float_sums"], to=1),
+        helper.make_node("Mul", ["s", "scale"], ["factor"]),
+        helper.make_node("Mul", ["float_sums", "factor"], ["Y"]),
+    ]
+    return serialise(nodes, layer, {"W": np.ascontiguousarray(layer.levels), "scale": layer.scale})

@@ -1,0 +1,429 @@
+// Kernel for `packed`, AVX-512: batched lookup GEMM (float; method of four Russians, Arlazarov et
+// al. 1970, the patterns of arXiv 2411.06360 turned round). Lanes are sixteen rows of X. The 81
+// sums +-x0 +-x1 +-x2 +-x3 of a group of four inputs (those of one byte of codes) are built once;
+// each column then adds one table row per four weights: a quarter of the additions of a dense
+// product, and no multiplication.
+//
+// Layout: docs/index_format.md section 2.1 with blocks of 128 inputs. One block of one column is 32
+// bytes; bits 2j..2j+1 of byte i are the code (level + 1) of input 32 j + i. Codes come in tiles of
+// four columns: (column tile, block, 4 columns, 32 bytes), one stream. Loads of codes are unaligned
+// (memory-mapped files); everything in prepared and scratch is 64-byte aligned.
+//
+// Longest chain of additions: two a table row, then one a byte of the column.
+//
+// prepared: x (row blocks, num_k_blocks, 32 bytes, 4 fields, 16 rows) float32, zero past K and rows
+// scratch:  tables | codes (steps, columns, kTables) uint8 | scales (columns) | a row block: sums
+//           (columns, 16) | a row block, with scales per group: totals (columns, 16)
+//
+// C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
+// AVX-512 may leave this file.
+#if defined(__GNUC__) && !defined(__clang__)
+// gcc 12's own AVX-512 headers warn (gcc bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
+
+namespace onnx_ternary {
+namespace avx512 {
+namespace {
+
+constexpr int64_t kBlock = 128;      // inputs
+constexpr int64_t kBlockBytes = 32;  // codes of one column
+constexpr int64_t kTile = 4;         // columns
+constexpr int64_t kTileBlockBytes = kTile * kBlockBytes;
+
+constexpr int64_t kLanes = 16;
+constexpr int64_t kPatterns = 81;
+constexpr int64_t kTables = 8;                     // groups of four inputs at a time
+constexpr int64_t kSteps = kBlockBytes / kTables;  // a block
+constexpr int64_t kTableSet = 4;                   // tables interleaved
+constexpr int64_t kTableRow = kTableSet * kLanes;  // floats from one pattern to the next
+constexpr int kOffsetShift = 8;                    // pattern to bytes from the table's first row
+typedef uint64_t Codes;                            // kTables bytes of one column
+constexpr int64_t kColumns = 8;                    // interleaved, to hide the latency of additions
+constexpr int64_t kMaxRows = 64;
+// Bytes of sums and offsets a pass over K may touch: they stay in L2. The tables are rebuilt for
+// every pass.
+constexpr int64_t kChunkBytes = 640 << 10;
+
+static_assert((kTableRow * 4) == (1 << kOffsetShift), "an offset is a shifted pattern");
+
+#if defined(__GNUC__)
+#define OTN_UNROLL16 _Pragma("GCC unroll 16")
+#else
+#define OTN_UNROLL16
+#endif
+
+int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
+int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+bool AcceptsFloat(const Layer* layer) {
+  return layer->index_format == IndexFormat::packed && layer->storage == Storage::two_bit &&
+         layer->block_size == kBlock && layer->activation == Activation::float32;
+}
+
+bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
+
+int64_t BlocksPerGroup(const Layer* layer) {
+  return PerGroup(layer) ? layer->group_size / kBlock : layer->num_k_blocks;
+}
+
+int64_t RowBlocks(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
+
+int64_t MostColumns(const Layer* layer, int64_t rows) {
+  const int64_t column_bytes =
+      RowBlocks(rows) * kLanes * 4 * (PerGroup(layer) ? 2 : 1) + kBlockBytes;
+  return Max(kChunkBytes / column_bytes, 512);
+}
+
+int64_t ChunkColumns(const Layer* layer, int64_t rows, int64_t num_columns) {
+  const int64_t most = MostColumns(layer, rows);
+  const int64_t num_chunks = (num_columns + most - 1) / most;
+  return RoundUp((num_columns + num_chunks - 1) / num_chunks, kLanes);
+}
+
+struct Scratch {
+  size_t codes_offset, scales_offset, sums_offset, tile_bytes, bytes;
+};
+
+Scratch ScratchLayout(const Layer* layer, int64_t rows, int64_t chunk_columns) {
+  const size_t columns = (size_t)chunk_columns;
+  Scratch layout;
+  layout.codes_offset =
+      RoundUp64((size_t)(kTables / kTableSet * kPatterns * kTableRow) * sizeof(float));
+  layout.scales_offset = layout.codes_offset + columns * (size_t)kBlockBytes;
+  layout.sums_offset = layout.scales_offset + RoundUp64(columns * sizeof(float));
+  layout.tile_bytes = columns * (size_t)kLanes * sizeof(float);
+  layout.bytes =
+      layout.sums_offset + layout.tile_bytes * (size_t)RowBlocks(rows) * (PerGroup(layer) ? 2 : 1);
+  return layout;
+}
+
+size_t GemmFloatPreparedBytes(const Layer* layer, int64_t rows) {
+  return (size_t)(RowBlocks(rows) * layer->num_k_blocks * kBlock * kLanes) * sizeof(float);
+}
+
+size_t GemmFloatScratchBytes(const Layer* layer, int64_t rows, int64_t num_columns) {
+  // Fewer rows have wider chunks; chunks are even, so those of a narrower range can be wider too.
+  size_t bytes = 0;
+  for (int64_t fewer = rows; fewer > 0; fewer -= kLanes) {
+    const int64_t columns = RoundUp(Min(num_columns, MostColumns(layer, fewer)), kLanes);
+    const size_t needed = ScratchLayout(layer, fewer, columns).bytes;
+    bytes = needed > bytes ? needed : bytes;
+  }
+  return bytes;
+}
+
+__mmask16 FirstLanes(int64_t count) {
+  return count >= kLanes ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1u);
+}
+
+void Transpose16x16(__m512* r) {
+  __m512 pairs[16], quads[16];
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+  // quads[4 g + j]: in lane l, column 4 l + j of rows 4 g .. 4 g + 3.
+  for (int i = 0; i < 16; i += 4) {
+    quads[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    quads[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    quads[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    quads[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+  for (int j = 0; j < 4; ++j) {
+    const __m512 low01 = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0x44);
+    const __m512 high01 = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0xee);
+    const __m512 low23 = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], 0x44);
+    const __m512 high23 = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], 0xee);
+    r[j] = _mm512_shuffle_f32x4(low01, low23, 0x88);
+    r[4 + j] = _mm512_shuffle_f32x4(low01, low23, 0xdd);
+    r[8 + j] = _mm512_shuffle_f32x4(high01, high23, 0x88);
+    r[12 + j] = _mm512_shuffle_f32x4(high01, high23, 0xdd);
+  }
+}
+
+void PrepareGemmFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+  const int64_t K = layer->K;
+  float* out = (float*)prepared;
+  for (int64_t row = 0; row < rows; row += kLanes) {
+    const int64_t valid_rows = Min(rows - row, kLanes);
+    for (int64_t k = 0; k < layer->num_k_blocks * kBlock; k += kBlock) {
+      const float* block = x + row * K + k;
+      for (int64_t field = 0; field < 4; ++field) {
+        for (int64_t i = 0; i < kBlockBytes; i += kLanes) {
+          const int64_t input = field * kBlockBytes + i;
+          const __mmask16 valid = FirstLanes(Max(K - k - input, 0));
+          __m512 v[16];
+          for (int64_t r = 0; r < kLanes; ++r) {
+            v[r] = r < valid_rows ? _mm512_maskz_loadu_ps(valid, block + r * K + input)
+                                  : _mm512_setzero_ps();
+          }
+          Transpose16x16(v);
+          for (int64_t e = 0; e < kLanes; ++e) {
+            _mm512_store_ps(out + ((i + e) * 4 + field) * kLanes, v[e]);
+          }
+        }
+      }
+      out += kBlock * kLanes;
+    }
+  }
+}
+
+// The nine sums d0 * a + d1 * b, digits d = 0, 1, 2 meaning -1, 0, 1, a's digit first.
+void PairSums(__m512 a, __m512 b, __m512* sums) {
+  const __m512 zero = _mm512_setzero_ps();
+  sums[8] = _mm512_add_ps(a, b);
+  sums[6] = _mm512_sub_ps(b, a);
+  sums[2] = _mm512_sub_ps(a, b);
+  sums[0] = _mm512_sub_ps(_mm512_sub_ps(zero, a), b);
+  sums[7] = b;
+  sums[5] = a;
+  sums[4] = zero;
+  sums[3] = _mm512_sub_ps(zero, a);
+  sums[1] = _mm512_sub_ps(zero, b);
+}
+
+// Tables of kTables bytes from x (bytes, 4 fields, 16 rows): (sets, 81 patterns, 4 tables, 16
+// rows).
+void BuildTables(const float* x, float* tables) {
+  for (int64_t t = 0; t < kTables; ++t) {
+    const float* inputs = x + t * 4 * kLanes;
+    __m512 low[9], high[9];
+    PairSums(_mm512_load_ps(inputs), _mm512_load_ps(inputs + kLanes), low);
+    PairSums(_mm512_load_ps(inputs + 2 * kLanes), _mm512_load_ps(inputs + 3 * kLanes), high);
+    float* table = tables + t / kTableSet * kPatterns * kTableRow + t % kTableSet * kLanes;
+    OTN_UNROLL16
+    for (int h = 0; h < 9; ++h) {
+      OTN_UNROLL16
+      for (int l = 0; l < 9; ++l) {
+        _mm512_store_ps(table + (h * 9 + l) * kTableRow, _mm512_add_ps(high[h], low[l]));
+      }
+    }
+  }
+}
+
+// Codes of block b, columns [begin, begin + num_columns), as base-3 patterns: codes (kSteps,
+// stride) of kTables bytes. Columns up to stride get pattern 40, level 0.
+void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns, int64_t stride,
+               Codes* codes) {
+  // Low nibble: d0 + 3 d1; high nibble: 9 d2 + 27 d3; digit 3 (damaged files only) counts as 0, so
+  // that every index stays inside its table.
+  const __m512i low_pattern =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 0, 3, 4, 5, 3, 6, 7, 8, 6, 0, 1, 2, 0));
+  const __m512i high_pattern = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(0, 9, 18, 0, 27, 36, 45, 27, 54, 63, 72, 54, 0, 9, 18, 0));
+  const __m512i nibble = _mm512_set1_epi8(15);
+  const int64_t tile_stride = layer->num_k_blocks * kTileBlockBytes;
+  const uint8_t* source = layer->codes + begin / kTile * tile_stride + b * kTileBlockBytes;
+  int64_t n = 0;
+  for (; n < num_columns; n += kTile, source += tile_stride) {
+    __m512i pattern[2];
+    for (int i = 0; i < 2; ++i) {
+      const __m512i v = _mm512_loadu_si512(source + i * 64);
+      pattern[i] = _mm512_add_epi8(
+          _mm512_shuffle_epi8(low_pattern, _mm512_and_si512(v, nibble)),
+          _mm512_shuffle_epi8(high_pattern, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble)));
+    }
+    // Bytes of a step of the four columns side by side.
+    for (int step = 0; step < kSteps; ++step) {
+      const __m512i index = _mm512_setr_epi64(step, 4 + step, 8 + step, 12 + step, 0, 0, 0, 0);
+      _mm256_storeu_si256(
+          (__m256i*)(codes + step * stride + n),
+          _mm512_castsi512_si256(_mm512_permutex2var_epi64(pattern[0], index, pattern[1])));
+    }
+  }
+  for (; n < stride; ++n) {
+    for (int64_t step = 0; step < kSteps; ++step) {
+      codes[step * stride + n] = (Codes)0x2828282828282828u;
+    }
+  }
+}
+
+// acc += *row. gcc 12 hoists the loads of all columns and spills them; an assembler addition keeps
+// load and add together. Sanitizers cannot see its loads.
+#if defined(OTN_SANITIZE) || !defined(__GNUC__)
+#define OTN_ADD_ROW(acc, row) (acc) = _mm512_add_ps((acc), _mm512_load_ps(row))
+#else
+#define OTN_ADD_ROW(acc, row) \
+  __asm__ volatile("vaddps %1, %0, %0" : "+v"(acc) : "m"(*(const __m512*)(row)))
+#endif
+
+enum class Start { zero, sums };     // what the accumulators begin with
+enum class Finish { sums, totals };  // where they go: sums, or totals += scale * sum
+
+// Adds kTables table rows to each column's sums. codes (columns,), sums and totals
+// (columns, 16).
+template <Start kStart, Finish kFinish>
+void LookupStep(const Codes* codes, int64_t num_columns, const float* tables, float* sums,
+                float* totals, const float* scales) {
+  // Pattern times 256 bytes: rotate so that the code stands at bit 8, and mask.
+  Codes mask = (Codes)255 << kOffsetShift;
+#if defined(__GNUC__)
+  __asm__("" : "+r"(mask));  // keeps it in a register: an immediate would cost a longer encoding
+#endif
+  constexpr int kBits = (int)sizeof(Codes) * 8;
+  const char* set0 = (const char*)tables;
+  const char* set1 = (const char*)(tables + kPatterns * kTableRow);
+  for (int64_t n = 0; n < num_columns; n += kColumns) {
+    Codes code[kColumns];
+    __m512 acc[kColumns];
+    OTN_UNROLL16
+    for (int c = 0; c < kColumns; ++c) {
+      code[c] = codes[n + c];
+      acc[c] =
+          kStart == Start::zero ? _mm512_setzero_ps() : _mm512_load_ps(sums + (n + c) * kLanes);
+    }
+    OTN_UNROLL16
+    for (int t = 0; t < kTables; ++t) {
+      const int rotate = (8 * t - kOffsetShift) & (kBits - 1);
+      const char* set = (t < kTableSet ? set0 : set1) + t % kTableSet * kLanes * 4;
+      OTN_UNROLL16
+      for (int c = 0; c < kColumns; ++c) {
+        const Codes offset =
+            (rotate ? code[c] >> rotate | code[c] << (kBits - rotate) : code[c]) & mask;
+        OTN_ADD_ROW(acc[c], (const float*)(set + offset));
+      }
+    }
+    OTN_UNROLL16
+    for (int c = 0; c < kColumns; ++c) {
+      if (kFinish == Finish::sums) {
+        _mm512_store_ps(sums + (n + c) * kLanes, acc[c]);
+      } else {
+        float* total = totals + (n + c) * kLanes;
+        _mm512_store_ps(
+            total, _mm512_fmadd_ps(acc[c], _mm512_set1_ps(scales[n + c]), _mm512_load_ps(total)));
+      }
+    }
+  }
+}
+
+// (columns, 16 rows) to row-major Y, with scale (unless already applied) and bias.
+void StoreRows(const Layer* layer, const float* sums, int64_t begin, int64_t num_columns,
+               int64_t valid_rows, float* y) {
+  for (int64_t n = 0; n < num_columns; n += kLanes) {
+    const int64_t column = begin + n;
+    const __mmask16 valid = FirstLanes(num_columns - n);
+    __m512 v[16];
+    for (int i = 0; i < 16; ++i) v[i] = _mm512_load_ps(sums + (n + i) * kLanes);
+    Transpose16x16(v);
+    const __m512 scale = layer->scale_kind == ScaleKind::per_tensor
+                             ? _mm512_set1_ps(layer->scale[0])
+                         : layer->scale_kind == ScaleKind::per_column
+                             ? _mm512_maskz_loadu_ps(valid, layer->scale + column)
+                             : _mm512_set1_ps(1.0f);
+    const __m512 bias =
+        layer->bias ? _mm512_maskz_loadu_ps(valid, layer->bias + column) : _mm512_setzero_ps();
+    for (int64_t r = 0; r < valid_rows; ++r) {
+      _mm512_mask_storeu_ps(y + r * layer->N + column, valid, _mm512_fmadd_ps(v[r], scale, bias));
+    }
+  }
+}
+
+void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
+               int64_t end, float* y, void* scratch) {
+  const int64_t stride = ChunkColumns(layer, rows, end - begin);
+  const Scratch layout = ScratchLayout(layer, rows, stride);
+  const int64_t num_blocks = layer->num_k_blocks;
+  const int64_t row_blocks = RowBlocks(rows);
+  const int64_t blocks_per_group = BlocksPerGroup(layer);
+  const bool per_group = PerGroup(layer);
+  char* base = (char*)scratch;
+  float* tables = (float*)base;
+  Codes* codes = (Codes*)(base + layout.codes_offset);
+  float* scales = (float*)(base + layout.scales_offset);
+  float* all_sums = (float*)(base + layout.sums_offset);
+  float* all_totals = all_sums + stride * kLanes * row_blocks;
+  for (int64_t n = begin; n < end; n += stride) {
+    const int64_t num_columns = Min(stride, end - n);
+    const int64_t padded_columns = RoundUp(num_columns, kLanes);
+    if (per_group) memset(all_totals, 0, (size_t)row_blocks * layout.tile_bytes);
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      Transcode(layer, b, n, RoundUp(num_columns, kTile), padded_columns, codes);
+      const bool group_starts = b % blocks_per_group == 0;
+      const bool group_ends = per_group && ((b + 1) % blocks_per_group == 0 || b + 1 == num_blocks);
+      if (group_ends) {
+        const float* scale_row = layer->scale + b / blocks_per_group * layer->N + n;
+        for (int64_t i = 0; i < padded_columns; ++i) scales[i] = i < num_columns ? scale_row[i] : 0;
+      }
+      for (int64_t rb = 0; rb < row_blocks; ++rb) {
+        const float* x = (const float*)prepared + (rb * num_blocks + b) * kBlock * kLanes;
+        float* sums = all_sums + rb * stride * kLanes;
+        float* totals = all_totals + rb * stride * kLanes;
+        for (int64_t step = 0; step < kSteps; ++step) {
+          BuildTables(x + step * kTables * 4 * kLanes, tables);
+          const Codes* step_codes = codes + step * padded_columns;
+          if (step == 0 && group_starts) {
+            LookupStep<Start::zero, Finish::sums>(step_codes, padded_columns, tables, sums, nullptr,
+                                                  nullptr);
+          } else if (step == kSteps - 1 && group_ends) {
+            LookupStep<Start::sums, Finish::totals>(step_codes, padded_columns, tables, sums,
+                                                    totals, scales);
+          } else {
+            LookupStep<Start::sums, Finish::sums>(step_codes, padded_columns, tables, sums, nullptr,
+                                                  nullptr);
+          }
+        }
+      }
+    }
+    for (int64_t rb = 0; rb < row_blocks; ++rb) {
+      const float* result = (per_group ? all_totals : all_sums) + rb * stride * kLanes;
+      StoreRows(layer, result, n, num_columns, Min(rows - rb * kLanes, kLanes),
+                y + rb * kLanes * layer->N);
+    }
+  }
+}
+
+void RowMagnitudes(const float* x, int64_t count, int32_t* largest_bits, double* sum) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i max_bits = _mm512_setzero_si512();
+  __m512d total = _mm512_setzero_pd();
+  for (int64_t k = 0; k < count;) {
+    __m512 part = _mm512_setzero_ps();
+    for (int64_t i = 0; i < 4 && k < count; ++i, k += kLanes) {
+      const __m512i bits =
+          _mm512_and_si512(_mm512_maskz_loadu_epi32(FirstLanes(count - k), x + k), magnitude);
+      max_bits = _mm512_max_epi32(max_bits, bits);
+      part = _mm512_add_ps(part, _mm512_castsi512_ps(bits));
+    }
+    const __m256 halves =
+        _mm256_add_ps(_mm512_castps512_ps256(part), _mm512_extractf32x8_ps(part, 1));
+    total = _mm512_add_pd(total, _mm512_cvtps_pd(halves));
+  }
+  *largest_bits = _mm512_reduce_max_epi32(max_bits);
+  *sum = _mm512_reduce_add_pd(total);
+}
+
+int64_t LookupDepth(const Layer* layer) {
+  return Min(BlocksPerGroup(layer), layer->num_k_blocks) * kBlockBytes + 2;
+}
+
+}  // namespace
+}  // namespace avx512
+
+extern const RowMagnitudesFunction row_magnitudes_avx512bw = avx512::RowMagnitudes;
+
+extern const Kernel packed_gemm_float_16x8_avx512bw = {
+    "packed_gemm_float_16x8_avx512bw",
+    IndexFormat::packed,
+    Activation::float32,
+    Isa::avx512bw,
+    avx512::AcceptsFloat,
+    /*max_rows=*/avx512::kMaxRows,
+    /*column_step=*/avx512::kTile,
+    avx512::LookupDepth,
+    /*fixed_point=*/false,
+    avx512::GemmFloatPreparedBytes,
+    avx512::PrepareGemmFloat,
+    avx512::GemmFloatScratchBytes,
+    avx512::GemmFloat,
+};
+
+}  // namespace onnx_ternary

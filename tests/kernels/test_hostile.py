@@ -1,0 +1,148 @@
+"""Random damage to nodes, past every Python check: refused with a documented error, or harmless.
+
+Under -DONNX_TERNARY_SANITIZE=ON this shows that no node reads or writes outside its memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from onnx_ternary import _native
+from tests.single_node import attribute_variants, int8, label, make_node
+
+NODES_A_VARIANT = 150
+VARIANTS = attribute_variants(100, 13)
+TENSORS = ("codes", "aux", "scale", "bias")
+KERNELS = [kernel["name"] for kernel in _native.kernels()["kernels"] if kernel["supported"]]
+
+INTEGERS = (
+    0,
+    1,
+    2,
+    3,
+    16,
+    32,
+    99,
+    100,
+    101,
+    127,
+    128,
+    -1,
+    2**16,
+    2**24,
+    2**31,
+    2**63 - 1,
+    -(2**63),
+)
+FLOATS = (0.0, -0.0, 1e-45, 1e-31, 1e-30, 1e29, 1e38, -1.0, np.inf, np.nan)
+FIELDS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("K", "N", "block_size", "block_width", "group_size"), INTEGERS),
+    **dict.fromkeys(("activation_qmin", "activation_qmax", "format_version"), INTEGERS),
+    "activation_epsilon": FLOATS,
+    "index_format": (b"packed", b"rsr", b"", None),
+    "storage": (b"2bit", b"dense", b"1bit", b"planes", b"base3", b"x" * 500, None),
+    "alphabet": (b"ternary", b"binary_pm", b"binary_01", None),
+    "algorithm": (b"auto", b"rsr", b"rsr++", None),
+    "activation": (b"float", b"int8", None),
+    "activation_rule": (b"none", b"absmax_division", b"absmax_reciprocal", None),
+    "codes_element_bytes": (1, 2, 4),
+}
+
+
+def damaged(tensor: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Other values, another shape, or the same at an odd address; ends where its memory ends."""
+    if tensor.size == 0:
+        return tensor
+    kind = rng.integers(5)
+    if kind == 0:
+        raw = np.frombuffer(tensor.tobytes(), np.uint8).copy()
+        for _ in range(rng.integers(1, 4)):
+            raw[rng.integers(raw.size)] = rng.integers(256)
+        return raw.view(tensor.dtype).reshape(tensor.shape)
+    if kind == 1:
+        return rng.permutation(tensor.reshape(-1)).reshape(tensor.shape)
+    if kind == 2:
+        return tensor[None] if rng.integers(2) or tensor.ndim == 0 else np.array(tensor[0])
+    if kind == 3 and tensor.ndim > 0:
+        axis = int(rng.integers(tensor.ndim))
+        kept = tensor.take(range(int(rng.integers(tensor.shape[axis]))), axis)
+        return np.ascontiguousarray(kept)
+    memory = np.zeros(tensor.nbytes + 1, np.uint8)
+    memory[1:] = np.frombuffer(tensor.tobytes(), np.uint8)
+    return np.ndarray(tensor.shape, tensor.dtype, memory.data, offset=1)
+
+
+def call(node: _native._Node, function: str, *arguments: object) -> str:
+    """The error's text, or nothing."""
+    error = ctypes.create_string_buffer(4096)
+    status = getattr(_native.library(), function)(ctypes.byref(node), *arguments, error, len(error))
+    text = error.value.decode()
+    assert (status == 0) == (text == "")
+    if status == 1:
+        assert text.startswith("TernaryIndexedMatMul: ")
+        assert ", expected " in text
+    if status == 2:
+        assert "cannot serve this node" in text
+    assert status in (0, 1, 2)
+    return text
+
+
+def hostile_nodes(
+    attributes: Any, rng: np.random.Generator
+) -> Iterator[tuple[_native._Node, list[NDArray[Any]]]]:
+    """Nodes with up to three things wrong, and the tensors they point at."""
+    good = make_node(rng, attributes, per_column=bool(rng.integers(2)))
+    while True:
+        tensors = list(good.tensors)
+        with _native._node(attributes, *tensors) as node:
+            for _ in range(rng.integers(1, 4)):
+                if rng.integers(2):
+                    name = str(rng.choice(list(FIELDS)))
+                    value = FIELDS[name][rng.integers(len(FIELDS[name]))]
+                    # A number of bytes the tensor does not have is the caller's error.
+                    if name != "codes_element_bytes" or value <= good.codes.itemsize:
+                        setattr(node, name, value)
+                    continue
+                at = int(rng.integers(4))
+                tensors[at] = damaged(tensors[at], rng)
+                name, tensor = TENSORS[at], tensors[at]
+                setattr(node, name, tensor.ctypes.data)
+                setattr(node, f"{name}_shape", _native._shape(tensor))
+                setattr(node, f"{name}_rank", tensor.ndim)
+                if at == 0:
+                    node.codes_element_bytes = tensor.itemsize
+            yield node, tensors
+
+
+@pytest.mark.parametrize("attributes", [*VARIANTS, *map(int8, VARIANTS)], ids=label)
+def test_damaged_node_is_refused_or_harmless(attributes: Any) -> None:
+    rng = np.random.default_rng(0)
+    refused = 0
+    nodes = hostile_nodes(attributes, rng)
+    for _ in range(NODES_A_VARIANT):
+        node, _tensors = next(nodes)
+        text = call(node, "otn_validate")
+        refused += bool(text)
+        if text:
+            # Nothing is read from X or written to Y.
+            assert call(node, "otn_run", None, None, 1, 1, None, None, 0) == text
+            continue
+        rows = int(rng.choice([0, 1, 3, 9]))
+        x = rng.normal(size=(rows, node.K)).astype(np.float32)
+        x *= np.float32(rng.choice([1.0, 1e-42, 1e36]))
+        if rows and rng.integers(3) == 0:
+            x[0, rng.integers(node.K)] = rng.choice([np.nan, np.inf, -np.inf])
+        y = np.empty((rows, node.N), np.float32)
+        used = ctypes.create_string_buffer(400)
+        kernel = str(rng.choice(KERNELS)).encode() if rng.integers(2) else None
+        parts = int(rng.choice([1, 2, 7, 2**63 - 1]))
+        arguments = (x.ctypes.data, rows, parts, y.ctypes.data, used, len(used))
+        text = call(node, "otn_run", kernel, *arguments)
+        assert text == "" or kernel is not None
+    assert NODES_A_VARIANT // 3 < refused < NODES_A_VARIANT
