@@ -199,8 +199,8 @@ def numpy_rsr(
     """RSR and RSR++ in numpy, all column blocks of a binary matrix at once."""
     K, N = levels.shape
     width = rsr.optimal_block_width(K, N, "planes", algorithm)
-    permutation, offsets = rsr.pack_native(
-        levels, storage="planes", alphabet="binary_01", block_width=width
+    permutation, offsets = _native.pack_rsr(
+        levels, storage="planes", alphabet="binary_01", block_width=width, group_size=0
     )
     rows = permutation[0].astype(np.int64)
     begins = offsets[0, :, 0].astype(np.int64)
