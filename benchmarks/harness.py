@@ -68,7 +68,8 @@ def measure(
         rounds: How often each is timed.
         seconds_a_round: At least this long is each timed in a round.
         threads: Threads each uses; above 1 their pools are left to stop spinning in between.
-        clock: Gives seconds.
+        clock: Seconds; ``time.thread_time`` leaves out what other processes take of a busy machine,
+            for candidates that stay in the calling thread.
 
     Returns:
         The timing of each candidate by name.

@@ -101,8 +101,31 @@ const Kernel* NamedKernel(const std::string& name, const Layer& layer) {
   return kernel;
 }
 
+void RunLayer(const Layer& layer, const char* kernel, const float* x, int64_t rows,
+              int64_t num_parts, float* y, char* used, size_t used_bytes) {
+  if (rows < 0) throw std::invalid_argument("rows = " + std::to_string(rows));
+  RunRequest request{};
+  request.type = ElementType::float32;
+  request.x = x;
+  request.y = y;
+  request.rows = rows;
+  request.kernel = kernel ? NamedKernel(kernel, layer) : nullptr;
+  request.num_parts = std::max<int64_t>(1, std::min(num_parts, layer.N));
+  PlainHost host;
+  std::vector<const Kernel*> kernels;
+  Run(layer, request, &host, &kernels);
+  std::string names;
+  for (const Kernel* ran : kernels) names += (names.empty() ? "" : ",") + std::string(ran->name);
+  CopyText(names.c_str(), used, used_bytes);
+}
+
 }  // namespace
 }  // namespace onnx_ternary
+
+struct OtnLayer {
+  explicit OtnLayer(const OtnNode& node) : view(node, "") {}
+  onnx_ternary::IndexView view;
+};
 
 using namespace onnx_ternary;
 
@@ -140,21 +163,8 @@ int32_t otn_run(const OtnNode* node, const char* kernel, const float* x, int64_t
                 int64_t num_parts, float* y, char* used, size_t used_bytes, char* error,
                 size_t error_bytes) {
   return Guard(error, error_bytes, [&] {
-    if (rows < 0) throw std::invalid_argument("rows = " + std::to_string(rows));
     const IndexView view(*node, "");
-    RunRequest request{};
-    request.type = ElementType::float32;
-    request.x = x;
-    request.y = y;
-    request.rows = rows;
-    request.kernel = kernel ? NamedKernel(kernel, view.layer()) : nullptr;
-    request.num_parts = std::max<int64_t>(1, std::min(num_parts, node->N));
-    PlainHost host;
-    std::vector<const Kernel*> kernels;
-    Run(view.layer(), request, &host, &kernels);
-    std::string names;
-    for (const Kernel* ran : kernels) names += (names.empty() ? "" : ",") + std::string(ran->name);
-    CopyText(names.c_str(), used, used_bytes);
+    RunLayer(view.layer(), kernel, x, rows, num_parts, y, used, used_bytes);
   });
 }
 
@@ -166,6 +176,20 @@ int32_t otn_addition_depth(const OtnNode* node, const char* kernel, int64_t* dep
     *depth = NamedKernel(kernel ? kernel : "", layer)->addition_depth(&layer);
   });
 }
+
+int32_t otn_create(const OtnNode* node, OtnLayer** layer, char* error, size_t error_bytes) {
+  return Guard(error, error_bytes, [&] { *layer = new OtnLayer(*node); });
+}
+
+int32_t otn_run_layer(const OtnLayer* layer, const char* kernel, const float* x, int64_t rows,
+                      int64_t num_parts, float* y, char* used, size_t used_bytes, char* error,
+                      size_t error_bytes) {
+  return Guard(error, error_bytes, [&] {
+    RunLayer(layer->view.layer(), kernel, x, rows, num_parts, y, used, used_bytes);
+  });
+}
+
+void otn_destroy(OtnLayer* layer) { delete layer; }
 
 int32_t otn_pack(const int8_t* levels, int64_t K, int64_t N, const char* storage,
                  const char* alphabet, int64_t block_size, uint8_t* codes, size_t codes_bytes,

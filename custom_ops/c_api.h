@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 // Raised when a function here changes; _native.py refuses another number.
-#define OTN_ABI_VERSION 1
+#define OTN_ABI_VERSION 2
 OTN_EXPORT int32_t otn_abi_version(void);
 
 // Valid until the next call on the same thread.
@@ -74,6 +74,16 @@ OTN_EXPORT int32_t otn_run(const OtnNode* node, const char* kernel, const float*
 // T of docs/op_spec.md that the named kernel promises for the node.
 OTN_EXPORT int32_t otn_addition_depth(const OtnNode* node, const char* kernel, int64_t* depth,
                                       char* error, size_t error_bytes);
+
+// A node that is validated once and then run many times, as in a session. Its tensors must outlive
+// it. otn_run_layer takes what otn_run takes; calls may be concurrent. otn_destroy takes null.
+typedef struct OtnLayer OtnLayer;
+OTN_EXPORT int32_t otn_create(const OtnNode* node, OtnLayer** layer, char* error,
+                              size_t error_bytes);
+OTN_EXPORT int32_t otn_run_layer(const OtnLayer* layer, const char* kernel, const float* x,
+                                 int64_t rows, int64_t num_parts, float* y, char* used,
+                                 size_t used_bytes, char* error, size_t error_bytes);
+OTN_EXPORT void otn_destroy(OtnLayer* layer);
 
 // Packs levels (K, N) int8 in {-1, 0, 1}, row-major, as docs/index_format.md section 2 says into
 // codes (codes_bytes, the full size of the tensor).

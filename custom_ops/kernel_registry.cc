@@ -80,6 +80,12 @@ constexpr SelectionRow kSelection[] = {
      &packed_reference_float_scalar},
     {IndexFormat::packed, Activation::int8, Isa::scalar, 1, kAnyRows,
      &packed_reference_int8_scalar},
+#if defined(OTN_HAVE_AVX2)
+    {IndexFormat::rsr, Activation::float32, Isa::avx2, 1, 2, &rsr_gemv_float_avx2},
+    {IndexFormat::rsr, Activation::float32, Isa::avx2, 3, kAnyRows, &rsr_gemm_float_avx2},
+    {IndexFormat::rsr, Activation::int8, Isa::avx2, 1, 3, &rsr_gemv_int8_avx2},
+    {IndexFormat::rsr, Activation::int8, Isa::avx2, 4, kAnyRows, &rsr_gemm_int8_avx2},
+#endif
     {IndexFormat::rsr, Activation::float32, Isa::portable, 1, 2, &rsr_gemv_float_portable},
     {IndexFormat::rsr, Activation::float32, Isa::portable, 3, kAnyRows, &rsr_gemm_float_portable},
     {IndexFormat::rsr, Activation::int8, Isa::portable, 1, 2, &rsr_gemv_int8_portable},
@@ -284,6 +290,12 @@ const std::vector<const Kernel*>& BuiltKernels() {
       &rsr_gemv_int8_portable,
       &rsr_gemm_float_portable,
       &rsr_gemm_int8_portable,
+#if defined(OTN_HAVE_AVX2)
+      &rsr_gemv_float_avx2,
+      &rsr_gemv_int8_avx2,
+      &rsr_gemm_float_avx2,
+      &rsr_gemm_int8_avx2,
+#endif
   };
   return kernels;
 }

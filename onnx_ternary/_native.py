@@ -16,7 +16,7 @@ from onnx_ternary._library import get_library_path
 from onnx_ternary.errors import IndexFormatError, LibraryError
 from onnx_ternary.schema import Alphabet, OpAttributes, Storage
 
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _ERROR_BYTES = 4096
 _NO_KERNEL = 2  # the status for a kernel that is missing or cannot run
 
@@ -102,6 +102,22 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         ctypes.c_size_t,
         *_ERROR_ARGUMENTS,
     ),
+    "otn_create": (
+        ctypes.POINTER(_Node),
+        ctypes.POINTER(ctypes.c_void_p),
+        *_ERROR_ARGUMENTS,
+    ),
+    "otn_run_layer": (
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.c_size_t,
+        *_ERROR_ARGUMENTS,
+    ),
     "otn_addition_depth": (
         ctypes.POINTER(_Node),
         ctypes.c_char_p,
@@ -175,6 +191,8 @@ def library() -> ctypes.CDLL:
         function = getattr(loaded, name)
         function.argtypes = list(arguments)
         function.restype = ctypes.c_int32
+    loaded.otn_destroy.argtypes = [ctypes.c_void_p]
+    loaded.otn_destroy.restype = None
     loaded.otn_kernels_json.argtypes = []
     loaded.otn_kernels_json.restype = ctypes.c_char_p
     return loaded
@@ -428,6 +446,14 @@ def _node(
     yield node
 
 
+def _activations(attributes: OpAttributes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != attributes.K:
+        raise IndexFormatError(
+            f"x has shape {x.shape} and dtype {x.dtype}, expected (M, {attributes.K}) float32."
+        )
+    return np.ascontiguousarray(x)
+
+
 def validate(
     attributes: OpAttributes,
     codes: NDArray[Any],
@@ -501,11 +527,7 @@ def run(
         IndexFormatError: for a node that is not valid, or x of another shape or dtype.
         LibraryError: for a kernel that does not exist or cannot run here or serve the node.
     """
-    if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != attributes.K:
-        raise IndexFormatError(
-            f"x has shape {x.shape} and dtype {x.dtype}, expected (M, {attributes.K}) float32."
-        )
-    source = np.ascontiguousarray(x)
+    source = _activations(attributes, x)
     y = np.empty((x.shape[0], attributes.N), np.float32)
     used = ctypes.create_string_buffer(_ERROR_BYTES)
     with _node(attributes, codes, aux, scale, bias) as node:
@@ -522,3 +544,76 @@ def run(
             _ERROR_BYTES,
         )
     return y, used.value.decode()
+
+
+class Layer:
+    """A node validated once and run many times without a session, in the calling thread.
+
+    Args:
+        attributes: the node's attributes.
+        codes: docs/index_format.md section 1.
+        aux: the same.
+        scale: the same.
+        bias: the same.
+
+    Raises:
+        IndexFormatError: for a node that is not valid.
+    """
+
+    def __init__(
+        self,
+        attributes: OpAttributes,
+        codes: NDArray[Any],
+        aux: NDArray[np.uint32],
+        scale: NDArray[np.float32],
+        bias: NDArray[np.float32],
+    ) -> None:
+        self.attributes = attributes
+        self._handle = ctypes.c_void_p()
+        # The library reads the tensors where they lie.
+        self._tensors = tuple(
+            np.require(tensor, requirements="C") for tensor in (codes, aux, scale, bias)
+        )
+        with _node(attributes, *self._tensors) as node:
+            _call("otn_create", IndexFormatError, ctypes.byref(node), ctypes.byref(self._handle))
+
+    def run(
+        self,
+        x: NDArray[np.float32],
+        *,
+        kernel: str | None = None,
+        num_parts: int = 1,
+        out: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.float32], str]:
+        """As `run`, but into ``out`` (M, N) float32, contiguous, where that is given.
+
+        Raises:
+            IndexFormatError: for x or out of another shape or dtype.
+            LibraryError: for a kernel that does not exist or cannot run here or serve the node.
+        """
+        source = _activations(self.attributes, x)
+        shape = (x.shape[0], self.attributes.N)
+        y = np.empty(shape, np.float32) if out is None else out
+        if y.shape != shape or y.dtype != np.float32 or not y.flags.carray:
+            raise IndexFormatError(
+                f"out has shape {y.shape} and dtype {y.dtype}, expected {shape} float32, "
+                "contiguous and writable."
+            )
+        used = ctypes.create_string_buffer(_ERROR_BYTES)
+        _call(
+            "otn_run_layer",
+            IndexFormatError,
+            self._handle,
+            kernel.encode() if kernel is not None else None,
+            source.ctypes.data,
+            source.shape[0],
+            num_parts,
+            y.ctypes.data,
+            used,
+            _ERROR_BYTES,
+        )
+        return y, used.value.decode()
+
+    def __del__(self) -> None:
+        if self._handle:
+            library().otn_destroy(self._handle)

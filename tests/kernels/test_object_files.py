@@ -18,8 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "custom_ops" / "kernels"
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden"]
 AVX512BW = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mbmi2"]
+AVX2 = ["-mavx2", "-mfma", "-mbmi2", "-mf16c", "-DOTN_HAVE_AVX2"]
 ISA_FLAGS = {
-    "packed_avx2": ["-mavx2", "-mfma", "-mbmi2", "-mf16c", "-DOTN_HAVE_AVX2"],
+    "packed_avx2": AVX2,
+    "rsr_avx2": AVX2,
     "packed_avx512": [*AVX512BW, "-DOTN_HAVE_AVX512BW"],
     "packed_avx512vnni": [*AVX512BW, "-mavx512vnni", "-DOTN_HAVE_AVX512VNNI"],
 }

@@ -544,3 +544,32 @@ def test_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) 
             _native.library()
     finally:
         _native.library.cache_clear()
+
+
+def test_layer_runs_as_run_does_and_into_out(rng: np.random.Generator) -> None:
+    for attributes in (VARIANTS[0], VARIANTS[-1]):
+        node = make_node(rng, attributes)
+        x = rng.normal(size=(3, attributes.K)).astype(np.float32)
+        expected, used = _native.run(
+            node.attributes, node.codes, node.aux, node.scale, node.bias, x
+        )
+        layer = _native.Layer(node.attributes, node.codes, node.aux, node.scale, node.bias)
+        out = np.full_like(expected, np.nan)
+        for _ in range(2):
+            y, ran = layer.run(x, out=out)
+            assert y is out
+            assert ran == used
+            np.testing.assert_array_equal(y, expected)
+        for wrong in (out[:2], out.astype(np.float64), out[:, ::2]):
+            with pytest.raises(IndexFormatError, match="out has shape"):
+                layer.run(x, out=wrong)
+        with pytest.raises(IndexFormatError, match="x has shape"):
+            layer.run(x[:, :-1])
+        with pytest.raises(LibraryError, match="does not exist"):
+            layer.run(x, kernel="nope")
+
+
+def test_layer_refuses_an_invalid_node(rng: np.random.Generator) -> None:
+    node = make_node(rng, VARIANTS[0])
+    with pytest.raises(IndexFormatError, match="codes"):
+        _native.Layer(node.attributes, node.codes[:-1], node.aux, node.scale, node.bias)
