@@ -24,7 +24,8 @@ def table(rows: list[list[str]]) -> str:
 
 def conditions(results: dict[str, Any]) -> str:
     """The conditions in one line."""
-    return ", ".join(f"{name} {value}" for name, value in results["conditions"].items())
+    facts = results["conditions"].items()
+    return ", ".join(f"{name} {value}" for name, value in facts if name != "threads")
 
 
 def example_section() -> str:
