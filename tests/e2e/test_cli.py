@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -221,17 +222,32 @@ def test_optimize_special_files(tmp_path: Path) -> None:
 
 
 def test_optimize_interrupted_leaves_nothing(tmp_path: Path) -> None:
-    out, report = tmp_path / "out.onnx", tmp_path / "report.json"
-    command = [sys.executable, "-m", "onnx_ternary", "optimize", DIGITS, out, "--report", report]
-    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE) as process:
-        # Both are staged beside their targets; then verification runs.
+    folder, inputs = tmp_path / "folder", tmp_path / "inputs.npz"
+    folder.mkdir()
+    os.mkfifo(inputs)
+    command = [sys.executable, "-m", "onnx_ternary", "optimize", DIGITS, folder / "out.onnx"]
+    command += ["--report", folder / "report.json", "--inputs", inputs]
+    with subprocess.Popen(
+        list(map(str, command)),
+        stderr=subprocess.PIPE,
+        # A parent in the background may have passed on that it ignores the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        # Model and report are staged beside their targets when verification opens its inputs.
         until = time.monotonic() + 60
-        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
-            time.sleep(0.001)
+        writer = None
+        while writer is None and time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                writer = os.open(inputs, os.O_WRONLY | os.O_NONBLOCK)
+            time.sleep(0.01)
+        assert writer is not None, "verification never opened its inputs"
+        staged = len(list(folder.iterdir()))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
+        os.close(writer)
+    assert staged == 2
     assert process.returncode == 1
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_names_that_look_like_markup(tmp_path: Path) -> None:
