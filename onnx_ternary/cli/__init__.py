@@ -1,0 +1,56 @@
+"""The command line: ``onnx-ternary optimize | inspect | verify | info``.
+
+Exit codes are a contract: 0 done, 1 error, 2 usage, 3 verification failed, 4 a requirement not met.
+Nothing is written unless the code is 0.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import click
+
+import onnx_ternary
+from onnx_ternary.cli.info import info_command
+from onnx_ternary.cli.inspect import inspect_command
+from onnx_ternary.cli.optimize import optimize_command
+from onnx_ternary.cli.verify import verify_command
+from onnx_ternary.errors import OnnxTernaryError, RequirementError, VerificationError
+
+
+class ExitCode(IntEnum):
+    """What the process returns."""
+
+    DONE = 0
+    ERROR = 1
+    USAGE = 2
+    VERIFICATION_FAILED = 3
+    REQUIREMENT_NOT_MET = 4
+
+
+class Group(click.Group):
+    """Turns this package's errors into a message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; an error of this package becomes its exit code."""
+        try:
+            return super().invoke(ctx)
+        except VerificationError as error:
+            code, message = ExitCode.VERIFICATION_FAILED, str(error)
+        except RequirementError as error:
+            code, message = ExitCode.REQUIREMENT_NOT_MET, str(error)
+        except OnnxTernaryError as error:
+            code, message = ExitCode.ERROR, str(error)
+        click.echo(f"Error: {message}", err=True)
+        return ctx.exit(code)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(onnx_ternary.__version__, prog_name="onnx-ternary")
+def main() -> None:
+    """Make ONNX models with ternary weights smaller and faster, with the same answers."""
+
+
+for _command in (optimize_command, inspect_command, verify_command, info_command):
+    main.add_command(_command)

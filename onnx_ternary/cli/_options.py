@@ -1,0 +1,93 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from typing import Any
+
+import click
+
+from onnx_ternary.options import OptimizeOptions
+
+
+def quiet_and_verbose(command: Callable[..., None]) -> Callable[..., None]:
+    command = click.option("-v", "--verbose", is_flag=True, help="More detail.")(command)
+    return click.option("-q", "--quiet", is_flag=True, help="Errors and warnings only.")(command)
+
+
+def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that decide what is rewritten and how; the command gets `OptimizeOptions`."""
+    options = [
+        click.option(
+            "--include",
+            multiple=True,
+            metavar="GLOB",
+            help="Only nodes whose name matches (may be given more than once).",
+        ),
+        click.option(
+            "--exclude", multiple=True, metavar="GLOB", help="Not nodes whose name matches."
+        ),
+        click.option(
+            "--format",
+            "index_format",
+            type=click.Choice(["packed", "rsr"]),
+            default="packed",
+            show_default=True,
+            help="Index format: packed (fast, small) or rsr (the layout of arXiv 2411.06360).",
+        ),
+        click.option(
+            "--storage",
+            type=click.Choice(["2bit", "dense", "1bit", "planes", "base3"]),
+            help="Storage of the index; the default is 2bit (1bit for binary weights) or planes.",
+        ),
+        click.option(
+            "--block-width",
+            type=click.IntRange(1, 16),
+            help="rsr: columns a block (default: auto).",
+        ),
+        click.option("--algorithm", type=click.Choice(["rsr", "rsr++"]), help="rsr: which one."),
+        click.option(
+            "--activation",
+            type=click.Choice(["keep", "int8"]),
+            default="keep",
+            show_default=True,
+            help="int8 quantises each activation row (BitNet W1.58A8): faster, answers change.",
+        ),
+        click.option(
+            "--tolerance",
+            type=click.FloatRange(0.0),
+            default=0.0,
+            show_default=True,
+            help="Admit weights this far from ternary, relative to the scale; 0 means exact.",
+        ),
+        click.option(
+            "--fold/--no-fold",
+            default=True,
+            show_default=True,
+            help="Evaluate weights that are the end of a constant expression.",
+        ),
+        click.option(
+            "--min-elements",
+            type=click.IntRange(0),
+            default=OptimizeOptions().min_elements,
+            show_default=True,
+            help="Leave products with fewer weights alone.",
+        ),
+    ]
+
+    @wraps(command)
+    def with_options(**arguments: Any) -> None:
+        names = arguments.keys() & {field.name for field in fields(OptimizeOptions)}
+        chosen = {name: arguments.pop(name) for name in names}
+        try:
+            arguments["options"] = OptimizeOptions(**chosen)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        command(**arguments)
+
+    result: Callable[..., None] = with_options
+    for option in reversed(options):
+        result = option(result)
+    return result

@@ -1,0 +1,44 @@
+"""``onnx-ternary inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from onnx_ternary import model_io
+from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options
+from onnx_ternary.cli._output import Output
+from onnx_ternary.cli._tables import print_notes, print_rewrites
+from onnx_ternary.nodes import check_indices
+from onnx_ternary.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
+
+
+@click.command("inspect")
+@click.argument("model", type=click.Path(path_type=Path))
+@rewrite_options
+@click.option("--deep", is_flag=True, help="Check every index already in the model, code by code.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@quiet_and_verbose
+def inspect_command(
+    model: Path,
+    options: OptimizeOptions,
+    deep: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Say for every product of MODEL whether it would be rewritten, and if not, why."""
+    out = Output(quiet, verbose)
+    with out.progress("Reading") as progress:
+        report = optimize(model, options, progress=progress).report
+    checked = check_indices(model_io.load(model)) if deep else ()
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+        return
+    print_rewrites(out, report)
+    print_notes(out, report)
+    if deep:
+        out.console.print(f"{len(checked)} indices checked, none damaged.", highlight=False)

@@ -1,0 +1,63 @@
+"""``onnx-ternary verify``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from onnx_ternary.cli._options import quiet_and_verbose
+from onnx_ternary.cli._output import Output
+from onnx_ternary.cli._tables import print_verification
+from onnx_ternary.errors import VerificationError
+from onnx_ternary.verify import verify
+
+
+@click.command("verify")
+@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("converted", type=click.Path(path_type=Path))
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    help="Inputs, an .npz by input name (default: generated from --seed).",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--weight-tolerance",
+    type=click.FloatRange(0.0),
+    default=0.0,
+    show_default=True,
+    help="The --tolerance CONVERTED was made with; outputs then get no verdict.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@quiet_and_verbose
+def verify_command(
+    original: Path,
+    converted: Path,
+    inputs: Path | None,
+    seed: int,
+    weight_tolerance: float,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Compare CONVERTED with ORIGINAL in onnxruntime, product by product and end to end."""
+    out = Output(quiet, verbose)
+    with out.progress("Comparing") as progress:
+        report = verify(
+            original,
+            converted,
+            inputs=inputs,
+            seed=seed,
+            weight_tolerance=weight_tolerance,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+    elif report.passed or out.verbose:
+        print_verification(out, report)
+    if not report.passed:
+        raise VerificationError(report.summary())
+    if not report.products and not report.num_nested_products:
+        out.warn(f"'{converted}' has no TernaryIndexedMatMul node; are the arguments swapped?")
