@@ -12,6 +12,13 @@ import click
 from onnx_ternary.options import OptimizeOptions
 
 
+def _block_width(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    if value == "auto":
+        return None
+    width: int = click.IntRange(1, 16)(value, option, context)
+    return width
+
+
 def quiet_and_verbose(command: Callable[..., None]) -> Callable[..., None]:
     command = click.option("-v", "--verbose", is_flag=True, help="More detail.")(command)
     return click.option("-q", "--quiet", is_flag=True, help="Errors and warnings only.")(command)
@@ -44,8 +51,11 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--block-width",
-            type=click.IntRange(1, 16),
-            help="rsr: columns a block (default: auto).",
+            callback=_block_width,
+            default="auto",
+            show_default=True,
+            metavar="auto|K",
+            help="rsr: columns a block; auto takes the optimum of the paper's cost model.",
         ),
         click.option("--algorithm", type=click.Choice(["rsr", "rsr++"]), help="rsr: which one."),
         click.option(

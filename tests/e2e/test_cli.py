@@ -286,6 +286,17 @@ def test_optimize_rsr_and_int8_options(tmp_path: Path) -> None:
     run("optimize", DIGITS, tmp_path / "int8.onnx", "--activation", "int8")
 
 
+def test_optimize_block_width_auto_is_the_default(tmp_path: Path) -> None:
+    named, default = tmp_path / "named.onnx", tmp_path / "default.onnx"
+    run("optimize", DIGITS, named, "--format", "rsr", "--block-width", "auto", "--no-verify")
+    run("optimize", DIGITS, default, "--format", "rsr", "--no-verify")
+    assert named.read_bytes() == default.read_bytes()
+    run("optimize", DIGITS, tmp_path / "packed.onnx", "--block-width", "auto", "--dry-run")
+    for wrong in ("automatic", "17"):
+        done = run("optimize", DIGITS, "--format", "rsr", "--block-width", wrong, check=2)
+        assert "--block-width" in done.stderr
+
+
 def test_inspect_says_why_the_float_layer_stays() -> None:
     done = run("inspect", DIGITS)
     assert "distinct magnitudes" in done.stdout

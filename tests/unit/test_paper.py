@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnx_ternary import _native, reference
+from onnx_ternary.convert import convert
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.index import Index, build_index, rsr
+from onnx_ternary.nodes import read_attributes
+from onnx_ternary.optimize import optimize
+from onnx_ternary.options import INT8_RULE, ActivationChoice, OptimizeOptions
 from onnx_ternary.schema import MAX_BLOCK_WIDTH, Algorithm, Alphabet, OpAttributes, Storage
 from onnx_ternary.ternary import TernaryWeight
-from tests.strategies import ALPHABETS, random_generators, random_levels
+from tests import models
+from tests.graph_passes.test_catalogue import HITS, dense, op_nodes, run
+from tests.strategies import ALPHABETS, LEVELS, random_generators, random_levels
 
 ALGORITHMS: tuple[Algorithm, ...] = ("rsr", "rsr++")
 ONE = np.ones((), np.float32)
@@ -271,7 +281,7 @@ def all_forms(levels: NDArray[np.int8], alphabet: Alphabet, width: int) -> list[
     weight = TernaryWeight(levels, ONE, 0, alphabet, 0.0)
     storages: list[Storage] = ["planes", "base3"] if alphabet == "ternary" else ["planes"]
     forms = [
-        rsr_index(levels, alphabet, storage, algorithm, width)
+        rsr_index(levels, alphabet, storage, algorithm, min(width, MAX_BLOCK_WIDTH[storage]))
         for storage in storages
         for algorithm in ALGORITHMS
     ]
@@ -279,38 +289,20 @@ def all_forms(levels: NDArray[np.int8], alphabet: Alphabet, width: int) -> list[
     return forms + [build_index(weight, storage=storage) for storage in packed]
 
 
-INT8: dict[str, Any] = {
-    "activation": "int8",
-    "activation_rule": "absmax_division",
-    "activation_epsilon": 1e-5,
-    "activation_qmin": -128,
-    "activation_qmax": 127,
-}
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    rng=random_generators(),
-    K=st.sampled_from((1, 2, 7, 63, 64, 65, 257)) | st.integers(1, 600),
-    N=st.sampled_from((1, 2, 7, 8, 9, 31)) | st.integers(1, 50),
-    rows=st.sampled_from((1, 2, 5, 8, 17, 33)),
-    alphabet=st.sampled_from(ALPHABETS),
-    width=st.integers(1, 7),
-)
-def test_every_form_agrees_in_integers(
-    rng: np.random.Generator, K: int, N: int, rows: int, alphabet: Alphabet, width: int
+def assert_all_forms_agree(
+    rng: np.random.Generator, levels: NDArray[np.int8], rows: int, alphabet: Alphabet, width: int
 ) -> None:
-    """RSR, RSR++, direct ternary, packed and dense, in the reference and in every kernel."""
-    levels = random_levels(rng, K, N, alphabet)
-    x = rng.integers(-127, 128, (rows, K)).astype(np.float32)
-    x[:, rng.integers(K)] = 127  # the rule then quantises by 1
+    """RSR, RSR++, direct ternary and packed give the dense product, by the reference and by every
+    kernel."""
+    x = rng.integers(-127, 128, (rows, levels.shape[0])).astype(np.float32)
+    x[:, rng.integers(levels.shape[0])] = 127  # the rule then quantises by 1
     exact = x.astype(np.int64) @ levels.astype(np.int64)
     kernels = [kernel for kernel in _native.kernels()["kernels"] if kernel["supported"]]
     for index in all_forms(levels, alphabet, width):
         for activation in ("float", "int8"):
             attributes = index.attributes
             if activation == "int8":
-                attributes = replace(attributes, **INT8)
+                attributes = replace(attributes, **INT8_RULE)
             y = reference.ternary_indexed_matmul(
                 x, index.codes, index.aux, index.scale, NO_BIAS, attributes
             )
@@ -332,6 +324,44 @@ def test_every_form_agrees_in_integers(
             assert ran >= 2
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rng=random_generators(),
+    K=st.sampled_from((1, 2, 7, 63, 64, 65, 257)) | st.integers(1, 600),
+    N=st.sampled_from((1, 2, 7, 8, 9, 31)) | st.integers(1, 50),
+    rows=st.sampled_from((1, 2, 5, 8, 17, 33)),
+    alphabet=st.sampled_from(ALPHABETS),
+    width=st.integers(1, 8),
+)
+def test_every_form_agrees_in_integers(
+    rng: np.random.Generator, K: int, N: int, rows: int, alphabet: Alphabet, width: int
+) -> None:
+    assert_all_forms_agree(rng, random_levels(rng, K, N, alphabet), rows, alphabet, width)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rng=random_generators(),
+    K=st.integers(1, 80),
+    N=st.integers(1, 18),
+    rows=st.sampled_from((1, 5)),
+    alphabet=st.sampled_from(ALPHABETS),
+    width=st.integers(9, max(MAX_BLOCK_WIDTH.values())),
+)
+def test_every_form_agrees_with_wide_blocks(
+    rng: np.random.Generator, K: int, N: int, rows: int, alphabet: Alphabet, width: int
+) -> None:
+    """Up to the widest blocks of the format; most of their segments are empty."""
+    assert_all_forms_agree(rng, random_levels(rng, K, N, alphabet), rows, alphabet, width)
+
+
+@pytest.mark.parametrize("alphabet", ALPHABETS)
+def test_every_form_agrees_where_the_permutation_takes_four_bytes(alphabet: Alphabet) -> None:
+    rng = np.random.default_rng(4)
+    levels = random_levels(rng, 65537, 5, alphabet)
+    assert_all_forms_agree(rng, levels, 3, alphabet, 3)
+
+
 def test_a_form_that_differs_is_found() -> None:
     """The comparison itself can fail: one row moved to another segment."""
     rng = np.random.default_rng(3)
@@ -344,3 +374,67 @@ def test_a_form_that_differs_is_found() -> None:
     layer = _native.Layer(index.attributes, index.codes, offsets, index.scale, NO_BIAS)
     y, _ = layer.run(x)
     assert np.any(y != x @ levels.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", HITS)
+def test_every_form_of_model_converts_to_rsr(name: str) -> None:
+    """What the default format rewrites, `--format rsr` rewrites too, to the same weights."""
+    case = HITS[name]()
+    for algorithm in ALGORITHMS:
+        options = OptimizeOptions(index_format="rsr", algorithm=algorithm, min_elements=0)
+        result = optimize(case.model, options)
+        assert tuple(row.pattern for row in result.report.rewrites) == case.patterns
+        for node, expected in zip(op_nodes(result.model), case.weights, strict=True):
+            attributes = read_attributes(node)
+            assert (attributes.index_format, attributes.algorithm) == ("rsr", algorithm)
+            if expected is not None:
+                np.testing.assert_array_equal(dense(node), expected)
+
+
+def single_product(alphabet: Alphabet, dtype: str) -> onnx.ModelProto:
+    """One MatMul of 48 x 20 in the type; x and y are float32 where that is bfloat16."""
+    weight = models.ternary(scale=0.5, levels=LEVELS[alphabet], dtype=np.dtype(dtype))
+    if dtype != "bfloat16":
+        element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return models.simple(weight, x_dtype=element, y_dtype=element)
+    nodes = [
+        models.node("Cast", ["x"], "xb", to=onnx.TensorProto.BFLOAT16),
+        models.matmul("xb", "w", "yb"),
+        models.node("Cast", ["yb"], "y", to=onnx.TensorProto.FLOAT),
+    ]
+    return models.model(nodes, {"w": weight})
+
+
+@pytest.mark.parametrize("activation", ["keep", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("alphabet", ALPHABETS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_conversion_to_rsr_is_verified(
+    algorithm: Algorithm,
+    alphabet: Alphabet,
+    dtype: str,
+    activation: ActivationChoice,
+    tmp_path: Path,
+) -> None:
+    source, target = tmp_path / "model.onnx", tmp_path / "converted.onnx"
+    onnx.save(single_product(alphabet, dtype), source)
+    options = OptimizeOptions(
+        index_format="rsr", algorithm=algorithm, activation=activation, min_elements=0
+    )
+    runs_in_onnxruntime = dtype != "bfloat16"  # its CPU provider has no such MatMul
+    conversion = convert(source, target, options, verify_result=runs_in_onnxruntime)
+    if runs_in_onnxruntime:
+        assert conversion.verification is not None
+        assert [each.status for each in conversion.verification.products] == ["passed"]
+    converted = onnx.load(target)
+    (node,) = op_nodes(ir.from_proto(converted))
+    # Every sum of these fits all three types, and the int8 rule keeps 127 as it is.
+    x = np.array([[127, 0] * 24, [1, -127] * 24, [0] * 48], np.float32)
+    if activation == "keep":
+        x = np.clip(x, -4, 3)
+    feeds = {"x": x.astype(np.float32 if dtype == "bfloat16" else dtype)}
+    y = run(converted, feeds, library=True)["y"].astype(np.float64)
+    exact = (x.astype(np.float64) @ dense(node)).astype(
+        ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    )
+    np.testing.assert_array_equal(y, exact.astype(np.float64))
