@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 import onnx_ternary
 
-# onnxruntime's idle pool threads spin for a while after a run and would slow the next candidate.
+GIB = 2**30
+# Idle pool threads spin for up to about 0.1 s after a run and would slow the next candidate.
 SPIN_DOWN_SECONDS = 0.2
+SPIN_CHECK_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ def measure(
     rounds: int = 15,
     seconds_a_round: float = 0.02,
     threads: int = 1,
+    budget_seconds: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time all candidates side by side.
@@ -68,25 +71,29 @@ def measure(
         rounds: How often each is timed.
         seconds_a_round: At least this long is each timed in a round.
         threads: Threads each uses; above 1 their pools are left to stop spinning in between.
+        budget_seconds: Fewer rounds where they would take longer, at least three.
         clock: Seconds; ``time.thread_time`` leaves out what other processes take of a busy machine,
             for candidates that stay in the calling thread.
 
     Returns:
         The timing of each candidate by name.
     """
-    calls = {}
+    calls, a_round = {}, 0.0
     for candidate in candidates:
         candidate.run()
         start = clock()
         candidate.run()
         once = clock() - start
         calls[candidate.name] = max(1, int(seconds_a_round / once))
+        a_round += once * (calls[candidate.name] + 1)
+    if budget_seconds is not None:
+        rounds = max(3, min(rounds, int(budget_seconds / a_round)))
     samples: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     for number in range(rounds):
         shift = number % len(candidates)
         for candidate in [*candidates[shift:], *candidates[:shift]]:
             if threads > 1:
-                time.sleep(SPIN_DOWN_SECONDS)
+                settle()
             candidate.run()
             count = calls[candidate.name]
             start = clock()
@@ -96,16 +103,38 @@ def measure(
     return {name: Timing(tuple(seconds)) for name, seconds in samples.items()}
 
 
+def settle() -> None:
+    """Wait until no thread of this process is busy."""
+    deadline = time.perf_counter() + SPIN_DOWN_SECONDS
+    while time.perf_counter() < deadline:
+        before = time.process_time()
+        time.sleep(SPIN_CHECK_SECONDS)
+        if time.process_time() - before < SPIN_CHECK_SECONDS / 10:
+            return
+
+
 def conditions() -> dict[str, str]:
     """The processor and the versions a result was measured with."""
     packages = ("onnxruntime", "onnx", "numpy")
+    cache = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
     return {
         "cpu": _cpu_name(),
+        **({"L3 cache": cache.read_text(encoding="utf-8").strip()} if cache.exists() else {}),
         "isa": ", ".join(onnx_ternary.list_kernels()["cpu"]),
         "python": platform.python_version(),
         "onnx-ternary": onnx_ternary.__version__,
         **{name: version(name) for name in packages},
     }
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping; 4 GiB where the system does not tell."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 4 * GIB
 
 
 def _cpu_name() -> str:

@@ -1,17 +1,28 @@
-"""The competitors of a ternary product, one file each; see `PEERS`.
+"""The competitors of a ternary product, one file each; see `Peer`.
 
-A peer has a ``NAME``, a ``MAX_ERROR`` (largest difference relative to the largest output that is
-still right for it) and ``model(layer)``, the serialised ONNX model of ``Y = X @ W``.
+A file has ``PEERS``, a tuple: variants of one competitor (bits, options) stand together. A new file
+is one more row in `all_peers`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from importlib import import_module
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+import onnx_ternary
+
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Y (M, N) float32 of X (M, K) float32."""
+
+
+class UnavailableError(Exception):
+    """A competitor that cannot run here: what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +36,80 @@ class Layer:
     def random(cls, K: int, N: int, seed: int = 0) -> Layer:
         """40 % zeros, the rest +1 and -1 in equal shares; scales in [0.5, 1.5)."""
         rng = np.random.default_rng(seed)
-        levels = rng.choice(np.array([-1, 0, 1], np.int8), (K, N), p=[0.3, 0.4, 0.3])
+        levels = np.array([-1, -1, -1, 0, 0, 0, 0, 1, 1, 1], np.int8)[
+            rng.integers(0, 10, (K, N), np.int8)
+        ]
         return cls(levels, rng.uniform(0.5, 1.5, N).astype(np.float32))
 
+    @property
+    def dense(self) -> NDArray[np.float32]:
+        """The weight, (K, N) float32."""
+        return self.levels * self.scale
 
-class Peer(Protocol):
-    """What a module in this folder offers."""
 
-    NAME: str
-    MAX_ERROR: float
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A competitor.
 
-    def model(self, layer: Layer) -> bytes:
-        """The serialised model; inputs X (M, K) float32, outputs Y (M, N) float32."""
-        ...
+    Attributes:
+        name: as results show it.
+        max_error: largest difference from the float64 product, relative to the largest output,
+            that is still right for it.
+        quantises: whether it rounds activations to 8 bits.
+        prepare: makes a layer ready for so many threads, in so many copies that share no memory;
+            raises `UnavailableError`.
+        model: the serialised ONNX model of a layer, where there is one.
+        weight_bytes: what a product of one row reads of the weight of a layer, about.
+    """
+
+    name: str
+    max_error: float
+    quantises: bool
+    prepare: Callable[[Layer, int, int], list[Run]]
+    weight_bytes: Callable[[Layer], int]
+    model: Callable[[Layer], bytes] | None = None
+
+
+def bits_of(bits: float) -> Callable[[Layer], int]:
+    """Bytes of a layer of so many bits a weight."""
+    return lambda layer: int(layer.levels.size * bits / 8)
+
+
+def onnx_peer(
+    name: str,
+    model: Callable[[Layer], bytes],
+    *,
+    max_error: float,
+    quantises: bool,
+    bits: float,
+    config: Mapping[str, str] | None = None,
+) -> Peer:
+    """A competitor that is an ONNX model, with session configuration entries."""
+
+    def prepare(layer: Layer, threads: int, copies: int) -> list[Run]:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        for key, value in (config or {}).items():
+            options.add_session_config_entry(key, value)
+        serialised = model(layer)
+
+        def one() -> Run:
+            session = onnx_ternary.InferenceSession(serialised, options)
+            return lambda x: np.asarray(session.run(None, {"X": x})[0])
+
+        return [one() for _ in range(copies)]
+
+    return Peer(name, max_error, quantises, prepare, bits_of(bits), model)
 
 
 def serialise(
-    nodes: list[NodeProto], layer: Layer, constants: dict[str, NDArray[np.generic]]
+    nodes: list[NodeProto],
+    layer: Layer,
+    constants: Mapping[str, NDArray[np.generic]],
+    *,
+    opset: int = 17,
+    ir_version: int = 8,
 ) -> bytes:
     """A model of these nodes with input X, output Y and the constants as initializers."""
     K, N = layer.levels.shape
@@ -53,9 +121,26 @@ def serialise(
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     opsets = [
-        helper.make_opsetid("", 17),
+        helper.make_opsetid("", opset),
         helper.make_opsetid("com.microsoft", 1),
         helper.make_opsetid("onnx_ternary", 1),
     ]
-    proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
     return bytes(proto.SerializeToString())
+
+
+def all_peers() -> tuple[Peer, ...]:
+    """Every competitor, onnxruntime's own first, ours last."""
+    files = (
+        "matmul_float32",
+        "matmul_nbits",
+        "dynamic_quantize_matmul",
+        "matmul_integer",
+        "dequantize_int2",
+        "onnxsim_ternary",
+        "numpy_float32",
+        "torch_float32",
+        "ggml",
+        "onnx_ternary_op",
+    )
+    return tuple(peer for file in files for peer in import_module(f"peers.{file}").PEERS)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 from onnx import helper
 
-from peers import Layer, serialise
-
-NAME = "MatMul float32"
-MAX_ERROR = 1e-5
+from peers import Layer, onnx_peer, serialise
 
 
 def model(layer: Layer) -> bytes:
     """MatMul with the dense weight."""
-    weight = layer.levels.astype(np.float32) * layer.scale
-    return serialise([helper.make_node("MatMul", ["X", "W"], ["Y"])], layer, {"W": weight})
+    return serialise([helper.make_node("MatMul", ["X", "W"], ["Y"])], layer, {"W": layer.dense})
+
+
+PEERS = (onnx_peer("MatMul float32", model, max_error=1e-5, quantises=False, bits=32),)

@@ -1,39 +1,61 @@
-"""ONNX Runtime's MatMulNBits, 2 bits, block 128, accuracy_level 4 (int8 activations)."""
+"""ONNX Runtime's MatMulNBits: blocks of 128, accuracy_level 4 (int8 activations).
+
+2 bits also with `mlas.use_lut_gemm`, which looks sums up instead (for N a multiple of 128).
+"""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 from onnx import helper
 
-from peers import Layer, serialise
+from peers import Layer, onnx_peer, serialise
 
-NAME = "MatMulNBits 2-bit"
-MAX_ERROR = 2e-2
 BLOCK = 128
 
 
-def model(layer: Layer) -> bytes:
-    """Codes level + 1, zero point 1, one scale a block; K is a multiple of the block."""
+def model(layer: Layer, bits: int) -> bytes:
+    """Codes level + 2^(bits - 1), the default zero point; K is a multiple of the block."""
     K, N = layer.levels.shape
-    codes = (layer.levels.T + 1).astype(np.uint8).reshape(N, K // BLOCK, BLOCK // 4, 4)
-    packed = codes[..., 0] | codes[..., 1] << 2 | codes[..., 2] << 4 | codes[..., 3] << 6
+    codes = (layer.levels.T + np.int16(2 ** (bits - 1))).astype(np.uint8)
+    in_byte = 8 // bits
+    codes = codes.reshape(N, K // BLOCK, BLOCK // in_byte, in_byte)
+    packed = np.zeros(codes.shape[:-1], np.uint8)
+    for place in range(in_byte):
+        packed |= codes[..., place] << np.uint8(bits * place)
     node = helper.make_node(
         "MatMulNBits",
-        ["X", "B", "scales", "zero_points"],
+        ["X", "B", "scales"],
         ["Y"],
         domain="com.microsoft",
         K=K,
         N=N,
-        bits=2,
+        bits=bits,
         block_size=BLOCK,
         accuracy_level=4,
     )
-    return serialise(
-        [node],
-        layer,
-        {
-            "B": packed.astype(np.uint8),
-            "scales": np.repeat(layer.scale, K // BLOCK),
-            "zero_points": np.full(N * -(-K // BLOCK // 4), 0x55, np.uint8),
-        },
-    )
+    scales = np.repeat(layer.scale, K // BLOCK)
+    return serialise([node], layer, {"B": packed, "scales": scales})
+
+
+PEERS = (
+    *(
+        onnx_peer(
+            f"MatMulNBits {bits}-bit",
+            partial(model, bits=bits),
+            max_error=2e-2,
+            quantises=True,
+            bits=bits + 32 / BLOCK,
+        )
+        for bits in (2, 4, 8)
+    ),
+    onnx_peer(
+        "MatMulNBits 2-bit, lut_gemm",
+        partial(model, bits=2),
+        max_error=2e-2,
+        quantises=True,
+        bits=2 + 32 / BLOCK,
+        config={"mlas.use_lut_gemm": "1"},
+    ),
+)

@@ -7,6 +7,7 @@ additions and multiplications.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,30 +136,55 @@ def relative_misfit(n: NDArray[np.float64], counted: NDArray[np.float64], law: A
     return float(ratio.max() / ratio.min() - 1)
 
 
+def n_squared(size: NDArray[np.float64]) -> NDArray[np.float64]:
+    return size**2
+
+
+def n_squared_over_log(size: NDArray[np.float64]) -> NDArray[np.float64]:
+    return size**2 / np.log2(size)
+
+
+def fit(counted: list[int]) -> tuple[float, float]:
+    """c and a of c * n^a / log2(n), by least squares of the logarithms."""
+    n = np.array(SIZES, np.float64)
+    exponent, offset = np.polyfit(np.log(n), np.log(np.array(counted) * np.log2(n)), 1)
+    return float(np.exp(offset)), float(exponent)
+
+
 def test_operations_grow_as_n_squared_over_log_n(counts: dict[str, list[int]]) -> None:
     n = np.array(SIZES, np.float64)
-
-    def n_squared(size: NDArray[np.float64]) -> NDArray[np.float64]:
-        return size**2
-
-    def over_log(size: NDArray[np.float64]) -> NDArray[np.float64]:
-        return size**2 / np.log2(size)
-
-    print(f"\n{'n':>6} {'standard':>9} {'RSR':>8} {'RSR++':>8}  times log2(n) / n^2")
-    for i, size in enumerate(SIZES):
-        scaled = [counts[a][i] * math.log2(size) / size**2 for a in ALGORITHMS]
-        print(
-            f"{size:>6} {2 * size**2 - size:>9} {counts['rsr'][i]:>8} {counts['rsr++'][i]:>8}"
-            f"  {scaled[0]:.2f} {scaled[1]:.2f}"
-        )
     for size, counted in zip(SIZES, counts["standard"], strict=False):
         assert counted == 2 * size**2 - size
     for algorithm in ALGORITHMS:
         counted = np.array(counts[algorithm], np.float64)
-        assert relative_misfit(n, counted, over_log) < 0.2
-        assert relative_misfit(n, counted, n_squared) > 0.5
-        assert relative_misfit(n, counted, over_log) < relative_misfit(n, counted, n_squared) / 2
+        over_log = relative_misfit(n, counted, n_squared_over_log)
+        squared = relative_misfit(n, counted, n_squared)
+        assert over_log < 0.2
+        assert squared > 0.5
+        assert over_log < squared / 2
+        _, exponent = fit(counts[algorithm])
+        assert 1.9 < exponent <= 2.0
     assert all(np.array(counts["rsr++"]) < np.array(counts["rsr"]))
+
+
+def test_table_of_operations_in_the_docs(counts: dict[str, list[int]]) -> None:
+    """Within what other random matrices would make of the counts."""
+    text = (Path(__file__).parents[2] / "docs" / "paper.md").read_text(encoding="utf-8")
+    section = text.split("## Operations")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (.+?) \| (.+?) \|$", section, re.M)
+    assert [int(row[0]) for row in rows] == list(SIZES)
+    for i, row in enumerate(rows):
+        size = SIZES[i]
+        assert int(row[1]) == 2 * size**2 - size
+        for algorithm, shown, ratio in zip(ALGORITHMS, row[2:4], row[4:], strict=True):
+            counted = counts[algorithm][i]
+            assert abs(int(shown) / counted - 1) < 0.01
+            assert abs(float(ratio) - counted * math.log2(size) / size**2) < 0.05
+    fits = re.findall(r"([\d.]+) n\^([\d.]+) / log2\(n\)", section)
+    for algorithm, (factor, exponent) in zip(ALGORITHMS, fits, strict=True):
+        found_factor, found_exponent = fit(counts[algorithm])
+        assert abs(float(factor) / found_factor - 1) < 0.05
+        assert abs(float(exponent) - found_exponent) < 0.01
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

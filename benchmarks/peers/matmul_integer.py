@@ -1,14 +1,11 @@
-"""DynamicQuantizeLinear -> MatMulInteger, which ONNX Runtime fuses into int8 kernels."""
+"""DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul, in standard operators."""
 
 from __future__ import annotations
 
 import numpy as np
 from onnx import helper
 
-from peers import Layer, serialise
-
-NAME = "DynamicQuantizeMatMul int8"
-MAX_ERROR = 5e-2
+from peers import Layer, onnx_peer, serialise
 
 
 def model(layer: Layer) -> bytes:
@@ -21,3 +18,6 @@ def model(layer: Layer) -> bytes:
         helper.make_node("Mul", ["float_sums", "factor"], ["Y"]),
     ]
     return serialise(nodes, layer, {"W": np.ascontiguousarray(layer.levels), "scale": layer.scale})
+
+
+PEERS = (onnx_peer("MatMulInteger", model, max_error=5e-2, quantises=True, bits=8),)

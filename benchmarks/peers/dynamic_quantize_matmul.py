@@ -1,0 +1,20 @@
+"""ONNX Runtime's DynamicQuantizeMatMul: int8 weights, uint8 activations per tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import helper
+
+from peers import Layer, onnx_peer, serialise
+
+
+def model(layer: Layer) -> bytes:
+    """The contrib operator, one scale a column."""
+    node = helper.make_node(
+        "DynamicQuantizeMatMul", ["X", "W", "scale"], ["Y"], domain="com.microsoft"
+    )
+    constants = {"W": np.ascontiguousarray(layer.levels), "scale": layer.scale}
+    return serialise([node], layer, constants)
+
+
+PEERS = (onnx_peer("DynamicQuantizeMatMul int8", model, max_error=5e-2, quantises=True, bits=8),)

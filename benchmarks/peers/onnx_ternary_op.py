@@ -1,0 +1,45 @@
+"""TernaryIndexedMatMul: float32-accurate, and with int8 activations (BitNet W1.58A8)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from onnx import helper
+
+from onnx_ternary.index import build_index
+from onnx_ternary.options import INT8_RULE
+from onnx_ternary.schema import Storage
+from onnx_ternary.ternary import TernaryWeight
+from peers import Layer, onnx_peer, serialise
+
+FLOAT, INT8 = "onnx-ternary float", "onnx-ternary int8"
+
+
+def model(layer: Layer, *, int8: bool = False, storage: Storage = "2bit") -> bytes:
+    """The op in its default format, packed."""
+    index = build_index(
+        TernaryWeight(layer.levels, layer.scale, 0, "ternary", 0.0), storage=storage
+    )
+    attributes = replace(index.attributes, **INT8_RULE) if int8 else index.attributes
+    constants = {
+        "codes": index.codes,
+        "aux": index.aux,
+        "scale": index.scale,
+        "bias": np.zeros((), np.float32),
+    }
+    node = helper.make_node(
+        "TernaryIndexedMatMul",
+        ["X", *constants],
+        ["Y"],
+        domain="onnx_ternary",
+        **attributes.to_dict(),
+    )
+    return serialise([node], layer, constants)
+
+
+PEERS = (
+    onnx_peer(FLOAT, model, max_error=1e-5, quantises=False, bits=2),
+    onnx_peer(INT8, partial(model, int8=True), max_error=2e-2, quantises=True, bits=2),
+)
