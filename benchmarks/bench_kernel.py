@@ -254,6 +254,19 @@ def with_threads(threads: str) -> dict[str, Any]:
         return part
 
 
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Old rows of shapes and threads that were not measured again, and the new ones."""
+    measured = {(row["KxN"], row["threads"]) for row in new}
+    kept = [row for row in old if (row["KxN"], row["threads"]) not in measured]
+    shapes = SHAPES.split(",")
+
+    def place(row: dict[str, Any]) -> tuple[int, int, int]:
+        known = shapes.index(row["KxN"]) if row["KxN"] in shapes else len(shapes)
+        return row["threads"], known, row["M"]
+
+    return sorted(kept + new, key=place)
+
+
 def show(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print a table of everything but the rounds."""
     if not rows:
@@ -285,7 +298,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--peers", default="*", help="globs of names, comma-separated")
     parser.add_argument("--only", default="hot,cold,memory", help="parts, comma-separated")
     parser.add_argument("--quick", action="store_true", help="one shape, hot, 3 rounds")
-    parser.add_argument("--json", type=Path, help="where results go; parts not measured stay")
+    parser.add_argument("--json", type=Path, help="where results go; what is not measured stays")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
@@ -318,10 +331,8 @@ def main() -> None:
             found["rows"] += part.get("rows", [])
             found["cold"] += part.get("cold", [])
             found["skipped"] |= part["skipped"]
-    if "hot" in parts:
-        result["rows"] = found["rows"]
-    if "cold" in parts:
-        result["cold"] = found["cold"]
+    for part in ("rows", "cold"):
+        result[part] = merged(result.get(part, []), found[part])
     if "memory" in parts:
         result["memory"] = memory()
     result["skipped"] = found["skipped"]

@@ -75,7 +75,8 @@ def ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
 def is_beyond_l3(shape: str, conditions: dict[str, str]) -> bool:
     """Whether a layer's float32 weights exceed the cache."""
     K, N = map(int, shape.split("x"))
-    return 4 * K * N > int(conditions["L3 cache"].rstrip("K")) * 1024
+    cache = int(conditions["L3 cache"].rstrip("K")) * 1024
+    return cache < 4 * K * N
 
 
 def worst(results: dict[str, Any], target: Target, threads: int) -> tuple[float, str] | None:

@@ -1,4 +1,4 @@
-"""Copy the committed results into README.md, between its `numbers` markers, and docs/performance.md.
+"""Copy the committed results into README.md (its `numbers` markers) and docs/performance.md.
 
 Usage: python benchmarks/update_readme.py [--check]
 
