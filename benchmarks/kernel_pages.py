@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markdown import conditions_line, fill, plots, save, table
+from pages import conditions_line, fill, plots, save, table
 
 BASELINE = "MatMul float32"
 FLOAT, INT8 = "onnx-ternary float", "onnx-ternary int8"

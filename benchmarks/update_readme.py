@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 import kernel_pages
-from markdown import conditions_line, table
+from pages import conditions_line, table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
