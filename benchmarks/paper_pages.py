@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -292,7 +292,34 @@ def write(result: dict[str, Any], docs: Path) -> None:
 
 
 def draw(result: dict[str, Any], docs: Path) -> None:
+    """A plot for each experiment."""
     plt = plots()
+    for name, figure in {
+        "time": draw_time(plt, result),
+        "width": draw_widths(plt, result),
+        "memory": draw_memory(plt, result),
+        "numpy": draw_numpy(plt, result),
+        "layers": draw_layers(plt, result),
+        "batches": draw_batches(plt, result),
+    }.items():
+        save(figure, docs / f"paper_{name}.svg")
+
+
+def log_axes(axis: Any, sizes: Sequence[int], label: str) -> None:
+    """Both axes logarithmic, with the sizes as they are on the first."""
+    axis.set(xlabel=label, xscale="log", yscale="log")
+    axis.set_xticks(sizes)
+    axis.get_xaxis().set_major_formatter("{x:.0f}")
+    axis.minorticks_off()
+
+
+def points(result: dict[str, Any], alphabet: str, name: str) -> tuple[list[int], list[float]]:
+    """Times of a candidate of (a), by n."""
+    found = [r for r in result["square"] if (r["alphabet"], r["name"]) == (alphabet, name)]
+    return [row["n"] for row in found], [row["ms"] for row in found]
+
+
+def draw_time(plt: Any, result: dict[str, Any]) -> Any:
     shown = {
         "standard, column order, -O0": "standard, columns, -O0",
         "standard, column order, -O3": "standard, columns, -O3",
@@ -303,27 +330,24 @@ def draw(result: dict[str, Any], docs: Path) -> None:
         "RSR++ base 3 int8": "RSR++ base 3",
         "packed int8": "packed",
     }
+    sizes = sorted({row["n"] for row in result["square"]})
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     for axis, alphabet, title in zip(axes, ALPHABETS, ("binary", "ternary"), strict=True):
         for colour, (name, label) in enumerate(shown.items()):
-            points = [
-                (row["n"], row["ms"])
-                for row in result["square"]
-                if row["alphabet"] == alphabet and row["name"] == name
-            ]
-            if points:
-                axis.plot(*zip(*points, strict=True), "o-", color=f"C{colour}", label=label)
+            n, ms_of_n = points(result, alphabet, name)
+            if n:
+                axis.plot(n, ms_of_n, "o-", color=f"C{colour}", label=label)
         if alphabet == "binary_01":
-            points_a = list(AUTHORS_MS["rsr++"].items())
-            axis.plot(*zip(*points_a, strict=True), "k:", label="authors' RSR++")
-        axis.set(title=f"{title}, int8 activations", xlabel="n", xscale="log", yscale="log")
-        axis.set_xticks(sorted({row["n"] for row in result["square"]}))
-        axis.get_xaxis().set_major_formatter("{x:.0f}")
-        axis.minorticks_off()
+            authors = AUTHORS_MS["rsr++"]
+            axis.plot(list(authors), list(authors.values()), "k:", label="authors' RSR++")
+        axis.set(title=f"{title}, int8 activations")
+        log_axes(axis, sizes, "n")
         axis.legend(fontsize=7, loc="upper left")
     axes[0].set_ylabel("ms a product")
-    save(figure, docs / "paper_time.svg")
+    return figure
 
+
+def draw_widths(plt: Any, result: dict[str, Any]) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     for axis, storage in zip(axes, ("planes", "base3"), strict=True):
         for algorithm in ALGORITHMS:
@@ -332,32 +356,80 @@ def draw(result: dict[str, Any], docs: Path) -> None:
                 for r in result["widths"]
                 if (r["storage"], r["algorithm"]) == (storage, algorithm)
             ]
-            if not found:
-                continue
-            axis.plot(
-                [r["block_width"] for r in found],
-                [r["ms"] for r in found],
-                "o-",
-                label=algorithm.upper(),
-            )
+            widths = [r["block_width"] for r in found]
+            axis.plot(widths, [r["ms"] for r in found], "o-", label=algorithm.upper())
             at = next(r for r in found if r["block_width"] == r["predicted"])
             axis.plot(at["block_width"], at["ms"], "k*", markersize=14)
         axis.set(title=f"{storage}, n = {result['widths'][0]['n']}", xlabel="block width")
         axis.set_ylim(bottom=0)
         axis.legend()
     axes[0].set_ylabel("ms a product (star: predicted optimum)")
-    save(figure, docs / "paper_width.svg")
+    return figure
 
+
+def draw_memory(plt: Any, result: dict[str, Any]) -> Any:
     figure, axis = plt.subplots(figsize=(6, 4))
+    sizes = sorted({row["n"] for row in result["memory"]})
     for name in dict.fromkeys(row["name"] for row in result["memory"]):
-        found = [r for r in result["memory"] if r["name"] == name and r["algorithm"] == "rsr++"]
-        sizes = [r["n"] for r in found]
+        found = [r for r in result["memory"] if (r["name"], r["algorithm"]) == (name, "rsr++")]
         axis.plot(sizes, [r["index_bytes"] for r in found], "o-", label=f"index, {name}")
     axis.plot(sizes, [n**2 for n in sizes], "k--", label="int8")
     axis.plot(sizes, [4 * n**2 for n in sizes], "k-", label="float32")
-    axis.set(xlabel="n", ylabel="bytes", xscale="log", yscale="log")
-    axis.set_xticks(sizes)
-    axis.get_xaxis().set_major_formatter("{x:.0f}")
-    axis.minorticks_off()
+    axis.set(ylabel="bytes")
+    log_axes(axis, sizes, "n")
     axis.legend(fontsize=8)
-    save(figure, docs / "paper_memory.svg")
+    return figure
+
+
+def draw_numpy(plt: Any, result: dict[str, Any]) -> Any:
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name in ("numpy float32", "numpy RSR", "numpy RSR++"):
+        n, ms_of_n = points(result, "binary_01", name)
+        axis.plot(n, ms_of_n, "o-", label=name)
+    log_axes(axis, n, "n")
+    axis.set(ylabel="ms a product", title="binary")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def draw_layers(plt: Any, result: dict[str, Any]) -> Any:
+    shown = (
+        "standard, row order, -O3",
+        "ONNX Runtime float32",
+        "RSR int8",
+        "RSR++ int8",
+        "RSR++ base 3 int8",
+        "packed int8",
+    )
+    layers = list(dict.fromkeys((r["model"], r["K"], r["N"]) for r in result["layers"]))
+    figure, axis = plt.subplots(figsize=(11, 4.5))
+    width = 0.8 / len(shown)
+    for number, name in enumerate(shown):
+        time = {
+            (r["model"], r["K"], r["N"]): r["ms"] for r in result["layers"] if r["name"] == name
+        }
+        places = [place + number * width for place in range(len(layers))]
+        axis.bar(places, [time[layer] for layer in layers], width, label=name)
+    middles = [place + 0.4 - width / 2 for place in range(len(layers))]
+    axis.set_xticks(middles, [f"{model}\n{K}x{N}" for model, K, N in layers], fontsize=7)
+    axis.set(ylabel="ms a product", yscale="log")
+    axis.legend(fontsize=7)
+    return figure
+
+
+def draw_batches(plt: Any, result: dict[str, Any]) -> Any:
+    kinds = list(dict.fromkeys(row["kind"] for row in result["batches"]))
+    rows = sorted({row["M"] for row in result["batches"]})
+    figure, axes = plt.subplots(1, len(kinds), figsize=(12, 4), sharey=True)
+    for axis, kind in zip(axes, kinds, strict=True):
+        for name in dict.fromkeys(row["name"] for row in result["batches"]):
+            found = [r for r in result["batches"] if (r["kind"], r["name"]) == (kind, name)]
+            axis.plot([r["M"] for r in found], [r["gmacs"] for r in found], "o-", label=name)
+        for width, peak in result["batches"][0]["peaks"].items():
+            style = "k--" if width == "256" else "k:"
+            axis.plot(rows, [peak] * len(rows), style, label=f"FMA peak, {width} bits")
+        axis.set(title=kind)
+        log_axes(axis, rows, "rows M")
+        axis.legend(fontsize=7)
+    axes[0].set_ylabel("GMAC/s")
+    return figure
