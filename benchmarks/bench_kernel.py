@@ -20,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from importlib.metadata import distributions
 from itertools import cycle
 from pathlib import Path
@@ -104,7 +105,7 @@ def hot(
                 if peer.name in runs
             }
             timings = measure(
-                [Candidate(name, lambda run=run, x=x: run(x)) for name, run in runs.items()],
+                [Candidate(name, partial(run, x)) for name, run in runs.items()],
                 rounds=rounds,
                 seconds_a_round=0.01,
                 threads=threads,
@@ -116,6 +117,11 @@ def hot(
             ]
             print(f"{threads} threads, {shape}, M = {M} done", file=sys.stderr)
     return rows
+
+
+def next_of(turn: Iterator[Run], x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The output of the next copy."""
+    return next(turn)(x)
 
 
 def cold(
@@ -144,8 +150,7 @@ def cold(
             print(f"{peer.name} skipped: {error}", file=sys.stderr)
             continue
         errors[peer.name] = max(checked(peer, run, x, exact) for run in runs)
-        turn = cycle(runs)
-        candidates.append(Candidate(peer.name, lambda turn=turn: next(turn)(x)))
+        candidates.append(Candidate(peer.name, partial(next_of, cycle(runs), x)))
     timings = measure(candidates, rounds=rounds, seconds_a_round=0.03, threads=threads)
     bandwidth = read_bandwidth(threads)
     weight_bytes = {peer.name: peer.weight_bytes(layer) for peer in peers}
@@ -331,8 +336,8 @@ def main() -> None:
             found["rows"] += part.get("rows", [])
             found["cold"] += part.get("cold", [])
             found["skipped"] |= part["skipped"]
-    for part in ("rows", "cold"):
-        result[part] = merged(result.get(part, []), found[part])
+    for name in ("rows", "cold"):
+        result[name] = merged(result.get(name, []), found[name])
     if "memory" in parts:
         result["memory"] = memory()
     result["skipped"] = found["skipped"]

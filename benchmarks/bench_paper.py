@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,12 @@ def onnxruntime_product(
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return lambda: np.asarray(session.run(None, {"X": x})[0])
+
+    def run() -> NDArray[Any]:
+        (y,) = session.run(None, {"X": x})
+        return np.asarray(y)
+
+    return run
 
 
 def numpy_rsr(
@@ -312,16 +317,15 @@ def square(
 
     kinds: dict[str, dict[str, Any]] = {}
     for algorithm in ALGORITHMS:
-        options = {"index_format": "rsr", "algorithm": algorithm}
-        kinds[algorithm.upper()] = {**options, "storage": "planes"}
+        of_paper = {"index_format": "rsr", "algorithm": algorithm}
+        kinds[algorithm.upper()] = {**of_paper, "storage": "planes"}
         if alphabet == "ternary":
-            kinds[f"{algorithm.upper()} base 3"] = {**options, "storage": "base3"}
+            kinds[f"{algorithm.upper()} base 3"] = {**of_paper, "storage": "base3"}
     kinds["packed"] = {"storage": "2bit"}
     for kind, options in kinds.items():
-        algorithm = options.get("algorithm")
-        needed = (
-            index_bytes(n, n, alphabet, options["storage"], algorithm) if algorithm else cells // 4
-        )
+        needed = cells // 4
+        if "algorithm" in options:
+            needed = index_bytes(n, n, alphabet, options["storage"], options["algorithm"])
         if budget.take(kind, needed):
             index = indexed(levels, alphabet, **options)
             for activation in ("float", "int8"):
@@ -517,7 +521,7 @@ def fma_peaks(count: int, rounds: int) -> dict[str, float]:
         chain = getattr(plain("-O3"), name, None)
         if chain is None:
             continue  # this processor has no such registers
-        candidate = Candidate(name, lambda chain=chain: np.array([chain(count)]))
+        candidate = Candidate(name, partial(chain, count))
         found = measure([candidate], rounds=rounds, clock=time.thread_time)[name]
         peaks[str(32 * lanes)] = 12 * lanes * count / min(found.seconds) / 1e9
     return peaks

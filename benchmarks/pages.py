@@ -26,14 +26,12 @@ def fill(text: str, places: Mapping[str, str]) -> str:
         SystemExit: if a place is missing or there twice.
     """
     for name, content in places.items():
-        text, count = re.subn(
-            rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)",
-            lambda match, content=content: f"{match[1]}{content}\n{match[2]}",
-            text,
-            flags=re.DOTALL,
-        )
-        if count != 1:
-            raise SystemExit(f"expected one place for '{name}', found {count}")
+        marked = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        found = list(marked.finditer(text))
+        if len(found) != 1:
+            raise SystemExit(f"expected one place for '{name}', found {len(found)}")
+        (place,) = found
+        text = f"{text[: place.end(1)]}{content}\n{text[place.start(2) :]}"
     return text
 
 

@@ -22,7 +22,7 @@ PUBLISHED = {"time": 29.0, "memory": 6.0, "layers": 5.24}
 
 
 def times_faster(ratio: float) -> str:
-    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.2g}x"
+    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.3g}x"
 
 
 def ms(value: float) -> str:

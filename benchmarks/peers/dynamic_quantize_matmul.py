@@ -13,8 +13,8 @@ def model(layer: Layer) -> bytes:
     node = helper.make_node(
         "DynamicQuantizeMatMul", ["X", "W", "scale"], ["Y"], domain="com.microsoft"
     )
-    constants = {"W": np.ascontiguousarray(layer.levels), "scale": layer.scale}
-    return serialise([node], layer, constants)
+    weight = np.ascontiguousarray(layer.levels)
+    return serialise([node], layer, {"W": weight, "scale": layer.scale})
 
 
 PEERS = (onnx_peer("DynamicQuantizeMatMul int8", model, max_error=5e-2, quantises=True, bits=8),)

@@ -156,9 +156,9 @@ def test_operations_grow_as_n_squared_over_log_n(counts: dict[str, list[int]]) -
     for size, counted in zip(SIZES, counts["standard"], strict=False):
         assert counted == 2 * size**2 - size
     for algorithm in ALGORITHMS:
-        counted = np.array(counts[algorithm], np.float64)
-        over_log = relative_misfit(n, counted, n_squared_over_log)
-        squared = relative_misfit(n, counted, n_squared)
+        operations = np.array(counts[algorithm], np.float64)
+        over_log = relative_misfit(n, operations, n_squared_over_log)
+        squared = relative_misfit(n, operations, n_squared)
         assert over_log < 0.2
         assert squared > 0.5
         assert over_log < squared / 2
