@@ -84,17 +84,19 @@ def measure(
         candidate.run()
         once = clock() - start
         calls[candidate.name] = max(1, int(seconds_a_round / once))
-        a_round += once * (calls[candidate.name] + 1)
+        count = calls[candidate.name]
+        a_round += once * (count + (count > 1))
     if budget_seconds is not None:
-        rounds = max(3, min(rounds, int(budget_seconds / a_round)))
+        rounds = min(rounds, max(3, int(budget_seconds / a_round)))
     samples: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     for number in range(rounds):
         shift = number % len(candidates)
         for candidate in [*candidates[shift:], *candidates[:shift]]:
             if threads > 1:
                 settle()
-            candidate.run()
             count = calls[candidate.name]
+            if count > 1:  # a call that fills a round warms itself up
+                candidate.run()
             start = clock()
             for _ in range(count):
                 candidate.run()

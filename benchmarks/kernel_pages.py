@@ -259,7 +259,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     rows = [row for row in results["rows"] if row["KxN"] == PLOT_SHAPE]
     names = list(dict.fromkeys(row["candidate"] for row in rows))
     threads = sorted({row["threads"] for row in rows})
-    figure, axes = plt.subplots(1, len(threads), figsize=(12, 5), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(threads), figsize=(13, 5), sharey=True, squeeze=False)
     colours = plt.get_cmap("tab20").colors
     for axis, count in zip(axes[0], threads, strict=True):
         for number, name in enumerate(names):
@@ -282,7 +282,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axis.get_xaxis().set_major_formatter("{x:.0f}")
         axis.minorticks_off()
     axes[0][0].set_ylabel("ms a product (dashed: activations rounded to 8 bits)")
-    axes[0][0].legend(fontsize=7, loc="upper left")
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)
 
 
