@@ -147,6 +147,8 @@ def memory_targets(results: dict[str, Any]) -> list[list[str]]:
 def full_table(results: dict[str, Any], threads: int) -> str:
     """Times faster than float32 MatMul of every candidate, shape and M."""
     cases = {key: case for key, case in by_case(results["rows"]).items() if key[2] == threads}
+    if not cases:
+        return "Not measured."
     names = list(dict.fromkeys(row["candidate"] for row in results["rows"]))
     rows = []
     for (shape, M, _), case in cases.items():
@@ -216,6 +218,8 @@ def readme_section(results: dict[str, Any]) -> str:
     names = [
         name for name in README_CANDIDATES if name in {r["candidate"] for r in results["rows"]}
     ]
+    words = {1: "one", 2: "two"}
+    threads = " / ".join(words[count] for count in sorted({key[2] for key in cases}))
     rows = []
     for shape, M in dict.fromkeys((shape, M) for shape, M, _ in cases):
         if shape not in README_SHAPES:
@@ -228,7 +232,7 @@ def readme_section(results: dict[str, Any]) -> str:
         rows.append([shape, str(M), *cells])
     return (
         "One layer (`benchmarks/bench_kernel.py`), times faster than ONNX Runtime's float32 "
-        "MatMul with one / two threads, all in one interleaved run. Every candidate but "
+        f"MatMul (threads: {threads}), side by side in interleaved rounds. Every candidate but "
         "onnx-ternary float rounds activations to 8 bits and is off by 0.5 to 1 %:\n\n"
         f"{table(['K x N', 'M', *names[1:]], rows)}\n\n"
         "![time against batch rows, all rivals](docs/kernel_time.svg)\n\n"
