@@ -109,8 +109,6 @@ class Product:
         self.base, _ = libraries()
         self.backend = backend(threads)
         self.K, self.N = layer.levels.shape
-        if self.K % BLOCK:
-            raise UnavailableError(f"K = {self.K} is not a multiple of {BLOCK}")
         weight_bytes = self.base.ggml_row_size(ggml_type, self.K) * self.N
         self.weights = self._context(weight_bytes)
         self.weight = self.base.ggml_new_tensor_2d(self.weights, ggml_type, self.K, self.N)
@@ -163,6 +161,9 @@ class Product:
 
 def prepare(layer: Layer, threads: int, copies: int, *, name: str) -> list[Run]:
     """mul_mat in the type of that name."""
+    libraries()  # or a Product would be half made
+    if layer.levels.shape[0] % BLOCK:
+        raise UnavailableError(f"K = {layer.levels.shape[0]} is not a multiple of {BLOCK}")
     return [Product(layer, threads, TYPES[name]) for _ in range(copies)]
 
 
