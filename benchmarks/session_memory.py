@@ -70,7 +70,8 @@ def main() -> None:
     before = _status("VmRSS")
     session = _session(sys.argv[1])
     _run(session)
-    print(json.dumps({"peak": _status("VmHWM") - before, "after": _status("VmRSS") - before}))
+    after = _status("VmRSS")  # first: the peak may only grow
+    print(json.dumps({"peak": _status("VmHWM") - before, "after": after - before}))
 
 
 if __name__ == "__main__":
