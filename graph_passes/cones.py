@@ -7,7 +7,8 @@ A *cone* is everything a value is computed from, if that is constants only. It i
 model of its own and run by onnxruntime with optimisations off, one cone at a time; the user's
 graph stays as it is, and replace.py removes what nobody uses any more.
 
-1. In the main graph and in subgraphs, whose cones may reach into the graphs around them.
+1. In the main graph, in local functions, and in subgraphs, whose cones may reach into the graphs
+   around them.
 2. Deterministic standard operators, a few of ONNX Runtime's, and local functions made of these.
    Nodes with subgraphs (If, Loop, Scan) end a cone: what they make counts as made at run time.
 3. Before anything runs, every tensor has a size, found by shape inference; where a shape is
@@ -32,7 +33,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, TypeProto, helper
 
-from .weights import FOLDER, Constant, NotConstant, leaf
+from onnx_ternary.nodes import owning_functions
+
+from .weights import FOLDER, Constant, NotConstant, call_attribute, leaf
 
 MAX_TENSOR_BYTES = 1 << 32
 """Of every tensor in a cone, and of all its constants together."""
@@ -137,6 +140,7 @@ class _Folder:
 
     def __init__(self, model: ir.Model, *, fold: bool) -> None:
         self._model = model
+        self._owners = owning_functions(model)
         self._fold = fold
         # By id; the values are held so that no id comes back.
         self._statuses: dict[int, tuple[ir.Value, NotConstant | None]] = {}
@@ -181,7 +185,7 @@ class _Folder:
             return NotConstant(
                 f"'{value.name}' is computed from another value: {found[0].reason}", False
             )
-        if why := self._forbidden(producer):
+        if why := call_attribute(producer) or self._forbidden(producer):
             return NotConstant(f"'{value.name}' is computed by {why}", False)
         return None
 
@@ -314,7 +318,7 @@ class _Folder:
         known: dict[int, Array] = {}
         while True:
             cone = self._cone([value], known)
-            runnable = _Runnable(self._model, cone, known, value)
+            runnable = _Runnable(self._model, self._owners, cone, known, value)
             unsized = runnable.unsized_nodes()
             if not unsized:
                 break
@@ -354,7 +358,12 @@ class _Runnable:
     """A cone as a model of its own."""
 
     def __init__(
-        self, model: ir.Model, cone: _Cone, known: Mapping[int, Array], value: ir.Value
+        self,
+        model: ir.Model,
+        owners: Mapping[int, ir.Function],
+        cone: _Cone,
+        known: Mapping[int, Array],
+        value: ir.Value,
     ) -> None:
         self._cone = cone
         # Names of values in different graphs may be equal.
@@ -379,6 +388,8 @@ class _Runnable:
             graph.node.append(proto)
         self._output = self._name(id(value))
         graph.output.append(onnx.ValueInfoProto(name=self._output))
+        function = owners.get(id(cone.nodes[-1].graph))
+        imports = {**model.opset_imports, **(function.opset_imports if function else {})}
         domains = {"", *(node.domain for node in cone.nodes)}
         calls = any(
             (node.domain, node.op_type, node.overload) in model.functions for node in cone.nodes
@@ -388,7 +399,7 @@ class _Runnable:
             # Others may be unknown to onnxruntime: our own, in a model converted before.
             opset_imports=[
                 helper.make_opsetid(domain, version)
-                for domain, version in model.opset_imports.items()
+                for domain, version in imports.items()
                 if calls or domain in domains
             ],
             ir_version=model.ir_version,

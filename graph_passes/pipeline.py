@@ -8,16 +8,15 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from onnx_ternary.nodes import node_label, op_nodes
+from onnx_ternary.nodes import local_functions, node_label, op_nodes, owning_functions
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.report import Kept
-from onnx_ternary.schema import DOMAIN, OP_TYPE
 
 from . import conv, einsum, gemm, matmul, matmul_nbits, unhandled
 from .cones import folding
 from .match import Context, Rejection, Rule, TernaryMatMul
 from .replace import Replaced, Replacer
-from .weights import Constant, resolve
+from .weights import INLINE, Constant, resolve
 
 RULES: tuple[Rule, ...] = (
     *matmul.RULES,
@@ -63,10 +62,14 @@ def _run(model: ir.Model, options: OptimizeOptions, progress: Progress | None) -
     rejections: list[Kept] = []
     already = [node_label(node) for node in op_nodes(model)]
     products = list(_products(model))
+    functions = _Functions(model, with_body=options.function_body)
     for position, (node, where) in enumerate(products):
         if progress is not None:
             progress(node_label(node), position, len(products))
-        found = _match(node, where, whole_model, context)
+        refusal = whole_model or functions.refusal(node)
+        found = Rejection(node, refusal) if refusal else _match(node, context)
+        if isinstance(found, Rejection) and (reason := functions.weight_of_calls(node)):
+            found = Rejection(node, reason)
         refused = replacer.replace(found, where) if isinstance(found, TernaryMatMul) else found
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
@@ -93,10 +96,14 @@ def _products(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
                         yield from walk(graph, inner)
 
     yield from walk(model.graph, "main graph")
-    for function in model.functions.values():
-        if (function.domain, function.name) != (DOMAIN, OP_TYPE):
-            for node, _ in walk(function, ""):
-                yield node, f"function {function.domain}::{function.name}"
+    for function in local_functions(model):
+        for node, _ in walk(function, ""):
+            yield node, f"function {_function_name(function)}"
+
+
+def _function_name(function: ir.Function) -> str:
+    overload = f":{function.overload}" if function.overload else ""
+    return f"{function.domain}::{function.name}{overload}"
 
 
 def _refusal_of_model(model: ir.Model) -> str:
@@ -111,17 +118,88 @@ def _refusal_of_model(model: ir.Model) -> str:
     return ""
 
 
-def _match(
-    node: ir.Node, where: str, whole_model: str, context: Context
-) -> TernaryMatMul | Rejection:
-    if whole_model:
-        return Rejection(node, whole_model)
-    if where.startswith("function "):
-        return Rejection(
-            node,
-            f"it is inside local {where}; inline the model's functions first "
-            "(onnx.inliner.inline_local_functions) to have it rewritten",
-        )
+class _Functions:
+    """What products inside local functions may not have: what differs from call to call."""
+
+    def __init__(self, model: ir.Model, *, with_body: bool) -> None:
+        self._model = model
+        self._with_body = with_body
+        self._owners = owning_functions(model)
+
+    def refusal(self, node: ir.Node) -> str:
+        """Why a product inside a local function stays; empty if nothing is against it."""
+        function = self._owners.get(id(node.graph))
+        if function is None:
+            return ""
+        name = _function_name(function)
+        if not self._with_body:
+            return (
+                f"it is inside local function {name}, where ONNX Runtime finds the types of the op "
+                "through its function body only, and that is switched off"
+            )
+        opset, models_opset = function.opset_imports.get(""), self._model.opset_imports.get("", 0)
+        if opset not in (None, models_opset):
+            return (
+                f"local function {name} imports opset {opset}, the model {models_opset}; the op's "
+                "function body serves one opset"
+            )
+        for attribute, attr in node.attributes.items():
+            if attr.is_ref():
+                return f"its attribute {attribute} is given by every call of {name}; {INLINE}"
+        return ""
+
+    def weight_of_calls(self, node: ir.Node) -> str:
+        """That a product's weight is given by the calls, where it is; else nothing."""
+        function = self._owners.get(id(node.graph))
+        if function is None:
+            return ""
+        name = _function_name(function)
+        for value in node.inputs:
+            source = None if value is None else _source(value)
+            if source is None or source not in function.inputs:
+                continue
+            if call := self._constant_call(function, function.inputs.index(source), ()):
+                return (
+                    f"weight '{source.name}' is an input of local function {name}, and every call "
+                    f"gives its own ({call}); {INLINE}"
+                )
+        return ""
+
+    def _constant_call(
+        self, function: ir.Function, position: int, callers: tuple[ir.Function, ...]
+    ) -> str:
+        """A call that gives a constant for an input, also through other functions; or nothing."""
+        if function in callers:
+            return ""
+        for graph in (self._model.graph, *(each.graph for each in local_functions(self._model))):
+            for node in ir.traversal.RecursiveGraphIterator(graph):
+                if node.op_identifier() != function.identifier() or len(node.inputs) <= position:
+                    continue
+                value = node.inputs[position]
+                if value is None:
+                    continue
+                constant = resolve(value)
+                if isinstance(constant, Constant):
+                    return f"'{node_label(node)}' gives '{constant.name}'"
+                caller = self._owners.get(id(node.graph))
+                if caller is not None and value in caller.inputs:
+                    at = caller.inputs.index(value)
+                    if found := self._constant_call(caller, at, (*callers, function)):
+                        return found
+        return ""
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """What a chain of steps with one operand each starts from, scales and shapes apart."""
+    while (producer := value.producer()) is not None:
+        source = producer.inputs[0] if producer.inputs else None
+        if source is None:
+            return value
+        value = source
+    return value
+
+
+def _match(node: ir.Node, context: Context) -> TernaryMatMul | Rejection:
     if reason := _excluded(node, context.options):
         return Rejection(node, reason)
     for rule in RULES:

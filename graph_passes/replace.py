@@ -3,7 +3,9 @@
 The new node takes the product's name; the value behind it keeps the name of the last absorbed
 node's output. New tensors are initializers of the graph the node is in: ONNX Runtime 1.17 gives a
 custom op only its own graph's initializers as constants (1.31 gives it captured ones too), so a
-weight that two subgraphs share gets an index in each.
+weight that two subgraphs share gets an index in each. Functions have no initializers: inside them,
+and in the subgraphs there, new tensors are Constant nodes, which ONNX Runtime makes initializers
+where it inlines the function, once a call.
 """
 
 from __future__ import annotations
@@ -19,14 +21,23 @@ from numpy.typing import NDArray
 
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import IndexFormatError, ModelError
-from onnx_ternary.function_body import MIN_IR_VERSION, BodyVariant, NoBody, make_function_body
+from onnx_ternary.function_body import (
+    CAST_LIKE_OPSET,
+    MIN_IR_VERSION,
+    BodyVariant,
+    NoBody,
+    make_function_body,
+)
 from onnx_ternary.index import Index, build_index, decode_index
 from onnx_ternary.nodes import (
     DIGEST_KEY,
     check_digest,
+    constant_tensor,
     index_digest,
+    local_functions,
     node_label,
     op_nodes,
+    owning_functions,
     read_attributes,
 )
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
@@ -70,10 +81,10 @@ class Replacer:
         self._model = model
         self._options = options
         self._opset = model.opset_imports.get("", 0)
-        self._names = set(_value_names(model))
-        self._node_names = {
-            node.name or "" for node in ir.traversal.RecursiveGraphIterator(model.graph)
-        }
+        self._functions = owning_functions(model)
+        graphs = (model.graph, *(each.graph for each in local_functions(model)))
+        self._names = {name for graph in graphs for name in _value_names(graph)}
+        self._node_names = {node.name or "" for graph in graphs for node in graph.all_nodes()}
         self._indices: dict[Hashable, _StoredIndex] = {}
         self._tensors: dict[Hashable, ir.Value] = {}
         self._roots: dict[int, ir.Value] = {}
@@ -105,10 +116,10 @@ class Replacer:
                     f"weight takes {_dense_bytes(weight)}",
                     weight.name,
                 )
-            stored = self._store(graph, weight, index, name)
-        scale = self._tensor(graph, weight, "scale", match.scale)
+            stored = self._store(product, weight, index, name)
+        scale = self._tensor(product, weight, "scale", match.scale)
         attributes = stored.attributes
-        inputs = [match.x, stored.codes, stored.aux, scale, self._bias(match, graph, name)]
+        inputs = [match.x, stored.codes, stored.aux, scale, self._bias(match, name)]
         node = self._insert(match, graph, inputs, attributes)
         self._remove(match)
         self._roots[id(weight.root)] = weight.root
@@ -143,12 +154,16 @@ class Replacer:
         if not self._done:
             has_body = any(key[:2] == (DOMAIN, OP_TYPE) for key in self._model.functions)
             return Replaced((), (), has_body)
-        imported = self._model.opset_imports.setdefault(DOMAIN, DOMAIN_VERSION)
-        if imported != DOMAIN_VERSION:
-            raise ModelError(
-                f"The model imports domain '{DOMAIN}' version {imported}; this program writes "
-                f"version {DOMAIN_VERSION}."
-            )
+        owners = (self._functions.get(id(node.graph)) for _, node in self._done)
+        functions = [each for each in dict.fromkeys(owners) if each is not None]
+        for imports in (self._model.opset_imports, *(each.opset_imports for each in functions)):
+            imported = imports.setdefault(DOMAIN, DOMAIN_VERSION)
+            if imported != DOMAIN_VERSION:
+                raise ModelError(
+                    f"The model imports domain '{DOMAIN}' version {imported}; this program writes "
+                    f"version {DOMAIN_VERSION}."
+                )
+            imports.setdefault("", self._opset)  # for Constant, Transpose and Add
         self._model.metadata_props[METADATA_VERSION] = __version__
         self._model.metadata_props[METADATA_OPTIONS] = json.dumps(
             self._options.to_dict(), sort_keys=True
@@ -198,45 +213,59 @@ class Replacer:
         return index.attributes.index_format != "packed" or index.nbytes < _dense_bytes(weight)
 
     def _store(
-        self, graph: ir.Graph, weight: Constant, index: Index, first_user: str
+        self, product: ir.Node, weight: Constant, index: Index, first_user: str
     ) -> _StoredIndex:
         stored = _StoredIndex(
             attributes=index.attributes,
-            codes=self._add(graph, f"{weight.name}.codes", index.codes),
+            codes=self._add(product, f"{weight.name}.codes", index.codes),
             aux=(
-                self._tensor(graph, weight, "aux", index.aux)
+                self._tensor(product, weight, "aux", index.aux)
                 if index.aux.size == 1
-                else self._add(graph, f"{weight.name}.aux", index.aux)
+                else self._add(product, f"{weight.name}.aux", index.aux)
             ),
             nbytes=index.codes.nbytes + index.aux.nbytes,
             first_user=first_user,
         )
-        self._indices[id(graph), weight.key] = stored
+        self._indices[id(product.graph), weight.key] = stored
         return stored
 
-    def _bias(self, match: TernaryMatMul, graph: ir.Graph, name: str) -> ir.Value:
+    def _bias(self, match: TernaryMatMul, name: str) -> ir.Value:
         if match.bias_value is not None:
             return match.bias_value
         if match.bias is not None:
-            return self._add(graph, f"{name}.bias", match.bias)
+            return self._add(match.product, f"{name}.bias", match.bias)
         needs_n = self._opset < _FIRST_OPSET_WITH_SCALAR_BIAS and match.scale.ndim == 0
         zeros = np.zeros(match.levels.levels.shape[1:] if needs_n else (), np.float32)
-        return self._tensor(graph, match.weight, "zero_bias", zeros)
+        return self._tensor(match.product, match.weight, "zero_bias", zeros)
 
     def _tensor(
-        self, graph: ir.Graph, weight: Constant, role: str, array: NDArray[Any]
+        self, product: ir.Node, weight: Constant, role: str, array: NDArray[Any]
     ) -> ir.Value:
-        """An initializer of ``graph``; small equal ones are shared by all nodes."""
+        """A constant of the product's graph; small equal ones are shared by all nodes."""
         small = array.size == 1 and not array.any()
-        key = (id(graph), None if small else weight.key, role, array.shape, array.tobytes())
+        key = (id(product.graph), None if small else weight.key, role, array.shape, array.tobytes())
         if key not in self._tensors:
             name = f"{DOMAIN}.{role}" if small else f"{weight.name}.{role}"
-            self._tensors[key] = self._add(graph, name, array)
+            self._tensors[key] = self._add(product, name, array)
         return self._tensors[key]
 
-    def _add(self, graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    def _add(self, product: ir.Node, name: str, array: NDArray[Any]) -> ir.Value:
+        """A new constant that ``product`` and the nodes behind it can read."""
+        graph = product.graph
+        assert isinstance(graph, ir.Graph)
         name = _unique(name, self._names)
         tensor = ir.Tensor(array, name=name)
+        if id(graph) in self._functions:
+            node = ir.Node(
+                "",
+                "Constant",
+                [],
+                [ir.AttrTensor("value", tensor)],
+                outputs=[ir.Value(name=name)],
+                name=_unique(name, self._node_names),
+            )
+            graph.insert_before(product, node)
+            return node.outputs[0]
         value = ir.Value(
             name=name,
             shape=ir.Shape(array.shape),
@@ -307,7 +336,7 @@ class Replacer:
             term = match.addend.value
             if match.addend.factor != 1.0:
                 beta = np.array(match.addend.factor, dtype.numpy())
-                factor = self._add(graph, f"{node_label(product)}.beta", beta)
+                factor = self._add(product, f"{node_label(product)}.beta", beta)
                 scaled = temporary("addend", term.shape)
                 term = add("", "Mul", [term, factor], scaled, name=node_name("scale_addend"))
             add("", "Add", [product_value, term], output, name=node_name("add"))
@@ -417,7 +446,10 @@ class Replacer:
     def _variant(self, node: ir.Node) -> BodyVariant | None:
         x, _, _, scale, bias = node.inputs
         output = node.outputs[0]
+        # Functions of older models do not tell types, and from opset 15 on a body needs none.
         dtype = output.dtype or (None if x is None else x.dtype)
+        if dtype is None and self._opset >= CAST_LIKE_OPSET:
+            dtype = ir.DataType.FLOAT
         if dtype is None or scale is None or bias is None:
             return None
         return BodyVariant.of(
@@ -462,13 +494,19 @@ def _permuted(shape: ir.Shape | None, perm: tuple[int, ...]) -> ir.Shape | None:
 
 
 def _array(value: ir.Value | None) -> NDArray[Any]:
-    assert value is not None and value.const_value is not None
-    return value.const_value.numpy()
+    tensor = constant_tensor(value)
+    assert tensor is not None
+    return tensor.numpy()
 
 
 def _set_array(value: ir.Value | None, array: NDArray[Any]) -> None:
     assert value is not None
-    value.const_value = ir.Tensor(array, name=value.name)
+    tensor = ir.Tensor(array, name=value.name)
+    producer = value.producer()
+    if producer is not None:
+        producer.attributes["value"] = ir.AttrTensor("value", tensor)
+        return
+    value.const_value = tensor
     value.shape = ir.Shape(array.shape)
 
 
@@ -488,8 +526,8 @@ def _scale_kind(scale: NDArray[np.float32], group_size: int) -> str:
     return ("tensor", "column", f"group of {group_size}")[scale.ndim]
 
 
-def _value_names(model: ir.Model) -> Iterator[str]:
-    for graph in model.graphs():
+def _value_names(whole: ir.Graph) -> Iterator[str]:
+    for graph in (whole, *whole.subgraphs()):
         yield from graph.initializers
         values: Iterable[ir.Value] = (
             *graph.inputs,

@@ -27,6 +27,9 @@ from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarise
 
 from . import dequantize
 
+INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
+"""What helps where every call of a local function gives a weight or an attribute of its own."""
+
 _FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
@@ -163,6 +166,9 @@ def resolve(value: ir.Value) -> Constant | NotConstant:
     assert producer is not None  # everything else is a leaf
     name = producer.name or producer.op_type
     folder = FOLDER.get()
+    if refused := call_attribute(producer):
+        refusal = NotConstant(f"'{value.name}' is computed by {refused}", False)
+        return refusal if folder is None else folder.resolve(value)
     if (
         producer.domain == ""
         and producer.op_type in ("Identity", "Transpose", "Cast")
@@ -175,20 +181,30 @@ def resolve(value: ir.Value) -> Constant | NotConstant:
         found = _apply(producer, inner)
         if isinstance(found, Constant) or folder is None:
             return found
-    refused: NotConstant | None = None
+    step: Constant | NotConstant | None = None
     if (producer.domain, producer.op_type) in dequantize.STEPS:
         step = _resolve_step(producer)
         if isinstance(step, Constant):
             return step
-        refused = step
     if folder is not None:
         evaluated = folder.resolve(value)
-        return evaluated if isinstance(evaluated, Constant) or refused is None else refused
-    if refused is not None:
-        return refused
+        return evaluated if isinstance(evaluated, Constant) or step is None else step
+    if step is not None:
+        return step
     return NotConstant(
         f"'{value.name}' is computed at run time (by {producer.op_type} '{name}')", True
     )
+
+
+def call_attribute(node: ir.Node) -> str:
+    """Names a node whose attribute is given by the calls of its local function; else empty."""
+    for name, attr in node.attributes.items():
+        if attr.is_ref():
+            return (
+                f"{node.op_type} '{node.name or node.op_type}', whose attribute {name} is given by "
+                f"every call of its local function; {INLINE}"
+            )
+    return ""
 
 
 def leaf(value: ir.Value) -> Constant | NotConstant | None:
@@ -243,7 +259,7 @@ def _resolve_constant_node(value: ir.Value, node: ir.Node) -> Constant | NotCons
         return unusable
     (attr,) = node.attributes.values()
     if attr.is_ref():
-        return unusable
+        return NotConstant(f"'{value.name}' is computed by {call_attribute(node)}", False)
     # Not ir.convenience.get_const_tensor: it writes the value's name into the user's tensor.
     if attr.name == "value":
         return _from_tensor(value, attr.as_tensor())

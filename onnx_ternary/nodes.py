@@ -18,11 +18,41 @@ DIGEST_KEY = "onnx_ternary.sha256"
 """Node metadata: SHA-256 of the constant inputs' dtypes, shapes and bytes (`index_digest`)."""
 
 
+def local_functions(model: ir.Model) -> Iterator[ir.Function]:
+    """The functions a model carries, the op's own body not among them."""
+    for function in model.functions.values():
+        if (function.domain, function.name) != (DOMAIN, OP_TYPE):
+            yield function
+
+
 def op_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Every `TernaryIndexedMatMul` node of the main graph and its subgraphs."""
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.domain == DOMAIN and node.op_type == OP_TYPE:
-            yield node
+    """Every `TernaryIndexedMatMul` node of the main graph, its subgraphs and local functions."""
+    for graph in (model.graph, *(each.graph for each in local_functions(model))):
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            if node.domain == DOMAIN and node.op_type == OP_TYPE:
+                yield node
+
+
+def owning_functions(model: ir.Model) -> dict[int, ir.Function]:
+    """The local function each graph inside one belongs to, by the graph's id."""
+    return {
+        id(graph): function
+        for function in local_functions(model)
+        for graph in (function.graph, *function.subgraphs())
+    }
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initializer, or of a Constant node, which functions have instead."""
+    if value is None:
+        return None
+    producer = value.producer()
+    if producer is None:
+        return value.const_value
+    attr = producer.attributes.get("value")
+    if (producer.domain, producer.op_type) != ("", "Constant") or attr is None or attr.is_ref():
+        return None
+    return attr.as_tensor()
 
 
 def node_label(node: ir.Node) -> str:
@@ -54,15 +84,16 @@ def index_tensors(node: ir.Node) -> tuple[NDArray[Any], ...]:
         )
     arrays = []
     for name, value in zip(INPUT_NAMES[1:], node.inputs[1:], strict=True):
-        if value is None or value.const_value is None:
+        tensor = constant_tensor(value)
+        if tensor is None:
             raise IndexFormatError(
                 f"{OP_TYPE} '{node_label(node)}': input {name} is not an initializer; convert the "
                 "model again with 'onnx-ternary optimize'."
             )
         try:
-            arrays.append(value.const_value.numpy())
+            arrays.append(tensor.numpy())
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"Tensor '{value.name}' cannot be read: {error}") from error
+            raise ModelError(f"Tensor '{tensor.name}' cannot be read: {error}") from error
     return tuple(arrays)
 
 

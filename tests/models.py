@@ -528,15 +528,6 @@ def matmul_integer() -> onnx.ModelProto:
     )
 
 
-def in_function() -> onnx.ModelProto:
-    weight = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(ternary()))
-    function = helper.make_function(
-        "local", "Linear", ["x"], ["y"], [weight, matmul()], [helper.make_opsetid("", 17)]
-    )
-    call = helper.make_node("Linear", ["x"], ["y"], domain="local", name="call")
-    return model([call], {}, functions=[function], opsets=[helper.make_opsetid("local", 1)])
-
-
 def double() -> onnx.ModelProto:
     return simple(
         ternary().astype(np.float64), x_dtype=TensorProto.DOUBLE, y_dtype=TensorProto.DOUBLE
@@ -618,11 +609,6 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     "excluded": lambda: Miss(simple(ternary()), "excluded by 'prod*'", {"exclude": ("prod*",)}),
     "not_included": lambda: Miss(
         simple(ternary()), "not among the nodes to include", {"include": ("other*",)}
-    ),
-    "in_function": lambda: Miss(
-        in_function(),
-        "it is inside local function local::Linear; inline the model's functions first "
-        "(onnx.inliner.inline_local_functions) to have it rewritten",
     ),
     "storage_cannot": lambda: Miss(
         simple(ternary()),

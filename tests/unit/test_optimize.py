@@ -19,7 +19,8 @@ from onnx_ternary.errors import ModelError
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.report import Kept, Report, Rewrite
 from onnx_ternary.schema import DOMAIN, OP_TYPE
-from tests.models import Array, K, N, in_function, matmul, model, node, simple, ternary
+from tests.function_models import in_function
+from tests.models import Array, K, N, matmul, model, node, simple, ternary
 
 ALL = OptimizeOptions(min_elements=0)
 
@@ -194,7 +195,7 @@ def test_no_function_body_is_noted() -> None:
     onnx.checker.check_model(old.to_proto())
 
 
-def test_local_functions_stay() -> None:
+def test_products_in_and_beside_functions() -> None:
     original = in_function()
     converted = model(
         [*original.graph.node[:], matmul("x", "w", "z", "outer")],
@@ -209,7 +210,8 @@ def test_local_functions_stay() -> None:
         ("local", "Linear"),
         (DOMAIN, OP_TYPE),
     ]
-    assert [row.graph for row in result.report.rejections] == ["function local::Linear"]
+    graphs = [row.graph for row in result.report.rewrites]
+    assert graphs == ["main graph", "function local::Linear"]
     assert_same_answers(converted, proto)
 
 
