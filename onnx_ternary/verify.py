@@ -9,7 +9,7 @@ the outputs are measured against stated tolerances.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_ternary import model_io, reference, runtime
 from onnx_ternary._verify_inputs import Inputs, InputsError, verification_inputs
@@ -140,9 +140,10 @@ class VerificationReport:
     """What `verify` found.
 
     Attributes:
-        products: one a TernaryIndexedMatMul node of the converted model's main graph.
+        products: one a TernaryIndexedMatMul node of the converted model's main graph and local
+            functions; those of a function are judged on what its first call is given.
         outputs: one an output of the model.
-        num_nested_products: converted nodes in subgraphs and functions, covered end to end only.
+        num_nested_products: converted nodes in subgraphs, covered end to end only.
         inputs: shape and dtype of each input used, "generated, seed 0: float32 (2, 64)".
         notes: what the reader has to know to read the numbers.
     """
@@ -262,19 +263,22 @@ def verify(
     before, after = _Loaded.load(original, "original"), _Loaded.load(converted, "converted")
     notes: list[str] = []
     feeds, used = verification_inputs(before.proto, inputs, seed, before.refusal)
-    nodes = [node for node in after.proto.graph.node if _is_product(node)]
-    num_nested = sum(map(_is_product, _nested_nodes(after.proto)))
+    exact, num_rounding = _with_float_sums(before)
+    scopes = _scopes(exact.proto, after.proto)
+    nodes = [node for scope in scopes for node in scope.products]
+    num_nested = sum(map(_is_product, _nested_nodes(after.proto))) - sum(
+        len(scope.products) for scope in scopes if scope.function
+    )
     if num_nested:
         notes.append(f"{num_nested} products in subgraphs are covered end to end only")
 
     output_names = [value.name for value in before.proto.graph.output]
     expected = before.run(feeds, output_names, optimised=False)
     found = after.run(feeds, [value.name for value in after.proto.graph.output], optimised=True)
-    exact, num_rounding = _with_float_sums(before)
     products = _check_products(
         exact,
         after,
-        nodes,
+        scopes,
         feeds,
         weight_tolerance=weight_tolerance,
         max_rows=max_rows,
@@ -467,13 +471,20 @@ class _Loaded:
         )
         return ModelError(f"onnxruntime cannot {action} the {self.name}: {first_line}; {advice}.")
 
-    def initializers(self, names: Sequence[str], node: str) -> list[NDArray[Any]]:
-        """Constant inputs of a converted node.
+    def constants(self, graph: GraphProto, names: Sequence[str], node: str) -> list[NDArray[Any]]:
+        """Constant inputs of a converted node of ``graph``.
 
         Raises:
             ModelError: if one is not an initializer or its data file is missing.
         """
-        by_name = {tensor.name: tensor for tensor in self.proto.graph.initializer}
+        by_name = {tensor.name: tensor for tensor in graph.initializer}
+        by_name.update(
+            (each.output[0], attribute.t)
+            for each in graph.node
+            if each.op_type == "Constant" and each.domain == ""
+            for attribute in each.attribute
+            if attribute.name == "value"
+        )
         arrays = []
         for name in names:
             if name not in by_name:
@@ -508,22 +519,124 @@ def _is_product(node: NodeProto) -> bool:
 
 def _nested_nodes(model: ModelProto) -> Iterator[NodeProto]:
     """Nodes of subgraphs and of functions other than the op's own body."""
-
-    def subgraph_nodes(nodes: Sequence[NodeProto]) -> Iterator[NodeProto]:
-        for node in nodes:
-            for attribute in node.attribute:
-                graphs: list[GraphProto] = [*attribute.graphs]
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-                for graph in graphs:
-                    yield from graph.node
-                    yield from subgraph_nodes(graph.node)
-
-    yield from subgraph_nodes(model.graph.node)
+    yield from _subgraph_nodes(model.graph.node)
     for function in model.functions:
         if (function.domain, function.name) != (DOMAIN, OP_TYPE):
             yield from function.node
-            yield from subgraph_nodes(function.node)
+            yield from _subgraph_nodes(function.node)
+
+
+def _subgraph_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            graphs: list[GraphProto] = [*attribute.graphs]
+            if attribute.HasField("g"):
+                graphs.append(attribute.g)
+            for graph in graphs:
+                yield from graph.node
+                yield from _subgraph_nodes(graph.node)
+
+
+# Domain, name and overload of a local function.
+_FunctionKey: TypeAlias = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """Where products stand: the main graph, or a local function seen as a graph.
+
+    Attributes:
+        before: the original's.
+        after: the converted model's.
+        function: which function; None for the main graph.
+    """
+
+    before: GraphProto
+    after: GraphProto
+    function: _FunctionKey | None = None
+
+    @property
+    def products(self) -> list[NodeProto]:
+        """Those of its own nodes, subgraphs apart."""
+        return [node for node in self.after.node if _is_product(node)]
+
+    @property
+    def known(self) -> set[str]:
+        """Names of the original's values."""
+        names = {value.name for value in self.before.input}
+        names.update(tensor.name for tensor in self.before.initializer)
+        names.update(name for node in self.before.node for name in node.output if name)
+        return names
+
+
+def _scopes(before: ModelProto, after: ModelProto) -> list[_Scope]:
+    """The main graph, and the local functions both models have."""
+    originals = {_function_key(function): function for function in before.functions}
+    scopes = [_Scope(before.graph, after.graph)]
+    for function in after.functions:
+        key = _function_key(function)
+        if key[:2] != (DOMAIN, OP_TYPE) and key in originals:
+            scopes.append(_Scope(_as_graph(originals[key]), _as_graph(function), key))
+    return scopes
+
+
+def _function_key(function: FunctionProto) -> _FunctionKey:
+    return function.domain, function.name, function.overload
+
+
+def _as_graph(function: FunctionProto) -> GraphProto:
+    return GraphProto(
+        name=function.name,
+        node=function.node,
+        input=[onnx.ValueInfoProto(name=name) for name in function.input],
+        output=[onnx.ValueInfoProto(name=name) for name in function.output],
+    )
+
+
+def _expose_in_function(
+    proto: ModelProto, key: _FunctionKey, names: Sequence[str]
+) -> dict[str, str]:
+    """Makes values of one call of a local function outputs of the main graph.
+
+    Every call gets the function's new outputs; those of the first one that is no subgraph's are
+    handed on, through other functions if need be.
+
+    Returns:
+        The names the values have in the main graph; none where only subgraphs call the function.
+    """
+    functions = {_function_key(function): function for function in proto.functions}
+    values = list(names)
+    while True:
+        function = functions[key]
+        num_outputs = len(function.output)
+        exposed = [f"{value}/exposed{at}" for at, value in enumerate(values)]
+        function.node.extend(map(_identity, values, exposed))
+        function.output.extend(exposed)
+        if "" not in {each.domain for each in function.opset_import}:
+            function.opset_import.extend(each for each in proto.opset_import if not each.domain)
+        handed: tuple[_FunctionKey | None, list[str]] | None = None
+        callers: list[tuple[_FunctionKey | None, Sequence[NodeProto]]] = [(None, proto.graph.node)]
+        callers += [(caller, each.node) for caller, each in functions.items()]
+        for caller, nodes in callers:
+            own = len(nodes)
+            for number, node in enumerate((*nodes, *_subgraph_nodes(nodes))):
+                if (node.domain, node.op_type, node.overload) != key:
+                    continue
+                outputs = [f"{name}/call{number}" for name in exposed]
+                node.output.extend([""] * (num_outputs - len(node.output)) + outputs)
+                if handed is None and number < own:
+                    handed = caller, outputs
+        if handed is None:
+            return {}
+        caller, values = handed
+        if caller is None:
+            proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
+            return dict(zip(names, values, strict=True))
+        key = caller
+
+
+def _identity(value: str, output: str) -> NodeProto:
+    return helper.make_node("Identity", [value], [output])
 
 
 def _attributes(node: NodeProto) -> OpAttributes:
@@ -568,7 +681,7 @@ def _with_float_sums(model: _Loaded) -> tuple[_Loaded, int]:
 def _check_products(
     before: _Loaded,
     after: _Loaded,
-    nodes: Sequence[NodeProto],
+    scopes: Sequence[_Scope],
     feeds: Mapping[str, NDArray[Any]],
     *,
     weight_tolerance: float,
@@ -576,24 +689,29 @@ def _check_products(
     max_exposed_bytes: int,
     progress: Progress | None,
 ) -> list[ProductCheck]:
-    graph = before.proto.graph
-    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    known.update(name for node in graph.node for name in node.output if name)
     rows = max(map(_num_rows, feeds.values()), default=1)
-    places = _places(after.proto.graph, nodes, known)
+    total = sum(len(scope.products) for scope in scopes)
     checks: list[ProductCheck] = []
-    for batch in _batches(nodes, rows, max_exposed_bytes):
+    batches = (
+        (scope, batch)
+        for scope in scopes
+        for batch in _batches(scope.products, rows, max_exposed_bytes)
+    )
+    for scope, batch in batches:
+        known = scope.known
+        places = _places(scope.after, batch, known)
         names = dict.fromkeys(
             name
             for node in batch
             for name in (places[id(node)].source, places[id(node)].target)
             if name in known
         )
-        values = dict(feeds)
-        values.update(_run_exposed(before, feeds, [name for name in names if name not in feeds]))
+        values = {} if scope.function else dict(feeds)
+        wanted = [name for name in names if name not in values]
+        values.update(_run_exposed(before, scope.function, feeds, wanted))
         for node in batch:
             if progress is not None:
-                progress(_node_name(node), len(checks) + 1, len(nodes))
+                progress(_node_name(node), len(checks) + 1, total)
             place = places[id(node)]
             missing = [n for n in (place.source, place.target) if n not in values]
             if missing:
@@ -604,13 +722,18 @@ def _check_products(
                         node.output[0],
                         (attributes.K, attributes.N),
                         "end to end only",
-                        reason=f"the original has no tensor '{missing[0]}' to compare with",
+                        reason=(
+                            f"local function {scope.function[0]}::{scope.function[1]} is called in "
+                            "subgraphs only"
+                            if scope.function and missing[0] in known
+                            else f"the original has no tensor '{missing[0]}' to compare with"
+                        ),
                     )
                 )
                 continue
             x, y = values[place.source], values[place.target]
             checks.append(
-                _check_product(before, after, node, place, x, y, weight_tolerance, max_rows)
+                _check_product(before, after, scope, node, place, x, y, weight_tolerance, max_rows)
             )
     return checks
 
@@ -703,21 +826,31 @@ def _batches(
 
 
 def _run_exposed(
-    model: _Loaded, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]
+    model: _Loaded,
+    function: _FunctionKey | None,
+    feeds: Mapping[str, NDArray[Any]],
+    names: Sequence[str],
 ) -> dict[str, NDArray[Any]]:
-    """Inner values of a model by name, those that numpy has a type for."""
+    """Inner values of a model, or of a function's call, by name: those numpy has a type for."""
     if not names:
         return {}
     proto = ModelProto()
     proto.CopyFrom(model.proto)
-    outputs = {value.name for value in proto.graph.output}
-    proto.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in outputs
-    )
+    if function is None:
+        shown = {name: name for name in names}
+        outputs = {value.name for value in proto.graph.output}
+        proto.graph.output.extend(
+            onnx.ValueInfoProto(name=name) for name in names if name not in outputs
+        )
+    else:
+        shown = _expose_in_function(proto, function, names)
+        if not shown:
+            return {}
     session = model.session(proto, optimised=False)
     types = {output.name: output.type for output in session.get_outputs()}
-    readable = [name for name in names if types[name] in _NUMPY_TYPES]
-    return model.run_session(session, feeds, readable)
+    readable = [name for name in shown if types[shown[name]] in _NUMPY_TYPES]
+    values = model.run_session(session, feeds, [shown[name] for name in readable])
+    return {name: values[shown[name]] for name in readable}
 
 
 # Nonzero inputs of a probe row. A bound grows with them and with the length of the sums, a wrong
@@ -739,7 +872,7 @@ def _probe(K: int, rank: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
 
 
 def _run_original_product(
-    before: _Loaded, place: _Place, probe: NDArray[Any]
+    before: _Loaded, graph: GraphProto, place: _Place, probe: NDArray[Any]
 ) -> NDArray[Any] | None:
     """The original's nodes between a product's input and output, on another X.
 
@@ -747,7 +880,6 @@ def _run_original_product(
     """
     source, target = place.source, place.target
     x = place.source_of(probe)
-    graph = before.proto.graph
     makers = {name: maker for maker in graph.node for name in maker.output if name}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     needed: set[str] = set()
@@ -792,6 +924,7 @@ def _has_graph(attribute: onnx.AttributeProto) -> bool:
 def _check_product(
     before: _Loaded,
     after: _Loaded,
+    scope: _Scope,
     node: NodeProto,
     place: _Place,
     x: NDArray[Any],
@@ -803,7 +936,7 @@ def _check_product(
     attributes = _attributes(node)
     K, N = attributes.K, attributes.N
     name = _node_name(node)
-    tensors = after.initializers(node.input[1:], name)
+    tensors = after.constants(scope.after, node.input[1:], name)
     codes, aux, scale, bias = tensors
     validate_index(attributes, codes, aux, scale, bias, node=name)
 
@@ -822,7 +955,7 @@ def _check_product(
     if x.dtype == np.float16:
         # ONNX Runtime computes around float16 operators it lacks in float32, and may hand the
         # product an x that was never rounded; on its own the product gets the x seen here.
-        alone = _run_original_product(before, place, x)
+        alone = _run_original_product(before, scope.before, place, x)
         y = y if alone is None else alone
     session = _node_session(after, node, tensors, x.dtype)
     found = after.run_session(session, {"X": x}, ["Y"])["Y"]
@@ -834,7 +967,7 @@ def _check_product(
     num_probes = 0
     probe = _probe(K, x.ndim, x.dtype) if attributes.activation == "float" else None
     if probe is not None:
-        probed = _run_original_product(before, place, probe)
+        probed = _run_original_product(before, scope.before, place, probe)
         if probed is not None and probed.shape == (*probe.shape[:-1], N):
             num_probes = probe.size // K
             answered = after.run_session(session, {"X": probe}, ["Y"])["Y"]

@@ -9,10 +9,10 @@ import pytest
 from onnx_ternary import get_library_path, verify
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.optimize import OptimizeOptions, optimize
-from tests import cone_models, operand_models
+from tests import cone_models, function_models, operand_models
 
 ALL = OptimizeOptions(min_elements=0)
-HITS = {**cone_models.HITS, **operand_models.HITS}
+HITS = {**cone_models.HITS, **operand_models.HITS, **function_models.HITS}
 del HITS["cone_bfloat16"]  # onnxruntime's CPU provider multiplies no bfloat16 matrices
 
 try:
@@ -35,14 +35,31 @@ def test_products_are_judged_on_their_own(name: str) -> None:
         inputs = {"x": np.random.default_rng(0).standard_normal((2, 3, 48)).astype(np.float32)}
     report = verify(original, other, inputs=inputs)
     assert report.passed, report.summary()
-    if name != "cone_in_branches":  # values in branches cannot be exposed
-        assert {check.status for check in report.products} == {"passed"}
+    statuses = {check.status for check in report.products}
+    if name == "function_called_in_branches":
+        assert statuses == {"end to end only"}
+    elif name in ("cone_in_branches", "function_with_branches"):  # values cannot be exposed
+        assert not statuses
+        assert report.num_nested_products == 2
+    else:
+        assert statuses == {"passed"}
+        assert report.num_nested_products == 0
 
 
-@pytest.mark.parametrize("name", ["left_operand", "einsum_permuted", "cone_quantised"])
+@pytest.mark.parametrize(
+    "name",
+    ["left_operand", "einsum_permuted", "cone_quantised", "function_called_twice", "function_cone"],
+)
 def test_wrong_weight_is_found(name: str) -> None:
     original, other = converted(name)
-    (codes,) = (each for each in other.graph.initializer if each.name.endswith(".codes"))
+    tensors = [*other.graph.initializer]
+    tensors += [
+        node.attribute[0].t
+        for function in other.functions
+        for node in function.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    ]
+    (codes,) = (each for each in tensors if each.name.endswith(".codes"))
     array = onnx.numpy_helper.to_array(codes).copy()
     flat = array.reshape(-1)
     flat[0] = (flat[0] & 0xFC) | (((flat[0] & 3) + 1) % 3)
