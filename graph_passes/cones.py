@@ -9,7 +9,8 @@ graph stays as it is, and replace.py removes what nobody uses any more.
 
 1. In the main graph, in local functions, and in subgraphs, whose cones may reach into the graphs
    around them.
-2. Deterministic standard operators, a few of ONNX Runtime's, and local functions made of these.
+2. Deterministic standard operators, a few of ONNX Runtime's, and local functions made of these;
+   QONNX's Quant, which qonnx.py computes (not inside functions that are called).
    Nodes with subgraphs (If, Loop, Scan) end a cone: what they make counts as made at run time.
 3. Before anything runs, every tensor has a size, found by shape inference; where a shape is
    computed itself (Expand, Reshape), that part runs first.
@@ -35,7 +36,8 @@ from onnx import TensorProto, TypeProto, helper
 
 from onnx_ternary.nodes import owning_functions
 
-from .weights import FOLDER, Constant, NotConstant, call_attribute, leaf
+from . import qonnx
+from .weights import FOLDER, Constant, NotConstant, call_attribute, leaf, resolve
 
 MAX_TENSOR_BYTES = 1 << 32
 """Of every tensor in a cone, and of all its constants together."""
@@ -207,6 +209,8 @@ class _Folder:
             return ""
         if node.domain == "com.microsoft" and node.op_type in _MICROSOFT:
             return ""
+        if (node.domain, node.op_type) in qonnx.STEPS and not calls:
+            return ""  # computed by qonnx.py
         if node.domain == "":
             return f"{named}, which may give other numbers in every run"
         return f"{node.domain}.{named}, which this version does not evaluate"
@@ -250,6 +254,13 @@ class _Folder:
             stored_bytes=cone.stored_bytes,
             evaluate=self._reader(value),
         )
+
+    @staticmethod
+    def _quantised(value: ir.Value) -> Array:
+        found = resolve(value)
+        if isinstance(found, NotConstant):
+            raise _Refusal(found.reason)
+        return found.numpy()
 
     def _keep(self, value: ir.Value, array: Array) -> None:
         if array.nbytes <= _KEPT_BYTES:
@@ -315,7 +326,11 @@ class _Folder:
         whole = self._cone([value], {})
         if whole.stored_bytes > MAX_TENSOR_BYTES:
             raise _Refusal(f"it starts from {whole.stored_bytes} bytes of constants")
-        known: dict[int, Array] = {}
+        known = {
+            id(node.outputs[0]): self._quantised(node.outputs[0])
+            for node in whole.nodes
+            if (node.domain, node.op_type) in qonnx.STEPS
+        }
         while True:
             cone = self._cone([value], known)
             runnable = _Runnable(self._model, self._owners, cone, known, value)

@@ -170,7 +170,7 @@ def _dequantize(
     return replace(
         codes,
         nodes=(*codes.nodes, node),
-        key=(_key(node, codes, scale, zero_point),),
+        key=(step_key(node, codes, scale, zero_point),),
         dtype=dtype,
         stored_bytes=sum(each.stored_bytes for each in (codes, scale, zero_point) if each),
         evaluate=Dequantised(
@@ -217,7 +217,7 @@ def _quantize(
     return replace(
         source,
         nodes=(*source.nodes, node),
-        key=(_key(node, source, scale, zero_point),),
+        key=(step_key(node, source, scale, zero_point),),
         dtype=dtype,
         evaluate=evaluate,
     )
@@ -253,12 +253,13 @@ def _clip(
     return replace(
         source,
         nodes=(*source.nodes, node),
-        key=(_key(node, source, lowest, highest),),
+        key=(step_key(node, source, lowest, highest),),
         evaluate=evaluate,
     )
 
 
-def _key(node: ir.Node, *operands: Constant | None) -> Hashable:
+def step_key(node: ir.Node, *operands: Constant | None) -> Hashable:
+    """Equal for equal steps of equal operands."""
     attributes = sorted((name, repr(attr.value)) for name, attr in node.attributes.items())
     return (
         node.op_type,

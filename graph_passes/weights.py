@@ -1,10 +1,10 @@
 """Resolve a constant operand without touching the graph.
 
 An operand is constant when it is an initializer nobody can override, a Constant node, one of these
-behind Identity, Transpose, Cast, QuantizeLinear, Clip and DequantizeLinear nodes, or, inside
-`cones.folding`, the end of any other constant expression. `resolve` only looks at shapes and dtypes
-(a constant expression is run to learn them); `Constant.numpy` reads and evaluates, one tensor at a
-time.
+behind Identity, Transpose, Cast, QuantizeLinear, Clip, DequantizeLinear and QONNX Quant nodes, or,
+inside `cones.folding`, the end of any other constant expression. `resolve` only looks at shapes and
+dtypes (a constant expression is run to learn them); `Constant.numpy` reads and evaluates, one
+tensor at a time.
 
 Another way to find constants only has to return a `Constant` whose ``key`` identifies the value and
 whose ``evaluate`` computes it.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx_ternary.errors import ModelError
 from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarise
 
-from . import dequantize
+from . import dequantize, qonnx
 
 INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
 """What helps where every call of a local function gives a weight or an attribute of its own."""
@@ -182,9 +182,11 @@ def resolve(value: ir.Value) -> Constant | NotConstant:
         if isinstance(found, Constant) or folder is None:
             return found
     step: Constant | NotConstant | None = None
-    if (producer.domain, producer.op_type) in dequantize.STEPS:
+    kind = (producer.domain, producer.op_type)
+    if kind in dequantize.STEPS or kind in qonnx.STEPS:
         step = _resolve_step(producer)
-        if isinstance(step, Constant):
+        # Nothing but qonnx.py runs QONNX's operators.
+        if isinstance(step, Constant) or (step is not None and kind in qonnx.STEPS):
             return step
     if folder is not None:
         evaluated = folder.resolve(value)
@@ -218,7 +220,7 @@ def leaf(value: ir.Value) -> Constant | NotConstant | None:
 
 
 def _resolve_step(node: ir.Node) -> Constant | NotConstant | None:
-    """The result of one of `dequantize.STEPS`; None where its first input is an activation."""
+    """The result of a step of dequantize.py or qonnx.py; None if its first input is activations."""
     operands = [None if value is None else resolve(value) for value in node.inputs]
     first = operands[0] if operands else None
     if first is None or (isinstance(first, NotConstant) and first.at_run_time):
@@ -234,7 +236,8 @@ def _resolve_step(node: ir.Node) -> Constant | NotConstant | None:
                 False,
             )
         constants.append(operand)
-    made = dequantize.apply(node, constants)
+    steps = qonnx if (node.domain, node.op_type) in qonnx.STEPS else dequantize
+    made = steps.apply(node, constants)
     return NotConstant(made, False) if isinstance(made, str) else made
 
 

@@ -33,6 +33,7 @@ class Case:
             exactly; None where absorbed factors round.
         keeps_weight: the original weight stays in the model.
         grows: stored in few bits before, the model gets no smaller.
+        runnable: the same model for onnxruntime, where it has no kernels for `model`.
     """
 
     model: onnx.ModelProto
@@ -40,6 +41,7 @@ class Case:
     weights: tuple[Array | None, ...]
     keeps_weight: bool = False
     grows: bool = False
+    runnable: onnx.ModelProto | None = None
 
 
 @dataclass(frozen=True, slots=True)
