@@ -101,6 +101,20 @@ class Dequantised:
             blocks=tuple(self.blocks[axis] for axis in perm),
         )
 
+    def matrix(self) -> Dequantised:
+        """The same without all axes but the first two, which have one element each."""
+
+        def flat(array: NDArray[Any]) -> NDArray[Any]:
+            return array.reshape(array.shape[:2])
+
+        return replace(
+            self,
+            codes=lambda: flat(self.codes()),
+            scale=lambda: flat(self.scale()),
+            zero_point=lambda: flat(self.zero_point()),
+            blocks=self.blocks[:2],
+        )
+
     def cast(self, dtype: np.dtype[Any]) -> Dequantised:
         """The same behind a Cast to a float type."""
         return replace(self, dtypes=(*self.dtypes, dtype))

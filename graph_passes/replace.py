@@ -170,6 +170,12 @@ class Replacer:
         )
         notes = [note for root in self._roots.values() if (note := _kept_note(root))]
         notes += [f"{note}: {_first_three(names)}" for note, names in self._notes.items()]
+        most = max((row for row, _ in self._done), key=lambda row: row.max_relative_change)
+        if most.max_relative_change > 0:
+            notes.append(
+                f"the largest change of a weight is {most.max_relative_change:.3g} of its scale: "
+                f"'{most.weight}' of '{most.node}'"
+            )
         if self._options.function_body and self._options.storage is None:
             notes += self._unify_storage()
         for _, node in self._done:

@@ -103,6 +103,21 @@ class Constant:
         """The transpose of a rank 2 constant; twice transposed is itself."""
         return _transpose(self, (1, 0))
 
+    def matrix(self) -> Constant:
+        """The first two axes of a constant whose other axes have one element each."""
+        rows_and_columns = self.shape[:2]
+        inner = self.evaluate
+        return replace(
+            self,
+            key=(*(self.key if isinstance(self.key, tuple) else (self.key,)), ("matrix",)),
+            shape=rows_and_columns,
+            evaluate=(
+                inner.matrix()
+                if isinstance(inner, dequantize.Dequantised)
+                else lambda: inner().reshape(rows_and_columns)
+            ),
+        )
+
     def ternarise(self, tolerance: float) -> TernaryWeight | NotTernary:
         """Levels and scales of a (K, N) constant, or why it has none.
 

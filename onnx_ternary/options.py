@@ -45,6 +45,8 @@ class OptimizeOptions:
             library.
         fold: evaluate weights that are the end of a constant expression (quantised or unpacked in
             the graph); False leaves such products alone.
+        convolutions: rewrite Conv with a 1 x 1 kernel as well: the file gets smaller, the model
+            slower (docs/adr/0005-leave-convolutions-float.md).
         min_elements: smaller weights stay as they are, and so does a weight whose ``packed`` index
             would not be smaller than its floats. 0: convert whatever can be converted.
 
@@ -63,6 +65,7 @@ class OptimizeOptions:
     external_data: ExternalData = "auto"
     function_body: bool = True
     fold: bool = True
+    convolutions: bool = False
     min_elements: int = DEFAULT_MIN_ELEMENTS
 
     def __post_init__(self) -> None:

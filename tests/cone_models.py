@@ -114,6 +114,27 @@ def float_to_integer_and_back() -> Case:
     return Case(model(nodes, {"v": weight}), ("MatMul",), (weight.astype(np.float64),))
 
 
+def long_chain() -> Case:
+    """Flat int8 levels -> Cast -> Reshape -> Transpose -> Mul -> Div."""
+    levels = ternary(scale=1.0)
+    nodes = [
+        node("Cast", ["codes"], "floats", to=TensorProto.FLOAT),
+        node("Reshape", ["floats", "shape"], "shaped"),
+        node("Transpose", ["shaped"], "turned", perm=[1, 0]),
+        node("Mul", ["turned", "scale"], "scaled"),
+        node("Div", ["scaled", "two"], "w"),
+        matmul(),
+    ]
+    constants: dict[str, Array] = {
+        "codes": np.ascontiguousarray(levels.T).astype(np.int8).reshape(-1),
+        "shape": np.array([N, -1]),
+        "scale": column_scales(),
+        "two": np.array(2, F32),
+    }
+    weight = (levels * column_scales() / F32(2)).astype(np.float64)
+    return Case(model(nodes, constants), ("MatMul",), (weight,))
+
+
 def dequantised() -> Case:
     """QuantizeLinear and DequantizeLinear of a float weight."""
     weight = ternary(scale=0.25)
@@ -336,6 +357,7 @@ HITS: dict[str, Callable[[], Case]] = {
     "cone_bfloat16": quantised_bfloat16,
     "cone_float_to_integer_and_back": float_to_integer_and_back,
     "cone_dequantised": dequantised,
+    "cone_long_chain": long_chain,
     "cone_packed_by_concat": packed_by_concat,
     "cone_packed_by_scatter": packed_by_scatter,
     "cone_split": qkv_of_one_cone,

@@ -34,6 +34,7 @@ class Case:
         keeps_weight: the original weight stays in the model.
         grows: stored in few bits before, the model gets no smaller.
         runnable: the same model for onnxruntime, where it has no kernels for `model`.
+        options: of the conversion, besides min_elements = 0.
     """
 
     model: onnx.ModelProto
@@ -42,6 +43,7 @@ class Case:
     keeps_weight: bool = False
     grows: bool = False
     runnable: onnx.ModelProto | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,31 @@ def float16() -> Case:
     weight = ternary(scale=0.3, dtype=np.float16)
     made = simple(weight, x_dtype=TensorProto.FLOAT16, y_dtype=TensorProto.FLOAT16)
     return Case(made, ("MatMul",), (_exact(weight),))
+
+
+def gemm_float16() -> Case:
+    weight = ternary(scale=0.3, dtype=np.float16)
+    product = helper.make_node("Gemm", ["x", "w", "c"], ["y"], name="product")
+    made = model(
+        [product],
+        {"w": weight, "c": column_scales().astype(np.float16)},
+        x_dtype=TensorProto.FLOAT16,
+        y_dtype=TensorProto.FLOAT16,
+    )
+    return Case(made, ("Gemm",), (_exact(weight),))
+
+
+def gemm_bfloat16() -> Case:
+    weight = ternary(scale=0.3, dtype=ml_dtypes.bfloat16)
+    made = model(
+        [
+            node("Cast", ["x"], "xb", to=TensorProto.BFLOAT16),
+            helper.make_node("Gemm", ["xb", "w"], ["yb"], name="product"),
+            node("Cast", ["yb"], "y", to=TensorProto.FLOAT),
+        ],
+        {"w": weight},
+    )
+    return Case(made, ("Gemm",), (_exact(weight),))
 
 
 def bfloat16() -> Case:
@@ -382,6 +409,39 @@ def loop_body() -> Case:
     return Case(made, ("MatMul",), (_exact(weight),))
 
 
+def scan_body() -> Case:
+    """Each row of x times a captured weight, on the sum of the products so far."""
+    weight = ternary(K, K, scale=1.0)
+    body = helper.make_graph(
+        [
+            node("Add", ["row", "sum_in"], "added"),
+            matmul("added", "w", "sum_out"),
+            node("Identity", ["sum_out"], "y_row"),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("sum_in", TensorProto.FLOAT, (K,)),
+            helper.make_tensor_value_info("row", TensorProto.FLOAT, (K,)),
+        ],
+        [
+            helper.make_tensor_value_info("sum_out", TensorProto.FLOAT, (K,)),
+            helper.make_tensor_value_info("y_row", TensorProto.FLOAT, (K,)),
+        ],
+    )
+    scan = helper.make_node(
+        "Scan", ["start", "x"], ["last", "y"], name="scan", body=body, num_scan_inputs=1
+    )
+    made = model([scan], {"w": weight, "start": np.zeros(K, np.float32)})
+    return Case(made, ("MatMul",), (_exact(weight),))
+
+
+def overridable_c() -> Case:
+    """The bias is an initializer a caller may override: it is added behind the op."""
+    made = gemm(runtime_c=(N,))
+    made.model.graph.initializer.append(numpy_helper.from_array(column_scales(), "c"))
+    return made
+
+
 F32 = np.float32
 TWO = np.array(2, F32)
 ROW = column_scales()
@@ -400,6 +460,8 @@ HITS: dict[str, Callable[[], Case]] = {
     "matmul_zero_matrix": lambda: _of(np.zeros((K, N), F32)),
     "matmul_float16": float16,
     "matmul_bfloat16": bfloat16,
+    "gemm_float16": gemm_float16,
+    "gemm_bfloat16": gemm_bfloat16,
     "gemm": gemm,
     "gemm_trans_b": lambda: gemm(transB=1, c=ROW),
     "gemm_trans_a": lambda: gemm(transA=1, x_shape=(K, "batch")),
@@ -410,6 +472,7 @@ HITS: dict[str, Callable[[], Case]] = {
     "gemm_column_c": lambda: gemm(c=np.arange(5, dtype=F32)[:, None], beta=0.7, x_shape=(5, K)),
     "gemm_runtime_c": lambda: gemm(runtime_c=(N,)),
     "gemm_runtime_c_beta": lambda: gemm(runtime_c=("batch", N), beta=0.7, transB=1),
+    "gemm_overridable_c": overridable_c,
     "constant_node": constant_node,
     "chain": chain,
     "shared": shared,
@@ -482,6 +545,7 @@ HITS: dict[str, Callable[[], Case]] = {
     "if_captured_weight": if_bodies,
     "if_own_weights": lambda: if_bodies(captured=False),
     "loop_body": loop_body,
+    "scan_body": scan_body,
 }
 
 
@@ -530,9 +594,31 @@ def matmul_integer() -> onnx.ModelProto:
     )
 
 
-def double() -> onnx.ModelProto:
-    return simple(
-        ternary().astype(np.float64), x_dtype=TensorProto.DOUBLE, y_dtype=TensorProto.DOUBLE
+def double(op_type: str = "MatMul") -> onnx.ModelProto:
+    return model(
+        [node(op_type, ["x", "w"], "y")],
+        {"w": ternary().astype(np.float64)},
+        x_dtype=TensorProto.DOUBLE,
+        y_dtype=TensorProto.DOUBLE,
+    )
+
+
+def double_of_codes() -> onnx.ModelProto:
+    return model(
+        [node("Cast", ["codes"], "w", to=TensorProto.DOUBLE), matmul()],
+        {"codes": ternary(scale=1.0).astype(np.int8)},
+        x_dtype=TensorProto.DOUBLE,
+        y_dtype=TensorProto.DOUBLE,
+    )
+
+
+def recurrent() -> onnx.ModelProto:
+    weight = np.broadcast_to(ternary(K, K), (1, K, K))
+    made = helper.make_node("RNN", ["x", "w", "r"], ["", "y"], name="rnn", hidden_size=K)
+    return model(
+        [made],
+        {"w": np.ascontiguousarray(weight), "r": np.ascontiguousarray(weight)},
+        x_shape=(3, "batch", K),
     )
 
 
@@ -540,6 +626,17 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     "one_weight_off": lambda: Miss(
         simple(changed(ternary(), 1, 3, 0.25025)),
         "weight has 2 distinct magnitudes in column 3, expected 1",
+    ),
+    "one_weight_off_gemm": lambda: Miss(
+        gemm(changed(ternary(), 1, 3, 0.25025)).model,
+        "weight has 2 distinct magnitudes in column 3, expected 1",
+    ),
+    "four_values": lambda: Miss(
+        simple(ternary(levels=(-2, -1, 0, 1))),
+        "weight has 2 distinct magnitudes in column 0, expected 1",
+    ),
+    "denormal_scale": lambda: Miss(
+        simple(ternary(scale=1e-40)), "weight scale 9.99995e-41 is a denormal float32"
     ),
     "runtime_weight": lambda: Miss(
         runtime_weight(), "no constant weight: 'w' is given at run time"
@@ -573,7 +670,20 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     "no_columns": lambda: Miss(
         simple(np.zeros((K, 0), F32)), "weight 'w' has shape (48, 0): no elements"
     ),
+    "no_rows_gemm": lambda: Miss(
+        gemm(np.zeros((0, N), F32), x_shape=("batch", 0)).model,
+        "weight 'w' has shape (0, 20): no elements",
+    ),
     "double": lambda: Miss(double(), "weight 'w' is float64; convert the model to float32 first"),
+    "double_gemm": lambda: Miss(
+        double("Gemm"), "weight 'w' is float64; convert the model to float32 first"
+    ),
+    "double_of_codes": lambda: Miss(
+        double_of_codes(), "weight 'codes' is float64; convert the model to float32 first"
+    ),
+    "recurrent": lambda: Miss(
+        recurrent(), "RNN multiplies inside; this version rewrites separate products only"
+    ),
     "integer_gemm": lambda: Miss(integer_gemm(), "weight 'w' is int32: an integer product"),
     "matmul_integer": lambda: Miss(
         matmul_integer(), "MatMulInteger is not handled by this version"

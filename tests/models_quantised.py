@@ -512,7 +512,40 @@ def without_constant(made: onnx.ModelProto, name: str) -> onnx.ModelProto:
     return made
 
 
+def overridable(made: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """An initializer becomes an input as well."""
+    (constant,) = (each for each in made.graph.initializer if each.name == name)
+    given = helper.make_tensor_value_info(name, constant.data_type, constant.dims)
+    made.graph.input.append(given)
+    return made
+
+
+OVERRIDABLE = (
+    "is also a graph input, so a caller may override it; remove it from the graph's inputs to make "
+    "it a constant"
+)
 NEAR_MISSES: dict[str, Callable[[], Miss]] = {
+    "dequantised_overridable_codes": lambda: Miss(
+        overridable(per_tensor(codes()).model, "codes"), f"weight 'codes' {OVERRIDABLE}"
+    ),
+    "dequantised_overridable_scale": lambda: Miss(
+        overridable(per_tensor(codes()).model, "scale"),
+        "weight 'codes' goes through DequantizeLinear 'DequantizeLinear_w', where 'scale' "
+        f"{OVERRIDABLE}",
+    ),
+    "dequantised_no_columns": lambda: Miss(
+        per_tensor(np.zeros((K, 0), np.int8)).model,
+        "weight 'codes' has shape (48, 0): no elements",
+    ),
+    "dequantised_rank_3": lambda: Miss(
+        per_tensor(codes()[None]).model, "weight 'codes' has rank 3, expected 2"
+    ),
+    "nbits_overridable_codes": lambda: Miss(
+        overridable(nbits().model, "B"), f"weight 'B' {OVERRIDABLE}"
+    ),
+    "nbits_no_rows": lambda: Miss(
+        with_attribute(nbits().model, "K", 0), "attribute K is missing or not positive"
+    ),
     "dequantised_four_codes": lambda: Miss(
         per_tensor(changed(codes(), 5, 3, -2)).model,
         "weight has codes -2, -1, 0 and 1 in column 3; expected 0 and plus or minus one magnitude",

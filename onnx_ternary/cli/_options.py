@@ -79,6 +79,13 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Evaluate weights that are the end of a constant expression.",
         ),
         click.option(
+            "--conv/--no-conv",
+            "convolutions",
+            default=False,
+            show_default=True,
+            help="Rewrite Conv with a 1 x 1 kernel too: smaller, but slower.",
+        ),
+        click.option(
             "--min-elements",
             type=click.IntRange(0),
             default=OptimizeOptions().min_elements,

@@ -8,11 +8,10 @@ import pytest
 
 from onnx_ternary import get_library_path, verify
 from onnx_ternary.errors import LibraryError
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.optimize import optimize
 from tests import cone_models, function_models, operand_models
-from tests.graph_passes.test_catalogue import skip_where_too_new
+from tests.graph_passes.test_catalogue import options_of, skip_where_too_new
 
-ALL = OptimizeOptions(min_elements=0)
 HITS = {**cone_models.HITS, **operand_models.HITS, **function_models.HITS}
 del HITS["cone_bfloat16"]  # onnxruntime's CPU provider multiplies no bfloat16 matrices
 
@@ -23,8 +22,8 @@ except LibraryError as error:
 
 
 def converted(name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    original = HITS[name]().model
-    return original, optimize(original, ALL).to_proto()
+    case = HITS[name]()
+    return case.model, optimize(case.model, options_of(case)).to_proto()
 
 
 @pytest.mark.parametrize("name", HITS)

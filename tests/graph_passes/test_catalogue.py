@@ -51,6 +51,10 @@ def case(request: pytest.FixtureRequest) -> Case:
     return HITS[request.param]()
 
 
+def options_of(case: Case, **changes: Any) -> OptimizeOptions:
+    return dataclasses.replace(ALL, **case.options, **changes)
+
+
 def tensors(node: ir.Node) -> list[Array]:
     """Codes, aux, scale and bias."""
     values = []
@@ -133,7 +137,7 @@ def exposed(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
 
 
 def test_hit_structure(case: Case) -> None:
-    result = optimize(case.model, ALL)
+    result = optimize(case.model, options_of(case))
     proto = result.to_proto()
     if all(each.type.tensor_type.HasField("shape") for each in case.model.graph.output):
         onnx.checker.check_model(proto)
@@ -155,7 +159,7 @@ def test_hit_structure(case: Case) -> None:
 
 
 def test_hit_keeps_names_metadata_and_imports(case: Case) -> None:
-    before, after = case.model, optimize(case.model, ALL).to_proto()
+    before, after = case.model, optimize(case.model, options_of(case)).to_proto()
     assert [each.name for each in after.graph.input] == [each.name for each in before.graph.input]
     for old, new in zip(before.graph.output, after.graph.output, strict=True):
         assert new.name == old.name
@@ -174,7 +178,7 @@ def test_hit_keeps_names_metadata_and_imports(case: Case) -> None:
 
 
 def test_hit_keeps_float_weight_only_where_used(case: Case) -> None:
-    result = optimize(case.model, ALL)
+    result = optimize(case.model, options_of(case))
     names = {value.name for graph in result.model.graphs() for value in graph.initializers.values()}
     weights = {row.weight for row in result.report.rewrites}
     assert (weights <= names) if case.keeps_weight else not (weights & names)
@@ -184,7 +188,7 @@ def test_hit_keeps_float_weight_only_where_used(case: Case) -> None:
 
 
 def test_hit_weight_is_exact(case: Case) -> None:
-    nodes = op_nodes(optimize(case.model, ALL).model)
+    nodes = op_nodes(optimize(case.model, options_of(case)).model)
     for node, expected in zip(nodes, case.weights, strict=True):
         if expected is not None:
             np.testing.assert_array_equal(dense(node), expected)
@@ -205,7 +209,7 @@ def test_hit_numerics(case: Case, library: bool) -> None:
     # With a body in the model, a library that refuses a node would go unnoticed; inside local
     # functions nodes need it, and e2e/test_verify_forms.py runs them alone.
     with_body = not library or bool(case.model.functions)
-    result = optimize(case.model, dataclasses.replace(ALL, function_body=with_body))
+    result = optimize(case.model, options_of(case, function_body=with_body))
     assert result.report.has_function_body is with_body
     if all(row.graph == "main graph" for row in result.report.rewrites):
         check_products(case, result, library)
@@ -280,6 +284,7 @@ def product_values(row: Rewrite, node: ir.Node, values: dict[str, Array]) -> tup
 
 def kept_addend(model: onnx.ModelProto, values: dict[str, Array]) -> Array | None:
     """``beta * C`` of a Gemm or MatMulNBits whose C cannot become the op's bias."""
+    inputs = {each.name for each in model.graph.input}
     for node in model.graph.node:
         at = {"Gemm": 2, "MatMulNBits": 5}.get(node.op_type, len(node.input))
         if len(node.input) <= at:
@@ -288,7 +293,7 @@ def kept_addend(model: onnx.ModelProto, values: dict[str, Array]) -> Array | Non
         c = values.get(node.input[at], constants.get(node.input[at]))
         if c is None:
             continue  # a DequantizeLinear of constants
-        runtime = node.input[at] not in constants
+        runtime = node.input[at] not in constants or node.input[at] in inputs
         if runtime or (c.ndim == 2 and c.shape[0] > 1):
             beta = {each.name: each.f for each in node.attribute}.get("beta", 1.0)
             return c.astype(np.float64) * beta
@@ -296,8 +301,8 @@ def kept_addend(model: onnx.ModelProto, values: dict[str, Array]) -> Array | Non
 
 
 def test_hit_twice_changes_nothing(case: Case) -> None:
-    once = optimize(case.model, ALL)
-    twice = optimize(once.to_proto(), ALL)
+    once = optimize(case.model, options_of(case))
+    twice = optimize(once.to_proto(), options_of(case))
     assert twice.report.rewrites == ()
     assert twice.report.already_converted == tuple(row.node for row in once.report.rewrites)
     assert twice.report.rejections == ()
@@ -307,11 +312,11 @@ def test_hit_twice_changes_nothing(case: Case) -> None:
 def test_hit_leaves_given_model_alone(case: Case) -> None:
     original = onnx.ModelProto()
     original.CopyFrom(case.model)
-    optimize(case.model, ALL)
+    optimize(case.model, options_of(case))
     assert case.model == original
     model = ir.from_proto(case.model)
     before = ir.to_proto(model)
-    optimize(model, ALL)
+    optimize(model, options_of(case))
     assert ir.to_proto(model) == before
 
 
@@ -357,7 +362,7 @@ def test_notes_name_who_uses_a_kept_weight() -> None:
 
 def test_bfloat16_answers(library: bool) -> None:
     case = HITS["matmul_bfloat16"]()
-    result = optimize(case.model, ALL)
+    result = optimize(case.model, options_of(case))
     (node,) = op_nodes(result.model)
     assert node.outputs[0].dtype == ir.DataType.BFLOAT16
     feeds = feeds_of(case.model, whole_numbers=True)

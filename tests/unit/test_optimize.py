@@ -12,10 +12,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnx import external_data_helper
+from onnx import external_data_helper, helper
 
 from onnx_ternary import model_io
 from onnx_ternary.errors import ModelError
+from onnx_ternary.graph_passes import pipeline
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.report import Kept, Report, Rewrite
 from onnx_ternary.schema import DOMAIN, OP_TYPE
@@ -151,10 +152,32 @@ def test_tolerance_admits_and_reports_the_change() -> None:
     weight = ternary()
     weight[2, 2] *= 1.001
     assert optimize(simple(weight), ALL).report.rewrites == ()
-    (row,) = optimize(
-        simple(weight), OptimizeOptions(min_elements=0, tolerance=0.01)
-    ).report.rewrites
+    report = optimize(simple(weight), OptimizeOptions(min_elements=0, tolerance=0.01)).report
+    (row,) = report.rewrites
     assert 0 < row.max_relative_change < 0.01
+    change = f"{row.max_relative_change:.3g}"
+    assert report.notes == (
+        f"the largest change of a weight is {change} of its scale: 'w' of 'product'",
+    )
+
+
+def test_every_kind_of_product_is_reported() -> None:
+    """A node a kind, on operands that are given at run time."""
+    kinds = sorted(frozenset().union(*(rule.op_types for rule in pipeline.RULES)))
+    nodes = [
+        helper.make_node(op_type, ["x", "v"], [f"y{at}"], name=f"{domain}.{op_type}", domain=domain)
+        for at, (domain, op_type) in enumerate(kinds)
+    ]
+    made = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, 1, (K, K)) for name in ("x", "v")],
+        [helper.make_tensor_value_info(f"y{at}", 1, None) for at in range(len(kinds))],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    report = optimize(helper.make_model(made, opset_imports=imports, ir_version=8), ALL).report
+    assert [row.node for row in report.rejections] == [node.name for node in nodes]
+    assert all(row.reason for row in report.rejections)
 
 
 def test_one_body_for_binary_and_ternary_weights() -> None:
