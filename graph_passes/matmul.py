@@ -10,7 +10,8 @@
 3. FusedMatMul: transA and transB as in case 2 or by reading W transposed, alpha goes into the scale
    (positive and finite, else refused); transBatchA and transBatchB are refused.
 4. Scales and bias around it: product.py.
-5. In subgraphs the same, with W in the subgraph or captured; not in local functions.
+5. In subgraphs the same, with W in the subgraph or captured; in local functions too, unless their
+   calls give W or an attribute.
 6. A shared W is one index for all its users; one that is also a graph output, or used by
    something else, stays in the model as well.
 """
