@@ -66,10 +66,10 @@ def _run(model: ir.Model, options: OptimizeOptions, progress: Progress | None) -
     for position, (node, where) in enumerate(products):
         if progress is not None:
             progress(node_label(node), position, len(products))
-        refusal = whole_model or functions.refusal(node)
+        refusal = whole_model or functions.refusal(node) or _excluded(node, options)
         found = Rejection(node, refusal) if refusal else _match(node, context)
-        if isinstance(found, Rejection) and (reason := functions.weight_of_calls(node)):
-            found = Rejection(node, reason)
+        if not refusal and isinstance(found, Rejection):
+            found = functions.explained(found)
         refused = replacer.replace(found, where) if isinstance(found, TernaryMatMul) else found
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
@@ -148,22 +148,25 @@ class _Functions:
                 return f"its attribute {attribute} is given by every call of {name}; {INLINE}"
         return ""
 
-    def weight_of_calls(self, node: ir.Node) -> str:
-        """That a product's weight is given by the calls, where it is; else nothing."""
+    def explained(self, rejection: Rejection) -> Rejection:
+        """The rejection, or one that says that the function's calls give the weight."""
+        node = rejection.node
         function = self._owners.get(id(node.graph))
-        if function is None:
-            return ""
+        values = [value for value in node.inputs if value is not None]
+        if function is None or any(isinstance(resolve(each), Constant) for each in values):
+            return rejection
         name = _function_name(function)
-        for value in node.inputs:
-            source = None if value is None else _source(value)
-            if source is None or source not in function.inputs:
+        for value in values:
+            source = _source(value)
+            if source not in function.inputs:
                 continue
             if call := self._constant_call(function, function.inputs.index(source), ()):
-                return (
+                return Rejection(
+                    node,
                     f"weight '{source.name}' is an input of local function {name}, and every call "
-                    f"gives its own ({call}); {INLINE}"
+                    f"gives its own ({call}); {INLINE}",
                 )
-        return ""
+        return rejection
 
     def _constant_call(
         self, function: ir.Function, position: int, callers: tuple[ir.Function, ...]
@@ -200,8 +203,6 @@ def _source(value: ir.Value) -> ir.Value:
 
 
 def _match(node: ir.Node, context: Context) -> TernaryMatMul | Rejection:
-    if reason := _excluded(node, context.options):
-        return Rejection(node, reason)
     for rule in RULES:
         if (node.domain, node.op_type) in rule.op_types:
             found = rule.match(node, context)

@@ -284,6 +284,7 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
         "weight 'w' is an input of local function local::Linear, and every call gives its own "
         f"('block' gives 'weight'); {INLINE}",
     ),
+    "function_excluded": lambda: Miss(weight_input(), "excluded by '*'", {"exclude": ("*",)}),
     "function_attribute_of_product": lambda: Miss(
         attribute_trans_b(),
         f"its attribute transB is given by every call of local::Linear; {INLINE}",
