@@ -612,6 +612,18 @@ def double_of_codes() -> onnx.ModelProto:
     )
 
 
+def qlinear_matmul() -> onnx.ModelProto:
+    numbers = {"s": np.array(0.1, F32), "z": np.array(0, np.uint8)}
+    weight = ternary(scale=1.0, levels=(0, 1, 2)).astype(np.uint8)
+    inputs = ["x", "s", "z", "w", "s", "z", "s", "z"]
+    return model(
+        [node("QLinearMatMul", inputs, "y")],
+        {"w": weight, **numbers},
+        x_dtype=TensorProto.UINT8,
+        y_dtype=TensorProto.UINT8,
+    )
+
+
 def recurrent() -> onnx.ModelProto:
     weight = np.broadcast_to(ternary(K, K), (1, K, K))
     made = helper.make_node("RNN", ["x", "w", "r"], ["", "y"], name="rnn", hidden_size=K)
@@ -687,6 +699,9 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     "integer_gemm": lambda: Miss(integer_gemm(), "weight 'w' is int32: an integer product"),
     "matmul_integer": lambda: Miss(
         matmul_integer(), "MatMulInteger is not handled by this version"
+    ),
+    "qlinear_matmul": lambda: Miss(
+        qlinear_matmul(), "QLinearMatMul is not handled by this version"
     ),
     "alpha_zero": lambda: Miss(
         gemm(alpha=0.0).model, "alpha = 0; only positive finite ones are handled"
