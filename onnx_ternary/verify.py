@@ -274,7 +274,8 @@ def verify(
 
     output_names = [value.name for value in before.proto.graph.output]
     expected = before.run(feeds, output_names, optimised=False)
-    found = after.run(feeds, [value.name for value in after.proto.graph.output], optimised=True)
+    # Optimised, onnxruntime rounds the activations of a DequantizeLinear -> MatMul that stayed.
+    found = after.run(feeds, [value.name for value in after.proto.graph.output], optimised=False)
     products = _check_products(
         exact,
         after,
@@ -570,12 +571,13 @@ class _Scope:
 
 
 def _scopes(before: ModelProto, after: ModelProto) -> list[_Scope]:
-    """The main graph, and the local functions both models have."""
+    """The main graph, and the local functions with products that both models have."""
     originals = {_function_key(function): function for function in before.functions}
     scopes = [_Scope(before.graph, after.graph)]
     for function in after.functions:
         key = _function_key(function)
-        if key[:2] != (DOMAIN, OP_TYPE) and key in originals:
+        # The op's own body holds no product.
+        if key in originals and any(map(_is_product, function.node)):
             scopes.append(_Scope(_as_graph(originals[key]), _as_graph(function), key))
     return scopes
 

@@ -265,7 +265,8 @@ def graphs(draw: st.DrawFn) -> onnx.ModelProto:
         [numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
-    return helper.make_model(made, opset_imports=opsets, ir_version=8, functions=graph.functions)
+    model = helper.make_model(made, opset_imports=opsets, ir_version=8, functions=graph.functions)
+    return onnx.shape_inference.infer_shapes(model) if draw(st.booleans()) else model
 
 
 def all_options() -> st.SearchStrategy[OptimizeOptions]:
