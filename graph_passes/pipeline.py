@@ -125,6 +125,13 @@ class _Functions:
         self._model = model
         self._with_body = with_body
         self._owners = owning_functions(model)
+        self._calls: dict[ir.OperatorIdentifier, list[ir.Node]] = {
+            function.identifier(): [] for function in local_functions(model)
+        }
+        for graph in (model.graph, *(each.graph for each in local_functions(model))):
+            for node in graph.all_nodes():
+                if (calls := self._calls.get(node.op_identifier())) is not None:
+                    calls.append(node)
 
     def refusal(self, node: ir.Node) -> str:
         """Why a product inside a local function stays; empty if nothing is against it."""
@@ -174,21 +181,18 @@ class _Functions:
         """A call that gives a constant for an input, also through other functions; or nothing."""
         if function in callers:
             return ""
-        for graph in (self._model.graph, *(each.graph for each in local_functions(self._model))):
-            for node in ir.traversal.RecursiveGraphIterator(graph):
-                if node.op_identifier() != function.identifier() or len(node.inputs) <= position:
-                    continue
-                value = node.inputs[position]
-                if value is None:
-                    continue
-                constant = resolve(value)
-                if isinstance(constant, Constant):
-                    return f"'{node_label(node)}' gives '{constant.name}'"
-                caller = self._owners.get(id(node.graph))
-                if caller is not None and value in caller.inputs:
-                    at = caller.inputs.index(value)
-                    if found := self._constant_call(caller, at, (*callers, function)):
-                        return found
+        for node in self._calls[function.identifier()]:
+            value = node.inputs[position] if position < len(node.inputs) else None
+            if value is None:
+                continue
+            constant = resolve(value)
+            if isinstance(constant, Constant):
+                return f"'{node_label(node)}' gives '{constant.name}'"
+            caller = self._owners.get(id(node.graph))
+            if caller is not None and value in caller.inputs:
+                at = caller.inputs.index(value)
+                if found := self._constant_call(caller, at, (*callers, function)):
+                    return found
         return ""
 
 
