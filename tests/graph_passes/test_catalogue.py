@@ -98,7 +98,9 @@ def skip_where_too_new(model: onnx.ModelProto) -> None:
     version = tuple(map(int, ort.__version__.split(".")[:2]))
     # onnxruntime 1.17 knows opset 20 and IR version 9, 1.18 knows 21 and 10.
     if (opset > 20 or model.ir_version > 9) and version < (1, 18):
-        pytest.skip(f"onnxruntime {ort.__version__} does not know opset {opset}")
+        pytest.skip(
+            f"onnxruntime {ort.__version__} knows no opset {opset} with IR {model.ir_version}"
+        )
     newer = any(node.op_type == "MatMulNBits" for node in model.graph.node)
     if (newer or opset > 24) and not models_quantised.FEW_BITS:
         pytest.skip(f"onnxruntime {ort.__version__} does not multiply by 2-bit weights")
