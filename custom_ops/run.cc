@@ -219,9 +219,10 @@ class Runner {
       all.largest_bits = std::max(all.largest_bits, range.largest_bits);
     }
     layer->x_scale = all.lowest == all.highest ? 1.0f : (all.highest - all.lowest) / 255.0f;
-    if (!std::isfinite(FloatOf(static_cast<uint32_t>(all.largest_bits)))) layer->x_scale = NAN;
+    const float absmax = FloatOf(static_cast<uint32_t>(all.largest_bits));
+    if (!std::isfinite(absmax) || !std::isfinite(layer->x_scale)) layer->x_scale = NAN;
     layer->x_zero_point = 0;
-    if (!(layer->x_scale > 0.0f && std::isfinite(layer->x_scale))) return;
+    if (!(layer->x_scale > 0.0f)) return;
     const float zero_point = std::clamp(0.0f - all.lowest / layer->x_scale, 0.0f, 255.0f);
     layer->x_zero_point = static_cast<int32_t>(std::nearbyint(zero_point));
   }
