@@ -13,7 +13,7 @@ from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.report import Kept
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 
-from . import conv, einsum, gemm, matmul, matmul_nbits, unhandled
+from . import conv, einsum, gemm, matmul, matmul_integer, matmul_nbits, unhandled
 from .cones import folding
 from .match import Context, Rejection, Rule, TernaryMatMul
 from .replace import Replaced, Replacer
@@ -24,6 +24,7 @@ RULES: tuple[Rule, ...] = (
     *gemm.RULES,
     *einsum.RULES,
     *conv.RULES,
+    *matmul_integer.RULES,
     *matmul_nbits.RULES,
     *unhandled.RULES,
 )

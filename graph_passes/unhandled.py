@@ -15,19 +15,16 @@ class Unhandled:
     """Every other product ONNX and ONNX Runtime know."""
 
     op_types: ClassVar[frozenset[tuple[str, str]]] = frozenset(
-        {("", name) for name in ("MatMulInteger", "QLinearConv", "QLinearMatMul")}
-        | {("", "ConvInteger"), ("", "ConvTranspose")}
+        {("", name) for name in ("ConvInteger", "ConvTranspose", "QLinearConv", "QLinearMatMul")}
         | {
             (_MICROSOFT, name)
             for name in (
-                "DynamicQuantizeMatMul",
                 "FusedConv",
                 "FusedGemm",
                 "GemmFastGelu",
                 "GemmFloat8",
                 "MatMulBnb4",
                 "MatMulInteger16",
-                "MatMulIntegerToFloat",
                 "QGemm",
             )
         }

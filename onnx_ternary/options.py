@@ -36,8 +36,8 @@ class OptimizeOptions:
         storage: how codes are stored; None: the format's default for the weight's alphabet.
         block_width: columns in a block of an ``rsr`` index; None: the paper's optimum.
         algorithm: block product of an ``rsr`` index, ``rsr`` or ``rsr++``; None: ``rsr++``.
-        activation: ``keep`` never quantises activations; ``int8`` quantises each row as BitNet
-            b1.58 does, which changes the model's numbers.
+        activation: ``keep`` quantises no activations the model does not; ``int8`` quantises each
+            row as BitNet b1.58 does, which changes the model's numbers.
         tolerance: largest relative distance of a weight from its level; 0.0: bitwise exact.
         external_data: where tensors go on saving: ``auto`` (beside the model above 2 GB),
             ``always`` or ``never``.
@@ -45,6 +45,8 @@ class OptimizeOptions:
             library.
         fold: evaluate weights that are the end of a constant expression (quantised or unpacked in
             the graph); False leaves such products alone.
+        fuse_activation: where the model quantises activations itself by a rule the op has, the op
+            does it, with the same integers; False keeps the model's nodes for it.
         min_elements: smaller weights stay as they are, and so does a weight whose ``packed`` index
             would not be smaller than its floats. 0: convert whatever can be converted.
 
@@ -63,6 +65,7 @@ class OptimizeOptions:
     external_data: ExternalData = "auto"
     function_body: bool = True
     fold: bool = True
+    fuse_activation: bool = True
     min_elements: int = DEFAULT_MIN_ELEMENTS
 
     def __post_init__(self) -> None:

@@ -79,6 +79,12 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Evaluate weights that are the end of a constant expression.",
         ),
         click.option(
+            "--fuse-activation/--no-fuse-activation",
+            default=True,
+            show_default=True,
+            help="Let the op quantise activations where the model does it by a rule the op has.",
+        ),
+        click.option(
             "--min-elements",
             type=click.IntRange(0),
             default=OptimizeOptions().min_elements,
