@@ -33,6 +33,7 @@ class Case:
             exactly; None where absorbed factors round.
         keeps_weight: the original weight stays in the model.
         grows: stored in few bits before, the model gets no smaller.
+        activation: the new nodes' activation attributes.
     """
 
     model: onnx.ModelProto
@@ -40,6 +41,7 @@ class Case:
     weights: tuple[Array | None, ...]
     keeps_weight: bool = False
     grows: bool = False
+    activation: Mapping[str, Any] = field(default_factory=lambda: {"activation": "float"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -583,7 +585,9 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     "double": lambda: Miss(double(), "weight 'w' is float64; convert the model to float32 first"),
     "integer_gemm": lambda: Miss(integer_gemm(), "weight 'w' is int32: an integer product"),
     "matmul_integer": lambda: Miss(
-        matmul_integer(), "MatMulInteger is not handled by this version"
+        matmul_integer(),
+        "its activations are integers, and 'x' are given; DynamicQuantizeLinear or absmax would be "
+        "handled",
     ),
     "alpha_zero": lambda: Miss(
         gemm(alpha=0.0).model, "alpha = 0; only positive finite ones are handled"
