@@ -78,9 +78,8 @@ class Quantised:
     Attributes:
         source: X, before it is quantised.
         attributes: the op's `activation` and its rule.
-        known: Values of the graph that are a multiple of d or 1 / d.
+        known: values of the graph that are a multiple of d or 1 / d.
         term: the product's operand divided by the integers.
-        nodes: what the op does instead, if nothing else uses it.
     """
 
     source: ir.Value
@@ -107,7 +106,7 @@ def read(x: ir.Value, dtype: ir.DataType) -> Quantised | NotFused | None:
         x: float or integer activations.
         dtype: the type the op's X has to have.
     """
-    found = _read(x, _MAX_STEPS)
+    found = _read(x, dtype, _MAX_STEPS)
     if not isinstance(found, Quantised):
         return found
     source = found.source
@@ -124,7 +123,7 @@ def read(x: ir.Value, dtype: ir.DataType) -> Quantised | NotFused | None:
     return replace(found, source=source)
 
 
-def _read(value: ir.Value, steps: int) -> Quantised | NotFused | None:
+def _read(value: ir.Value, dtype: ir.DataType, steps: int) -> Quantised | NotFused | None:
     node = value.producer()
     if node is None or node.domain != "" or steps == 0:
         return None
@@ -141,21 +140,22 @@ def _read(value: ir.Value, steps: int) -> Quantised | NotFused | None:
     if node.op_type in ("Cast", "Identity"):
         target = node.attributes.get_int("to", 0)
         operand = node.inputs[0]
-        if operand is None or (target and ir.DataType(target) not in _FLOATS):
+        # A Cast to any other type would round what the op does not.
+        if operand is None or target not in (0, int(ir.DataType.FLOAT), int(dtype)):
             return None
-        return _read(operand, steps - 1)
+        return _read(operand, dtype, steps - 1)
     if node.op_type not in ("Mul", "Div") or len(node.inputs) != 2:
         return None
     pairs = [(node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])]
     for inner, other in pairs[:1] if node.op_type == "Div" else pairs:
         if inner is None or isinstance(resolve(inner), Constant):
             continue
-        found = _read(inner, steps - 1)
+        found = _read(inner, dtype, steps - 1)
         if not isinstance(found, Quantised):
             if found is not None:
                 return found
             continue
-        term = found.units(other, 1, None)
+        term = found.units(other, 1, None if value.shape is None else len(value.shape))
         if term is None:
             name = "" if other is None else other.name
             return NotFused(
@@ -207,7 +207,7 @@ def positive(constant: Constant, num_columns: int, rank: int | None) -> NDArray[
     shape = constant.shape
     if constant.size not in (1, num_columns) or any(dim != 1 for dim in shape[:-1]):
         return None
-    if len(shape) > (1 if rank is None else rank) and constant.size != 1:
+    if len(shape) > (1 if rank is None else rank):  # it would add axes
         return None
     numbers = constant.numpy().astype(np.float64).reshape(-1)
     if not bool(((numbers > 0) & np.isfinite(numbers)).all()):

@@ -594,6 +594,18 @@ def _transposed() -> onnx.ModelProto:
     return model([*quantised[0], *nodes], {**quantised[1], "w": ternary()}, x_shape=(K, K))
 
 
+def _more_axes() -> onnx.ModelProto:
+    """The weight's scale has more axes than the product, which it gives to the result."""
+    made = packed(separate=True).model
+    (scale,) = (each for each in made.graph.initializer if each.name == "scale")
+    scale.CopyFrom(numpy_helper.from_array(SCALE.reshape(1, 1, 1), "scale"))
+    unscaled, scaled = made.graph.node[-2:]
+    unscaled.input[1], scaled.input[1] = "scale", "s"
+    del made.graph.output[:]
+    made.graph.output.append(onnx.ValueInfoProto(name="y"))
+    return made
+
+
 KEPT: dict[str, Callable[[], tuple[onnx.ModelProto, str]]] = {
     "floor": lambda: (
         offline(rounding="Floor").model,
@@ -643,6 +655,10 @@ KEPT: dict[str, Callable[[], tuple[onnx.ModelProto, str]]] = {
     "transposed": lambda: (_transposed(), "Gemm 'product' takes them transposed"),
     "bias_between": lambda: (
         _bias_between(),
+        "'sums' is not multiplied by the activations' scale alone",
+    ),
+    "more_axes": lambda: (
+        _more_axes(),
         "'sums' is not multiplied by the activations' scale alone",
     ),
     "not_scaled_back": lambda: (
