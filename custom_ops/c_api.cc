@@ -71,16 +71,6 @@ Alphabet AlphabetOf(const char* name) {
                            {"binary_01", Alphabet::binary_01}});
 }
 
-// One thread, the process's heap.
-class PlainHost : public Host {
- public:
-  void ParallelFor(size_t count, void (*body)(void*, size_t), void* context) override {
-    for (size_t i = 0; i < count; ++i) body(context, i);
-  }
-  void* Allocate(size_t bytes) override { return ::operator new(bytes); }
-  void Free(void* memory) noexcept override { ::operator delete(memory); }
-};
-
 const Kernel* NamedKernel(const std::string& name, const Layer& layer) {
   const Kernel* kernel = FindKernel(name);
   if (kernel == nullptr) {
@@ -111,7 +101,7 @@ void RunLayer(const Layer& layer, const char* kernel, const float* x, int64_t ro
   request.rows = rows;
   request.kernel = kernel ? NamedKernel(kernel, layer) : nullptr;
   request.num_parts = std::max<int64_t>(1, std::min(num_parts, layer.N));
-  PlainHost host;
+  HeapHost host;
   std::vector<const Kernel*> kernels;
   Run(layer, request, &host, &kernels);
   std::string names;

@@ -8,12 +8,14 @@
 #include <utility>
 
 #include "pack.h"
+#include "run.h"
 
 namespace onnx_ternary {
 namespace {
 
 constexpr int64_t kFormatVersion = 1;
 constexpr int64_t kMaxK = (int64_t{1} << 24) - 1;  // int8 sums stay exact in int32
+constexpr int64_t kMaxUint8K = int64_t{1} << 17;   // and those of q - 128 in float32
 constexpr int64_t kMaxN = std::numeric_limits<int32_t>::max();
 
 std::string ShapeText(const int64_t* shape, size_t rank) {
@@ -168,7 +170,9 @@ void Checker::FormatAttributes(Layer* layer) const {
 
 void Checker::ActivationAttributes(Layer* layer) const {
   layer->activation = Choose<Activation>(
-      "activation", node_.activation, {{"float", Activation::float32}, {"int8", Activation::int8}});
+      "activation", node_.activation,
+      // Kernels get q - 128.
+      {{"float", Activation::float32}, {"int8", Activation::int8}, {"uint8", Activation::int8}});
   const float epsilon = node_.activation_epsilon;
   const int64_t qmin = node_.activation_qmin;
   const int64_t qmax = node_.activation_qmax;
@@ -178,6 +182,18 @@ void Checker::ActivationAttributes(Layer* layer) const {
     RequireFloat("activation_epsilon", epsilon, epsilon == 0.0f, "0 for float");
     RequireInt("activation_qmin", qmin, qmin == 0, "0 for float");
     RequireInt("activation_qmax", qmax, qmax == 0, "0 for float");
+    return;
+  }
+  if (std::strcmp(node_.activation, "uint8") == 0) {
+    layer->activation_rule = Choose<ActivationRule>(
+        "activation_rule", node_.activation_rule,
+        {{"dynamic_quantize_linear", ActivationRule::dynamic_quantize_linear}}, " for uint8");
+    RequireInt("K", layer->K, layer->K <= kMaxUint8K,
+               "at most " + std::to_string(kMaxUint8K) + " for uint8");
+    RequireInt("group_size", node_.group_size, node_.group_size == 0, "0 for uint8");
+    RequireFloat("activation_epsilon", epsilon, epsilon == 0.0f, "0 for uint8");
+    RequireInt("activation_qmin", qmin, qmin == 0, "0 for uint8");
+    RequireInt("activation_qmax", qmax, qmax == 255, "255 for uint8");
     return;
   }
   layer->activation_rule =
@@ -368,6 +384,16 @@ IndexView::IndexView(const OtnNode& node, const std::string& node_name) {
                                  : layer_.num_groups * layer_.N;
   CopyIfMisaligned(&layer_.scale, num_scales, &scale_);
   CopyIfMisaligned(&layer_.bias, layer_.N, &bias_);
+  if (layer_.activation_rule != ActivationRule::dynamic_quantize_linear) return;
+  static constexpr float kOne = 1.0f;
+  layer_.output_scale = layer_.scale;
+  layer_.output_scale_kind = layer_.scale_kind;
+  layer_.output_bias = layer_.bias;
+  layer_.scale = &kOne;
+  layer_.scale_kind = ScaleKind::per_tensor;
+  layer_.bias = nullptr;
+  column_sums_ = ColumnSums(layer_);
+  layer_.column_sums = column_sums_.data();
 }
 
 }  // namespace onnx_ternary

@@ -37,6 +37,7 @@ class IndexView {
   std::vector<uint32_t> segment_offsets_;
   std::vector<float> scale_;
   std::vector<float> bias_;
+  std::vector<int32_t> column_sums_;
 };
 
 // "TernaryIndexedMatMul '<node>': <what> = <found>, expected <expected>; convert the model again

@@ -13,7 +13,14 @@ enum class Storage : uint8_t { two_bit, dense, one_bit, planes, base3 };
 enum class Alphabet : uint8_t { ternary, binary_pm, binary_01 };
 enum class Algorithm : uint8_t { automatic, rsr, rsr_plus_plus };
 enum class Activation : uint8_t { float32, int8 };
-enum class ActivationRule : uint8_t { none, absmax_division, absmax_reciprocal };
+// What becomes int8 in a kernel: a row by its absmax, or all rows by one range (activation =
+// uint8).
+enum class ActivationRule : uint8_t {
+  none,
+  absmax_division,
+  absmax_reciprocal,
+  dynamic_quantize_linear
+};
 enum class ScaleKind : uint8_t { per_tensor, per_column, per_group };
 enum class Isa : uint8_t { scalar, portable, avx2, avx512bw, avx512vnni };
 
@@ -58,6 +65,16 @@ struct Layer {
   float activation_epsilon;
   int32_t activation_qmin;
   int32_t activation_qmax;
+
+  // activation = uint8 reaches kernels as Activation::int8 with the rule dynamic_quantize_linear.
+  // They multiply q - 128, with s and scale 1 and no bias; run.cc fills in what belongs to one call
+  // and makes Y of their sums.
+  const int32_t* column_sums;  // (N,) sums of levels; null for other activations
+  const float* output_scale;   // as scale, per tensor or per column
+  ScaleKind output_scale_kind;
+  const float* output_bias;  // as bias
+  float x_scale;
+  int32_t x_zero_point;
 };
 
 // A kernel computes Y = X @ W (+ bias) for a tile of rows, columns split between calls.

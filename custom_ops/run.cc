@@ -6,6 +6,7 @@
 
 #include "half.h"
 #include "kernel_registry.h"
+#include "kernels/quantise_row.h"
 
 namespace onnx_ternary {
 namespace {
@@ -198,6 +199,34 @@ class Runner {
     }
   }
 
+  // x_scale and x_zero_point of docs/op_spec.md from all rows of X; a minimum and a maximum do not
+  // depend on how many threads look for them.
+  void SetRange(Layer* layer) {
+    struct Range {
+      float lowest = 0.0f;
+      float highest = 0.0f;
+      int32_t largest_bits = 0;
+    };
+    std::vector<Range> ranges(static_cast<size_t>(NumRowParts()));
+    ForEachRow(NumRowParts(), [&](int64_t part, int64_t, const float* x) noexcept {
+      Range& range = ranges[static_cast<size_t>(part)];
+      WidenActivationRange(x, layer_.K, &range.lowest, &range.highest, &range.largest_bits);
+    });
+    Range all;
+    for (const Range& range : ranges) {
+      all.lowest = std::min(all.lowest, range.lowest);
+      all.highest = std::max(all.highest, range.highest);
+      all.largest_bits = std::max(all.largest_bits, range.largest_bits);
+    }
+    layer->x_scale = all.lowest == all.highest ? 1.0f : (all.highest - all.lowest) / 255.0f;
+    const float absmax = FloatOf(static_cast<uint32_t>(all.largest_bits));
+    if (!std::isfinite(absmax) || !std::isfinite(layer->x_scale)) layer->x_scale = NAN;
+    layer->x_zero_point = 0;
+    if (!(layer->x_scale > 0.0f)) return;
+    const float zero_point = std::clamp(0.0f - all.lowest / layer->x_scale, 0.0f, 255.0f);
+    layer->x_zero_point = static_cast<int32_t>(std::nearbyint(zero_point));
+  }
+
  private:
   struct Tile {
     int64_t first;  // position in the row list
@@ -241,9 +270,20 @@ class Runner {
 
   void ClassifyRows() {
     kinds_.resize(static_cast<size_t>(request_.rows));
-    const bool convert = request_.type != ElementType::float32;
-    const int64_t num_parts = std::min(
+    ForEachRow(NumRowParts(), [&](int64_t, int64_t m, const float* x) noexcept {
+      kinds_[static_cast<size_t>(m)] = ClassifyRow(x, layer_.K);
+    });
+  }
+
+  int64_t NumRowParts() const {
+    return std::min(
         {request_.rows, NumThreads(), std::max<int64_t>(1, request_.rows * layer_.K >> 18)});
+  }
+
+  // visit(part, m, x): rows of X as float32, each by the one of num_parts it belongs to.
+  template <typename Visit>
+  void ForEachRow(int64_t num_parts, const Visit& visit) {
+    const bool convert = request_.type != ElementType::float32;
     const size_t row_bytes = Align(convert ? static_cast<size_t>(layer_.K) * sizeof(float) : 0);
     Buffer converted(host_, row_bytes * static_cast<size_t>(num_parts));
     ParallelFor(host_, num_parts, [&](int64_t part) noexcept {
@@ -256,9 +296,26 @@ class Runner {
           LoadRow(request_.type, XRow(m), layer_.K, row);
           x = row;
         }
-        kinds_[static_cast<size_t>(m)] = ClassifyRow(x, layer_.K);
+        visit(part, m, x);
       }
     });
+  }
+
+  // Y of the exact integers a kernel wrote: with zero point z, sum (q - z) w is
+  // sum (q - 128) w + (128 - z) sum w. As K <= 2^17, either term is at most 2^24 in magnitude,
+  // which float32 and int32 hold, and so does int32 their sum (twice that for the unused 2-bit code
+  // 3).
+  void FinishUnsigned(float* y, int64_t rows, int64_t begin, int64_t end) const {
+    const int32_t zero_point = 128 - layer_.x_zero_point;
+    const bool per_column = layer_.output_scale_kind == ScaleKind::per_column;
+    for (int64_t m = 0; m < rows; ++m, y += layer_.N) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int32_t sum = static_cast<int32_t>(y[n]) + zero_point * layer_.column_sums[n];
+        const float scale = layer_.x_scale * layer_.output_scale[per_column ? n : 0];
+        const float bias = layer_.output_bias ? layer_.output_bias[n] : 0.0f;
+        y[n] = static_cast<float>(sum) * scale + bias;
+      }
+    }
   }
 
   // rows: (num_rows,) positions in X, or null for all of them. choose(remaining, rows, first) gives
@@ -379,6 +436,7 @@ class Runner {
       const int64_t end = std::min(layer_.N, begin + part_columns);
       kernel.compute(&layer_, tile.x, tile.rows, tile.prepared, begin, end, tile.y,
                      buffer.data() + scratch_offset + scratch_bytes * static_cast<size_t>(item));
+      if (layer_.column_sums) FinishUnsigned(tile.y, tile.rows, begin, end);
       if (in_place(tile)) return;
       for (int64_t i = 0; i < tile.rows; ++i) {
         StoreRow(request_.type, tile.y + i * layer_.N + begin, end - begin,
@@ -398,7 +456,33 @@ class Runner {
 
 void Run(const Layer& layer, const RunRequest& request, Host* host,
          std::vector<const Kernel*>* used) {
-  Runner(layer, request, host, used).Run();
+  if (layer.column_sums == nullptr || request.rows == 0) {
+    Runner(layer, request, host, used).Run();
+    return;
+  }
+  Layer call = layer;
+  Runner(layer, request, host, nullptr).SetRange(&call);
+  Runner(call, request, host, used).Run();
+}
+
+std::vector<int32_t> ColumnSums(const Layer& layer) {
+  Layer ones = layer;  // x = 1 becomes q - 128 = 1
+  ones.x_scale = 1.0f;
+  ones.x_zero_point = 128;
+  const std::vector<float> x(static_cast<size_t>(layer.K), 1.0f);
+  std::vector<float> y(static_cast<size_t>(layer.N));
+  RunRequest request{};
+  request.type = ElementType::float32;
+  request.x = x.data();
+  request.y = y.data();
+  request.rows = 1;
+  request.kernel = ReferenceKernel(layer.index_format, layer.activation);
+  HeapHost host;
+  Runner(ones, request, &host, nullptr).Run();
+  std::vector<int32_t> sums(y.size());
+  std::transform(y.begin(), y.end(), sums.begin(),
+                 [](float sum) { return static_cast<int32_t>(sum); });
+  return sums;
 }
 
 }  // namespace onnx_ternary

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -27,6 +28,16 @@ class Host {
   virtual void Free(void* memory) noexcept = 0;
 };
 
+// One thread, the process's heap.
+class HeapHost : public Host {
+ public:
+  void ParallelFor(size_t count, void (*body)(void*, size_t), void* context) override {
+    for (size_t i = 0; i < count; ++i) body(context, i);
+  }
+  void* Allocate(size_t bytes) override { return ::operator new(bytes); }
+  void Free(void* memory) noexcept override { ::operator delete(memory); }
+};
+
 class RunError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -46,5 +57,9 @@ struct RunRequest {
 // to `used`, each once, where it is not null.
 void Run(const Layer& layer, const RunRequest& request, Host* host,
          std::vector<const Kernel*>* used);
+
+// Sums of the levels of each column (N,), for a layer whose rule is dynamic_quantize_linear, by its
+// reference kernel.
+std::vector<int32_t> ColumnSums(const Layer& layer);
 
 }  // namespace onnx_ternary

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -57,6 +58,7 @@ class TernaryMatMul:
         addend: a term that stays an Add.
         output: the value the last replaced node produces; its name is kept.
         note: what the user should know, said of all such nodes at once; or an empty string.
+        activation: the op's activation attributes, where the model quantises X itself.
     """
 
     product: ir.Node
@@ -73,6 +75,7 @@ class TernaryMatMul:
     addend: Addend | None
     output: ir.Value
     note: str = ""
+    activation: Mapping[str, Any] | None = None
 
 
 class Context:

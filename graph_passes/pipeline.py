@@ -12,7 +12,7 @@ from onnx_ternary.nodes import local_functions, node_label, op_nodes, owning_fun
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.report import Kept
 
-from . import conv, einsum, gemm, matmul, matmul_nbits, unhandled
+from . import conv, einsum, gemm, matmul, matmul_integer, matmul_nbits, unhandled
 from .cones import folding
 from .match import Context, Rejection, Rule, TernaryMatMul
 from .replace import Replaced, Replacer
@@ -23,6 +23,7 @@ RULES: tuple[Rule, ...] = (
     *gemm.RULES,
     *einsum.RULES,
     *conv.RULES,
+    *matmul_integer.RULES,
     *matmul_nbits.RULES,
     *unhandled.RULES,
 )

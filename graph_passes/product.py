@@ -1,9 +1,11 @@
 """What MatMul and Gemm have in common: checks of the weight, absorbed scales and biases.
 
+Activations that the graph quantises become the op's (activation_quantisation.py).
+
 Let P = X @ W. Absorbed, where the value between has no other use and is no graph output:
 
 1. before: ``Mul(X, c)`` or ``Div(X, c)``, c a scalar (not with int8 activations, whose epsilon
-   would then see another X);
+   or range would then see another X);
 2. after: ``Mul(P, c)`` or ``Div(P, c)``, c a scalar or one number a column; a bias absorbed so
    far is scaled too;
 3. after: ``Add(P, b)``, b a scalar or one number a column, if there is no bias yet.
@@ -23,8 +25,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_ternary.schema import MAX_K, MAX_N
-from onnx_ternary.ternary import NotTernary
+from onnx_ternary.ternary import NotTernary, TernaryWeight
 
+from .activation_quantisation import ONE, NotFused, Quantised, Term, limits, read
 from .match import Addend, Context, Rejection, TernaryMatMul
 from .weights import Constant, NotConstant, resolve
 
@@ -49,6 +52,7 @@ class Product:
     before: list[ir.Node] = field(default_factory=list)
     after: list[ir.Node] = field(default_factory=list)
     note: str = ""
+    quantised: Quantised | None = None
 
     @property
     def num_columns(self) -> int:
@@ -147,8 +151,17 @@ def check_weight(product: Product, context: Context) -> str | None:
     return None
 
 
-def finish(product: Product, context: Context) -> TernaryMatMul | Rejection:
-    """Read the weight, absorb what surrounds the product, and make the record."""
+def finish(
+    product: Product, context: Context, required: Quantised | None = None
+) -> TernaryMatMul | Rejection:
+    """Read the weight, absorb what surrounds the product, and make the record.
+
+    Args:
+        product: what a rule read.
+        context: the options, and the last weight read.
+        required: how the activations are quantised, where the op has to do it because the product
+            is one of integers; `product.x` is what they come from.
+    """
     node, weight = product.node, product.weight
     if reason := check_weight(product, context):
         return Rejection(node, reason, weight.name)
@@ -162,15 +175,29 @@ def finish(product: Product, context: Context) -> TernaryMatMul | Rejection:
         return Rejection(
             node, f"alpha takes the scale of weight '{weight.name}' out of float32", weight.name
         )
-    _absorb_before(product, context, levels.scale)
+    if required is not None or context.options.fuse_activation:
+        found = required or read(product.x, weight.dtype)
+        if isinstance(found, Quantised):
+            found = fuse(product, found, levels)
+        if isinstance(found, NotFused):
+            if required is not None:
+                reason = f"its activations are integers, and {found.reason}"
+                return Rejection(node, reason, weight.name)
+            note = f"the graph goes on quantising the activations, because {found.reason}"
+            product.note = f"{product.note}; {note}" if product.note else note
+    if product.quantised is None:
+        _absorb_before(product, context, levels.scale)
     _absorb_after(product, levels.scale)
     scale = _scaled(levels.scale, product.factor)
     assert scale is not None  # kept true by every absorption
     nodes = [*product.before, node, *product.after]
+    pattern = " -> ".join(each.op_type for each in nodes)
+    if product.quantised is not None:
+        pattern = f"{product.quantised.attributes['activation']} activations -> {pattern}"
     return TernaryMatMul(
         product=node,
         absorbed=(*product.before, *product.after),
-        pattern=" -> ".join(each.op_type for each in nodes),
+        pattern=pattern,
         x=product.x,
         perm_x=product.perm_x,
         perm_y=product.perm_y,
@@ -182,7 +209,58 @@ def finish(product: Product, context: Context) -> TernaryMatMul | Rejection:
         addend=product.addend,
         output=product.output,
         note=product.note,
+        activation=None if product.quantised is None else product.quantised.attributes,
     )
+
+
+def fuse(product: Product, quantised: Quantised, levels: TernaryWeight) -> NotFused | None:
+    """Let the op quantise ``product``'s activations, or say why it cannot; then nothing changes.
+
+    Where the product's operand is whole numbers, the Casts, Muls and Divs behind it up to the one
+    that brings the activations' scale back are absorbed.
+    """
+    node, weight = product.node, product.weight
+    if product.perm_x is not None or product.perm_y is not None:
+        return NotFused(f"{node.op_type} '{node.name}' takes them transposed")
+    if reason := limits(quantised, weight.shape[0], levels.group_size):
+        return NotFused(reason)
+    term, after = quantised.term, list[ir.Node]()
+    if term.power != 1 and (product.bias is not None or product.addend is not None):
+        return NotFused(f"{node.op_type} '{node.name}' adds a bias to the sums of integers")
+    value = node.outputs[0]
+    while term.power != 1:
+        user = _private(value, node.graph)
+        factor = None if user is None else _unit_factor(user, value, product, quantised)
+        if user is None or factor is None:
+            return NotFused(f"'{value.name}' is not multiplied by the activations' scale alone")
+        term = term.times(factor)
+        after.append(user)
+        value = user.outputs[0]
+    scaled = product.factor * term.factor
+    if _scaled(levels.scale, scaled) is None:
+        return NotFused("the scales behind the product take that of the weight out of float32")
+    product.factor = scaled
+    product.after = after
+    product.x = quantised.source
+    product.quantised = quantised
+    return None
+
+
+def _unit_factor(
+    node: ir.Node, value: ir.Value, product: Product, quantised: Quantised
+) -> Term | None:
+    """What a Cast, Mul or Div does to the sums, if no more than scale them."""
+    if node.domain != "":
+        return None
+    if node.op_type == "Cast":
+        return ONE if node.attributes.get_int("to", 0) == int(product.weight.dtype) else None
+    if not _is_scale(node) or (node.op_type == "Div" and node.inputs[0] is not value):
+        return None
+    other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+    if other is value:
+        return None
+    factor = quantised.units(other, product.num_columns, product.rank)
+    return factor.inverse() if factor is not None and node.op_type == "Div" else factor
 
 
 def _scaled(scale: NDArray[np.float32], factor: NDArray[np.float64]) -> NDArray[np.float32] | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ class Replacer:
                 )
             stored = self._store(product, weight, index, name)
         scale = self._tensor(product, weight, "scale", match.scale)
-        attributes = stored.attributes
+        attributes = dataclasses.replace(stored.attributes, **self._activation(match))
         inputs = [match.x, stored.codes, stored.aux, scale, self._bias(match, name)]
         node = self._insert(match, graph, inputs, attributes)
         self._remove(match)
@@ -196,18 +196,19 @@ class Replacer:
         levels = dataclasses.replace(match.levels, scale=match.scale)
         if match.scale.ndim < 2:
             levels = dataclasses.replace(levels, group_size=0)
-        index = build_index(
+        return build_index(
             levels,
             index_format=options.index_format,
             storage=options.storage,
             block_width=options.block_width,
             algorithm=options.algorithm,
         )
-        if options.activation == "keep":
-            return index
-        return dataclasses.replace(
-            index, attributes=dataclasses.replace(index.attributes, **INT8_RULE)
-        )
+
+    def _activation(self, match: TernaryMatMul) -> Mapping[str, Any]:
+        """The model's own rule, or the one the user asks for."""
+        if match.activation is not None:
+            return match.activation
+        return {} if self._options.activation == "keep" else INT8_RULE
 
     @staticmethod
     def _pays(index: Index, weight: Constant) -> bool:
@@ -370,7 +371,10 @@ class Replacer:
         operands = [value for node in removed for value in node.inputs if value is not None]
         graph.remove(removed, safe=True)
         for value in operands:
-            _prune(value)
+            if match.activation is None:
+                _prune(value)
+            else:
+                _remove_unused(value)
 
     def _unify_storage(self) -> list[str]:
         """Store binary weights as ternary ones where a model has both.
@@ -550,6 +554,11 @@ def _prune(value: ir.Value) -> None:
         folder = FOLDER.get()
         if folder is None or folder.status(value) is not None:
             return
+    _remove_unused(value)
+
+
+def _remove_unused(value: ir.Value) -> None:
+    """Remove what makes a value nobody uses any more."""
     unused = [value]
     while unused:
         each = unused.pop()

@@ -23,12 +23,10 @@ class Unhandled:
     """Every other product ONNX and ONNX Runtime know."""
 
     op_types: ClassVar[frozenset[tuple[str, str]]] = frozenset(
-        {("", name) for name in ("MatMulInteger", "QLinearConv", "QLinearMatMul")}
-        | {("", "ConvInteger"), ("", "ConvTranspose")}
+        {("", name) for name in ("ConvInteger", "ConvTranspose", "QLinearConv", "QLinearMatMul")}
         | {
             (_MICROSOFT, name)
             for name in (
-                "DynamicQuantizeMatMul",
                 "FusedConv",
                 "FusedGemm",
                 "FusedMatMulActivation",
@@ -37,7 +35,6 @@ class Unhandled:
                 "MatMulBnb4",
                 "MatMulFpQ4",
                 "MatMulInteger16",
-                "MatMulIntegerToFloat",
                 "NhwcConv",
                 "NhwcFusedConv",
                 "QGemm",

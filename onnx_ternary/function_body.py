@@ -118,7 +118,9 @@ class BodyVariant:
             parts.append(self.alphabet)
         if self.per_group:
             parts.append(f"groups of {self.group_size}" if self.group_size else "groups")
-        if self.activation == "int8":
+        if self.activation == "uint8":
+            parts.append("uint8")
+        elif self.activation == "int8":
             parts.append(self.activation_rule)
             if self.activation_qmax:
                 clip = f"{self.activation_qmin}..{self.activation_qmax}"
@@ -374,7 +376,7 @@ def _one(nodes: _Nodes) -> str:
 def _product(nodes: _Nodes, variant: BodyVariant, levels: str) -> None:
     """Y from X and the levels, (K, N) or padded along K below opset 12."""
     # Integer sums of quantised activations are exact; a scale of the whole column waits for them.
-    scale_last = variant.activation == "int8" and not variant.per_group
+    scale_last = variant.activation != "float" and not variant.per_group
     weight = levels if scale_last else _scaled(nodes, variant, levels)
     x = "X"
     if variant.x_dtype != TensorProto.FLOAT:
@@ -387,6 +389,8 @@ def _product(nodes: _Nodes, variant: BodyVariant, levels: str) -> None:
         sums = nodes("Div", nodes("MatMul", quantised, weight), row_scale)
         if scale_last:
             sums = nodes("Mul", sums, "scale")
+    elif variant.activation == "uint8":
+        sums = _unsigned_product(nodes, x, weight)
     else:
         sums = nodes("MatMul", x, weight)
 
@@ -412,6 +416,19 @@ def _scaled(nodes: _Nodes, variant: BodyVariant, levels: str) -> str:
     one = nodes.constant([1], np.int64)
     scale = nodes("Expand", scale, nodes("Concat", one, group_size, one, axis=0))
     return nodes("Mul", levels, nodes.first(nodes("Flatten", scale, axis=2), rows, [0]))
+
+
+def _unsigned_product(nodes: _Nodes, x: str, levels: str) -> str:
+    """Y without bias, float32: docs/op_spec.md's uint8 rule."""
+    names = [f"{name}_{len(nodes.protos)}" for name in ("q", "x_scale", "x_zero_point")]
+    nodes.protos.append(helper.make_node("DynamicQuantizeLinear", [x], names))
+    q, x_scale, zero_point = names
+    levels = nodes.cast(levels, TensorProto.INT8)
+    sums = nodes.cast(nodes("MatMulInteger", q, levels, zero_point), TensorProto.FLOAT)
+    # 0 * x is NaN where x is NaN or inf: carry it to the whole tensor.
+    nothing = nodes("ReduceMean", nodes("Mul", x, nodes.constant(0, np.float32)), keepdims=0)
+    x_scale = nodes("Add", x_scale, nothing)
+    return nodes("Mul", sums, nodes("Mul", x_scale, "scale"))
 
 
 def _quantised(nodes: _Nodes, variant: BodyVariant, x: str) -> tuple[str, str]:

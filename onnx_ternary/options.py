@@ -36,8 +36,8 @@ class OptimizeOptions:
         storage: how codes are stored; None: the format's default for the weight's alphabet.
         block_width: columns in a block of an ``rsr`` index; None: the paper's optimum.
         algorithm: block product of an ``rsr`` index, ``rsr`` or ``rsr++``; None: ``rsr++``.
-        activation: ``keep`` never quantises activations; ``int8`` quantises each row as BitNet
-            b1.58 does, which changes the model's numbers.
+        activation: ``keep`` quantises no activations the model does not; ``int8`` quantises each
+            row as BitNet b1.58 does, which changes the model's numbers.
         tolerance: largest relative distance of a weight from its level; 0.0: bitwise exact.
         external_data: where tensors go on saving: ``auto`` (beside the model above 2 GB),
             ``always`` or ``never``.
@@ -47,6 +47,8 @@ class OptimizeOptions:
             the graph); False leaves such products alone.
         convolutions: rewrite Conv with a 1 x 1 kernel as well: the file gets smaller, the model
             slower (docs/adr/0005-leave-convolutions-float.md).
+        fuse_activation: where the model quantises activations itself by a rule the op has, the op
+            does it, with the same integers; False keeps the model's nodes for it.
         min_elements: smaller weights stay as they are, and so does a weight whose ``packed`` index
             would not be smaller than its floats. 0: convert whatever can be converted.
 
@@ -66,6 +68,7 @@ class OptimizeOptions:
     function_body: bool = True
     fold: bool = True
     convolutions: bool = False
+    fuse_activation: bool = True
     min_elements: int = DEFAULT_MIN_ELEMENTS
 
     def __post_init__(self) -> None:

@@ -39,7 +39,8 @@ def ternary_indexed_matmul(
 
     `packed` decodes the levels and multiplies. `rsr` executes arXiv 2411.06360: `_segmented_sums`
     and `_block_product` hold the paper's names. The float path computes in float64 and rounds once;
-    the int8 path is exact in integers and rounds each float32 operation in the order written.
+    the int8 and uint8 paths are exact in integers and round each float32 operation in the order
+    written.
 
     Args:
         x: (..., K) float32, float16 or bfloat16, rank at least 1.
@@ -71,6 +72,10 @@ def ternary_indexed_matmul(
             for term in terms[1:]:
                 y32 = y32 + term
             y: NDArray[Any] = y32 + bias
+        elif attributes.activation == "uint8":
+            centred, x_scale = quantise_tensor(rows)
+            sums = _level_sums(centred, codes, aux, attributes)[0]
+            y = sums.astype(np.float32) * (x_scale * scale) + bias
         else:
             y = _float_product(rows, codes, aux, scale, attributes) + bias
         return y.astype(x.dtype).reshape(*x.shape[:-1], attributes.N)
@@ -125,6 +130,28 @@ def quantise_rows(
     return q.astype(np.int8), np.where(finite, s, np.float32(np.nan))
 
 
+def quantise_tensor(x: NDArray[np.float32]) -> tuple[NDArray[np.int64], np.float32]:
+    """The uint8 activation rule of docs/op_spec.md, DynamicQuantizeLinear's, in float32.
+
+    Args:
+        x: float32 of any shape, all of the tensor.
+
+    Returns:
+        q - x_zero_point, of x's shape and within -255..255, and x_scale. Where x has NaN or inf,
+        or its range overflows, they are 0 and not finite.
+    """
+    lowest = np.min(x, initial=np.float32(0))
+    highest = np.max(x, initial=np.float32(0))
+    with np.errstate(over="ignore", invalid="ignore"):
+        x_scale = (highest - lowest) / np.float32(255) if lowest != highest else np.float32(1)
+    if not (np.isfinite(x_scale) and x_scale > 0):
+        # A scale of 0, from a range of denormals, makes every product 0, whatever q is.
+        return np.zeros(x.shape, np.int64), x_scale if x_scale == 0 else np.float32(np.nan)
+    zero_point = np.rint(np.clip(np.float32(0) - lowest / x_scale, 0, 255))
+    q = np.clip(np.rint(x / x_scale) + zero_point, 0, 255)
+    return (q - zero_point).astype(np.int64), x_scale
+
+
 def _level_sums(
     values: NDArray[Any], codes: NDArray[Any], aux: NDArray[np.uint32], attributes: OpAttributes
 ) -> NDArray[Any]:
@@ -133,7 +160,7 @@ def _level_sums(
     group_rows = attributes.group_size or K
     groups = [slice(start, start + group_rows) for start in range(0, K, group_rows)]
     if attributes.index_format == "packed":
-        # Sums of int8 products stay below 2^31, so they are exact in float64 too.
+        # Sums of quantised products stay below 2^31, so they are exact in float64 too.
         levels = decode_index(attributes, codes, aux)
         real = values.astype(np.float64)
         sums = np.empty((len(groups), values.shape[0], N))
@@ -365,6 +392,44 @@ def int8_error_bound(
     bound += (num_groups + 4) * 2.0**-53 * magnitude
     bound = _with_output_rounding(exact, bound, dtype)
     return bound.reshape(*x.shape[:-1], N)
+
+
+def uint8_error_bound(
+    centred: NDArray[np.int64],
+    x_scale: np.float32,
+    levels: NDArray[np.int8],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    dtype: Any,
+) -> NDArray[np.float64]:
+    """Bound on ``|Y - exact|`` for `activation = uint8`, exact being what q and the scales give.
+
+    The integer sums are exact. A sum is converted to float32, x_scale multiplied by scale, both
+    multiplied, and the bias added: gamma(4) of |sum * x_scale * scale| + |bias|. The product of the
+    scales may be off by half a denormal step, as often as the sum says, and the last product by
+    another.
+
+    Args:
+        centred: (M, K) as `quantise_tensor` returns it, some rows or all of them.
+        x_scale: as well.
+        levels: (K, N) int8.
+        scale: () or (N,).
+        bias: (N,) or a scalar zero.
+        dtype: of Y: float32, float16 or bfloat16.
+
+    Returns:
+        (M, N) float64; NaN where x_scale is not finite, and so is every result.
+
+    Raises:
+        ValueError: if `dtype` is another one.
+    """
+    sums = np.empty((centred.shape[0], levels.shape[1]))
+    for columns, signs in _float64_columns(levels):
+        sums[:, columns] = centred.astype(np.float64) @ signs
+    products = sums * (np.float64(x_scale) * scale.astype(np.float64))
+    magnitude = np.abs(products) + np.abs(bias)
+    bound = (gamma(4) + 4 * 2.0**-53) * magnitude + (np.abs(sums) + 1) * _DENORMAL_STEP
+    return _with_output_rounding(products + bias, bound, dtype)
 
 
 def _float64_columns(levels: NDArray[np.int8]) -> Iterator[tuple[slice, NDArray[np.float64]]]:

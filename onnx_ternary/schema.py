@@ -18,14 +18,16 @@ IndexFormat = Literal["packed", "rsr"]
 Storage = Literal["2bit", "dense", "1bit", "planes", "base3"]
 Alphabet = Literal["ternary", "binary_pm", "binary_01"]
 Algorithm = Literal["auto", "rsr", "rsr++"]
-Activation = Literal["float", "int8"]
-ActivationRule = Literal["none", "absmax_division", "absmax_reciprocal"]
+Activation = Literal["float", "int8", "uint8"]
+ActivationRule = Literal["none", "absmax_division", "absmax_reciprocal", "dynamic_quantize_linear"]
 
 BLOCK_SIZES = (16, 32, 64, 128)
 MAX_BLOCK_WIDTH = {"planes": 16, "base3": 10}
 # int8 sums stay exact in int32: (2^24 - 1) * 128 < 2^31.
 MAX_K = 2**24 - 1
 MAX_N = 2**31 - 1
+# Sums of q - 128 stay exact in float32, in which int8 kernels hand them on: 2^17 * 128 = 2^24.
+MAX_UINT8_K = 2**17
 
 # Storages of a format, and the alphabets each can hold.
 STORAGES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -124,6 +126,15 @@ class OpAttributes:
             self._require("activation_rule", self.activation_rule == "none", "none for float")
             for name in ("activation_epsilon", "activation_qmin", "activation_qmax"):
                 self._require(name, getattr(self, name) == 0, "0 for float")
+            return
+        if self.activation == "uint8":
+            rule = "dynamic_quantize_linear"
+            self._require("activation_rule", self.activation_rule == rule, f"{rule} for uint8")
+            self._require("K", self.K <= MAX_UINT8_K, f"at most {MAX_UINT8_K} for uint8")
+            self._require("group_size", self.group_size == 0, "0 for uint8")
+            for name, value in (("epsilon", 0), ("qmin", 0), ("qmax", 255)):
+                name = f"activation_{name}"
+                self._require(name, getattr(self, name) == value, f"{value} for uint8")
             return
         self._require(
             "activation_rule",

@@ -48,7 +48,13 @@ DEFAULT_TOLERANCES: Mapping[str, float] = {
 }
 # One rounding that falls the other way moves everything behind it, so outputs of models with
 # quantised activations are reported without a verdict.
-_ROUNDING_OPS = frozenset(("Round", "QuantizeLinear", "DynamicQuantizeLinear", "Floor", "Ceil"))
+_ROUNDING_OPS = frozenset(
+    ("Round", "QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "Floor", "Ceil")
+)
+# Products of integers, and which input is the weight's zero point; the weight is input 1.
+_INTEGER_PRODUCTS = {"MatMulInteger": 3, "MatMulIntegerToFloat": 5, "DynamicQuantizeMatMul": 3}
+# 2 * 255 * 64 fits in int16, twice that does not.
+_LARGEST_UNSATURATED = 64
 
 # Operations of the original behind its MatMul: alpha, scale, bias and their conversions.
 _EXTRA_ROUNDINGS = 8
@@ -264,6 +270,7 @@ def verify(
     notes: list[str] = []
     feeds, used = verification_inputs(before.proto, inputs, seed, before.refusal)
     exact, num_rounding = _with_float_sums(before)
+    exact = _with_unsigned_weights(exact)
     scopes = _scopes(exact.proto, after.proto)
     nodes = [node for scope in scopes for node in scope.products]
     num_nested = sum(map(_is_product, _nested_nodes(after.proto))) - sum(
@@ -295,7 +302,7 @@ def verify(
         )
     quantises = (
         num_rounding > 0
-        or any(_attributes(node).activation == "int8" for node in nodes)
+        or any(_attributes(node).activation != "float" for node in nodes)
         or any(
             node.op_type in _ROUNDING_OPS
             for node in (*before.proto.graph.node, *_nested_nodes(before.proto))
@@ -313,8 +320,9 @@ def verify(
         )
     if any(check.compared_with.startswith("numpy") for check in products):
         notes.append(
-            "products with int8 activations are held against the numpy reference of the "
-            "quantisation rule, on the original's inputs"
+            "products with quantised activations are held against the numpy reference of the "
+            "quantisation rule, on the original's inputs, and against the original's product where "
+            "the original quantises by itself"
         )
     makers = {
         name: node.name or node.op_type for node in after.proto.graph.node for name in node.output
@@ -680,6 +688,60 @@ def _with_float_sums(model: _Loaded) -> tuple[_Loaded, int]:
     return replace(model, proto=proto), len(changed)
 
 
+def _with_unsigned_weights(model: _Loaded) -> _Loaded:
+    """The model with large int8 weights of integer products as uint8, 128 added to code and zero.
+
+    On processors with AVX2 but without VNNI onnxruntime multiplies uint8 activations by int8
+    weights in pairs that saturate at int16; by uint8 weights its sums are exact.
+    """
+    stored = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+
+    def int8(name: str) -> bool:
+        return name in stored and stored[name].data_type == TensorProto.INT8
+
+    products = [
+        node
+        for node in model.proto.graph.node
+        if node.op_type in _INTEGER_PRODUCTS and int8(node.input[1])
+    ]
+    large = {
+        name
+        for name in {node.input[1] for node in products}
+        if np.abs(model.constants(model.proto.graph, [name], name)[0].astype(np.int16)).max(
+            initial=0
+        )
+        > _LARGEST_UNSATURATED
+    }
+    if not large:
+        return model
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    added: set[str] = set()
+
+    def unsigned(name: str) -> str:
+        moved = f"{name or 'zero'}.unsigned"
+        if moved not in added:
+            old = (
+                model.constants(model.proto.graph, [name], name)[0]
+                if name
+                else np.zeros((), np.int8)
+            )
+            codes = (old.astype(np.int16) + 128).astype(np.uint8)
+            proto.graph.initializer.append(numpy_helper.from_array(codes, moved))
+            added.add(moved)
+        return moved
+
+    for node in proto.graph.node:
+        if node.op_type not in _INTEGER_PRODUCTS or node.input[1] not in large:
+            continue
+        at = _INTEGER_PRODUCTS[node.op_type]
+        node.input.extend([""] * (at + 1 - len(node.input)))
+        if node.input[at] and not int8(node.input[at]):
+            continue
+        node.input[1], node.input[at] = unsigned(node.input[1]), unsigned(node.input[at])
+    return replace(model, proto=proto)
+
+
 def _check_products(
     before: _Loaded,
     after: _Loaded,
@@ -873,15 +935,21 @@ def _probe(K: int, rank: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
     return shaped
 
 
-def _run_original_product(
-    before: _Loaded, graph: GraphProto, place: _Place, probe: NDArray[Any]
-) -> NDArray[Any] | None:
-    """The original's nodes between a product's input and output, on another X.
+@dataclass(frozen=True, slots=True)
+class _OriginalProduct:
+    """The original's nodes between a product's input and output, and their constants."""
 
-    None where they take more than constants and this input, or fit one shape only.
-    """
+    nodes: Sequence[NodeProto]
+    constants: Sequence[TensorProto]
+
+    @property
+    def op_types(self) -> set[str]:
+        return {node.op_type for node in self.nodes}
+
+
+def _original_product(graph: GraphProto, place: _Place) -> _OriginalProduct | None:
+    """None where they take more than constants and the product's input, or have subgraphs."""
     source, target = place.source, place.target
-    x = place.source_of(probe)
     makers = {name: maker for maker in graph.node for name in maker.output if name}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     needed: set[str] = set()
@@ -899,15 +967,26 @@ def _run_original_product(
             return None
         needed.update(maker.output)
         open_names.extend(maker.input)
+    nodes = [maker for maker in graph.node if any(name in needed for name in maker.output)]
+    return _OriginalProduct(nodes, list(constants.values()))
+
+
+def _run_original_product(
+    before: _Loaded, graph: GraphProto, place: _Place, probe: NDArray[Any]
+) -> NDArray[Any] | None:
+    """The original's product on another X; None where it does not stand alone or for its shape."""
+    source, target = place.source, place.target
+    x = place.source_of(probe)
+    product = _original_product(graph, place)
+    if product is None:
+        return None
     alone = ModelProto()
     alone.ir_version = before.proto.ir_version
     alone.opset_import.extend(before.proto.opset_import)
     alone.functions.extend(before.proto.functions)
     alone.graph.name = "product"
-    alone.graph.node.extend(
-        maker for maker in graph.node if any(name in needed for name in maker.output)
-    )
-    alone.graph.initializer.extend(constants.values())
+    alone.graph.node.extend(product.nodes)
+    alone.graph.initializer.extend(product.constants)
     dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
     alone.graph.input.append(helper.make_tensor_value_info(source, dtype, x.shape))
     alone.graph.output.append(onnx.ValueInfoProto(name=target))
@@ -978,6 +1057,13 @@ def _check_product(
             y = np.concatenate([y, probed.reshape(-1, N)])
     row_names = [*chosen, *range(num_probes)]
     levels = decode_index(attributes, codes, aux, node=name)
+    quantised = None
+    if attributes.activation != "float":
+        quantised = _QuantisedRows.of(x.reshape(-1, K), chosen, attributes)
+        original = _original_product(scope.before, place)
+        op_types = set() if original is None else original.op_types
+        rounds = bool(op_types & _ROUNDING_OPS) and not weight_tolerance
+        exact_sums = bool(op_types & _INTEGER_PRODUCTS.keys())
 
     worst_ratio, max_error, difference, is_probe = 0.0, 0.0, 0.0, False
     worst: tuple[tuple[int, int] | None, float, float] = (None, 0.0, 0.0)
@@ -991,11 +1077,18 @@ def _check_product(
         )
         values = found[:, columns].astype(np.float64)
         originals = y[:, columns].astype(np.float64)
-        if attributes.activation == "int8":
-            wanted, bound = part.int8_expected(rows)
+        if quantised is not None:
+            wanted, bound = part.quantised_expected(rows, quantised)
+            error, ratio = _compare(values, wanted, bound)
+            if rounds:
+                bound = bound + part.original_bound(quantised, x.dtype, exact_sums=exact_sums)
+                # Where rows have NaN or inf, graphs follow the rule in their own way.
+                finite = np.isfinite(quantised.factor)
+                against_original = _compare(values, originals, bound)[1]
+                ratio = np.maximum(ratio, np.where(finite, against_original, 0))
         else:
             wanted, bound = originals, part.float_bound(rows, originals, weight_tolerance)
-        error, ratio = _compare(values, wanted, bound)
+            error, ratio = _compare(values, wanted, bound)
         with np.errstate(invalid="ignore"):
             gap = np.abs(values - originals)
         difference = max(difference, float(np.max(gap, initial=0, where=np.isfinite(gap))))
@@ -1017,8 +1110,9 @@ def _check_product(
         dtype=x.dtype.name,
         compared_with=(
             "original product"
-            if attributes.activation == "float"
-            else "numpy reference of the int8 rule"
+            if quantised is None
+            else f"numpy reference of the {attributes.activation} rule"
+            + (" and original product" if rounds else "")
         ),
         rows=len(chosen),
         probe_rows=num_probes,
@@ -1030,6 +1124,34 @@ def _check_product(
         worst_found=worst[2],
         max_difference_from_original=difference / (_largest(y) or 1.0),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _QuantisedRows:
+    """Rows as the op quantises them: about ``integers * factor``.
+
+    Attributes:
+        integers: (M, K) float64.
+        factor: (M, 1) float64.
+        x_scale: of uint8 activations; 0 else.
+    """
+
+    integers: NDArray[np.float64]
+    factor: NDArray[np.float64]
+    x_scale: np.float32
+
+    @classmethod
+    def of(cls, x: NDArray[Any], chosen: NDArray[Any], attributes: OpAttributes) -> _QuantisedRows:
+        """Rows ``chosen`` of x (M, K), which is all that the op is given at once."""
+        x = x.astype(np.float32)
+        if attributes.activation == "uint8":
+            centred, x_scale = reference.quantise_tensor(x)
+            factor = np.full((len(chosen), 1), x_scale, np.float64)
+            return cls(centred[chosen].astype(np.float64), factor, x_scale)
+        q, s = reference.quantise_rows(x[chosen], attributes)
+        with np.errstate(divide="ignore"):
+            factor = 1 / s[:, None].astype(np.float64)
+        return cls(q.astype(np.float64), factor, np.float32(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -1072,21 +1194,49 @@ class _Columns:
             bound += weight_tolerance * (np.abs(x.astype(np.float64)) @ weights)
         return bound
 
-    def int8_expected(self, x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What the int8 rule gives, and the bound on the op's distance from it."""
-        q, s = reference.quantise_rows(x.astype(np.float32), self.attributes)
-        group_size = self.attributes.group_size
-        step = group_size or self.attributes.K
+    def _products(
+        self, q: NDArray[np.float64], factor: NDArray[np.float64], levels: NDArray[np.int8]
+    ) -> NDArray[np.float64]:
+        """Sums of integers times levels, in activations times weights."""
+        step = self.attributes.group_size or self.attributes.K
         scales = np.atleast_2d(self.scale).astype(np.float64)
-        expected = np.zeros((len(x), self.levels.shape[1])) + self.bias
+        products = np.zeros((len(q), levels.shape[1]))
         for group, start in enumerate(range(0, self.attributes.K, step)):
             taken = slice(start, start + step)
-            sums = q[:, taken].astype(np.float64) @ self.levels[taken].astype(np.float64)
-            expected += sums / s[:, None] * scales[group]
-        bound = reference.int8_error_bound(
-            x, self.levels, self.scale, group_size, self.bias, self.attributes, x.dtype
-        )
+            sums = q[:, taken] @ levels[taken].astype(np.float64)
+            products += sums * factor * scales[group]
+        return products
+
+    def quantised_expected(
+        self, x: NDArray[Any], rows: _QuantisedRows
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What the activation rule gives, and the bound on the op's distance from it."""
+        expected = self._products(rows.integers, rows.factor, self.levels) + self.bias
+        attributes, scale = self.attributes, self.scale
+        if attributes.activation == "uint8":
+            integers = rows.integers.astype(np.int64)
+            bound = reference.uint8_error_bound(
+                integers, rows.x_scale, self.levels, scale, self.bias, x.dtype
+            )
+        else:
+            bound = reference.int8_error_bound(
+                x, self.levels, scale, attributes.group_size, self.bias, attributes, x.dtype
+            )
         return expected, bound
+
+    def original_bound(
+        self, rows: _QuantisedRows, dtype: np.dtype[Any], *, exact_sums: bool
+    ) -> NDArray[np.float64]:
+        """Bound on what the original's operations on the same integers are off.
+
+        It sums them, or what they stand for, in float32 unless its product is one of integers. In
+        float16 the operands are rounded too.
+        """
+        terms = self._products(np.abs(rows.integers), rows.factor, np.abs(self.levels))
+        terms += np.abs(self.bias)
+        roundings = _EXTRA_ROUNDINGS + (0 if exact_sums else self.attributes.K)
+        unit = 8 * 2.0**-11 if dtype == np.float16 else 0.0
+        return (reference.gamma(roundings) + unit) * terms
 
 
 def _compare(

@@ -35,6 +35,7 @@ class Case:
         grows: stored in few bits before, the model gets no smaller.
         runnable: the same model for onnxruntime, where it has no kernels for `model`.
         options: of the conversion, besides min_elements = 0.
+        activation: the new nodes' activation attributes.
     """
 
     model: onnx.ModelProto
@@ -44,6 +45,7 @@ class Case:
     grows: bool = False
     runnable: onnx.ModelProto | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    activation: Mapping[str, Any] = field(default_factory=lambda: {"activation": "float"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -698,7 +700,9 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     ),
     "integer_gemm": lambda: Miss(integer_gemm(), "weight 'w' is int32: an integer product"),
     "matmul_integer": lambda: Miss(
-        matmul_integer(), "MatMulInteger is not handled by this version"
+        matmul_integer(),
+        "its activations are integers, and 'x' are given; DynamicQuantizeLinear or absmax would be "
+        "handled",
     ),
     "qlinear_matmul": lambda: Miss(
         qlinear_matmul(), "QLinearMatMul is not handled by this version"

@@ -190,6 +190,16 @@ def int8(attributes: OpAttributes, rule: ActivationRule = "absmax_division") -> 
     )
 
 
+def uint8(attributes: OpAttributes) -> OpAttributes:
+    """The same with DynamicQuantizeLinear's activation rule."""
+    return replace(
+        attributes,
+        activation="uint8",
+        activation_rule="dynamic_quantize_linear",
+        activation_qmax=255,
+    )
+
+
 def label(attributes: OpAttributes) -> str:
     parts: list[str] = [
         attributes.index_format,

@@ -1,8 +1,9 @@
-// Per-token absmax quantisation (BitNet b1.58), written so that compilers vectorise it.
+// Per-token absmax quantisation (BitNet b1.58) and DynamicQuantizeLinear, written so that compilers
+// vectorise them.
 //
 // The largest magnitude is taken on the bits: without its sign a float32 orders as an integer does,
 // and NaN and inf lie above every finite number. Clipping comes before rounding, which is the same
-// thing because the bounds are integers, and keeps |v| <= 128, where adding and subtracting
+// thing because the bounds are integers, and keeps |v| <= 255, where adding and subtracting
 // 1.5 * 2^23 rounds to the nearest even integer.
 #include "quantise_row.h"
 
@@ -10,8 +11,39 @@
 #include <string.h>
 
 namespace onnx_ternary {
+namespace {
+
+const float kToInteger = 12582912.0f;  // 1.5 * 2^23
+const int32_t kInfinityBits = 0x7f800000;
+
+// saturate(round(x / scale) + zero point) - 128. An x_scale of 0 gives some integer, which the 0 in
+// Y's factor makes irrelevant.
+void QuantiseToRange(const Layer* layer, const float* x, int8_t* q) {
+  const int64_t K = layer->K;
+  if (!isfinite(layer->x_scale)) {
+    memset(q, 0, (size_t)K);
+    return;
+  }
+  const float x_scale = layer->x_scale;
+  const float lowest = (float)(0 - layer->x_zero_point);
+  const float highest = (float)(255 - layer->x_zero_point);
+  const float offset = (float)(layer->x_zero_point - 128);
+  for (int64_t k = 0; k < K; ++k) {
+    float v = x[k] / x_scale;
+    v = v > lowest ? v : lowest;
+    v = v < highest ? v : highest;
+    v = (v + kToInteger) - kToInteger;
+    q[k] = (int8_t)(v + offset);
+  }
+}
+
+}  // namespace
 
 float QuantiseActivationRow(const Layer* layer, const float* x, int8_t* q) {
+  if (layer->activation_rule == ActivationRule::dynamic_quantize_linear) {
+    QuantiseToRange(layer, x, q);
+    return 1.0f;
+  }
   const int64_t K = layer->K;
   int32_t largest_bits = 0;
   for (int64_t k = 0; k < K; ++k) {
@@ -20,8 +52,7 @@ float QuantiseActivationRow(const Layer* layer, const float* x, int8_t* q) {
     bits &= 0x7fffffff;
     largest_bits = bits > largest_bits ? bits : largest_bits;
   }
-  const int32_t infinity_bits = 0x7f800000;
-  if (largest_bits >= infinity_bits) {
+  if (largest_bits >= kInfinityBits) {
     memset(q, 0, (size_t)K);
     return NAN;
   }
@@ -33,15 +64,32 @@ float QuantiseActivationRow(const Layer* layer, const float* x, int8_t* q) {
   const float s = layer->activation_rule == ActivationRule::absmax_reciprocal
                       ? (1.0f / absmax) * qmax
                       : qmax / absmax;
-  const float to_integer = 12582912.0f;  // 1.5 * 2^23
   for (int64_t k = 0; k < K; ++k) {
     float v = x[k] * s;
     v = v > qmin ? v : qmin;
     v = v < qmax ? v : qmax;
-    v = (v + to_integer) - to_integer;
+    v = (v + kToInteger) - kToInteger;
     q[k] = (int8_t)v;
   }
   return s;
+}
+
+void WidenActivationRange(const float* x, int64_t count, float* lowest, float* highest,
+                          int32_t* largest_bits) {
+  float low = *lowest;
+  float high = *highest;
+  int32_t largest = *largest_bits;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    memcpy(&bits, x + i, sizeof bits);
+    bits &= 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+    low = x[i] < low ? x[i] : low;
+    high = x[i] > high ? x[i] : high;
+  }
+  *lowest = low;
+  *highest = high;
+  *largest_bits = largest;
 }
 
 size_t QuantisedBytes(const Layer* layer, int64_t rows) {

@@ -1,5 +1,5 @@
-// The int8 activation rule of docs/op_spec.md for one row, shared by the kernels (C headers only:
-// the files of an instruction set include it).
+// The activation rules of docs/op_spec.md for one row, shared by the kernels (C headers only: the
+// files of an instruction set include it).
 #pragma once
 
 #include <stddef.h>
@@ -10,8 +10,14 @@
 namespace onnx_ternary {
 
 // q: (K,) int8. Returns s, or NaN (and writes zeros) where the row has NaN or inf, so that
-// sum / s is NaN in every column.
+// sum / s is NaN in every column. dynamic_quantize_linear: q - 128, s = 1 (zeros for an x_scale
+// that is not finite).
 float QuantiseActivationRow(const Layer* layer, const float* x, int8_t* q);
+
+// Widens [*lowest, *highest] and *largest_bits (the largest magnitude as bits, NaN above infinity)
+// by x (count,). The range is meaningless once there is NaN.
+void WidenActivationRange(const float* x, int64_t count, float* lowest, float* highest,
+                          int32_t* largest_bits);
 
 // Quantised rows as the scalar kernels keep them in `prepared`: s (rows,) float32, then q (rows, K)
 // int8.

@@ -86,6 +86,12 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Rewrite Conv with a 1 x 1 kernel too: smaller, but slower.",
         ),
         click.option(
+            "--fuse-activation/--no-fuse-activation",
+            default=True,
+            show_default=True,
+            help="Let the op quantise activations where the model does it by a rule the op has.",
+        ),
+        click.option(
             "--min-elements",
             type=click.IntRange(0),
             default=OptimizeOptions().min_elements,

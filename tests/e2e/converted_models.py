@@ -24,6 +24,11 @@ INT8 = {
     "activation_qmin": -128,
     "activation_qmax": 127,
 }
+UINT8 = {
+    "activation": "uint8",
+    "activation_rule": "dynamic_quantize_linear",
+    "activation_qmax": 255,
+}
 
 
 def random_weight(

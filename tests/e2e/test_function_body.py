@@ -17,6 +17,7 @@ from onnx_ternary.reference import int8_error_bound, ternary_indexed_matmul
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 from tests.e2e.converted_models import (
     INT8,
+    UINT8,
     Product,
     body,
     converted_model,
@@ -161,7 +162,7 @@ def test_permutation_of_more_than_65536_rows() -> None:
 
 
 @pytest.mark.parametrize("shape", [(130,), (3, 130), (0, 130), (2, 0, 130), (2, 2, 2, 130)])
-@pytest.mark.parametrize("activation", [None, INT8], ids=["float", "int8"])
+@pytest.mark.parametrize("activation", [None, INT8, UINT8], ids=["float", "int8", "uint8"])
 @pytest.mark.parametrize("opset", [11, 17, 18])
 def test_any_leading_dimensions(
     opset: int, activation: dict[str, Any] | None, shape: tuple[int, ...]
@@ -220,6 +221,39 @@ def test_int8_rule_within_bound(opset: int, scale_rank: int, rule: str) -> None:
         assert (np.abs(run(model, x, level) - expected) <= 2 * bound).all()
 
 
+@every_format
+@pytest.mark.parametrize("opset", OPSETS)
+def test_uint8_rule_same_bits(opset: int, options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(3)
+    for scale_rank in (0, 1):
+        product = make_product(
+            rng, 130, 37, options, scale_rank=scale_rank, with_bias=True, activation=UINT8
+        )
+        model = converted_model([product], opset=opset)
+        onnx.checker.check_model(model, full_check=True)
+        x = rng.standard_normal((2, 40, 130)).astype(np.float32)
+        x[1, 1] = 0
+        index = product.index
+        for values in (x, abs(x) + 1, x * 0, np.full_like(x, 3e38) * np.sign(x)):
+            expected = ternary_indexed_matmul(
+                values, index.codes, index.aux, index.scale, product.bias, product.attributes
+            )
+            for level in ("DISABLE_ALL", "ENABLE_BASIC"):
+                np.testing.assert_array_equal(run(model, values, level), expected)
+            # Extended optimisations fuse the operators, in another order of roundings.
+            np.testing.assert_allclose(run(model, values), expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [11, 17, 18])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_uint8_with_one_nan_or_inf_is_nan(opset: int, value: float) -> None:
+    rng = np.random.default_rng(3)
+    product = make_product(rng, 130, 37, {}, activation=UINT8)
+    x = rng.standard_normal((1, 4, 130)).astype(np.float32)
+    x[0, 2, 3] = value
+    assert np.isnan(run(converted_model([product], opset=opset), x)).all()
+
+
 @pytest.mark.parametrize("opset", [11, 17, 18])
 def test_int8_rows_with_nan_or_inf_are_nan(opset: int) -> None:
     rng = np.random.default_rng(3)
@@ -232,7 +266,7 @@ def test_int8_rows_with_nan_or_inf_are_nan(opset: int) -> None:
 
 
 @pytest.mark.parametrize("opset", [11, 13, 15, 18])
-@pytest.mark.parametrize("activation", [None, INT8], ids=["float", "int8"])
+@pytest.mark.parametrize("activation", [None, INT8, UINT8], ids=["float", "int8", "uint8"])
 def test_float16(opset: int, activation: dict[str, Any] | None) -> None:
     rng = np.random.default_rng(4)
     product = make_product(rng, 130, 37, {}, with_bias=True, activation=activation)

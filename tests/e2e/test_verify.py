@@ -167,7 +167,7 @@ def test_int8_is_compared_with_its_rule() -> None:
         assert check.compared_with == "numpy reference of the int8 rule"
         assert 1e-5 < check.max_difference_from_original < 0.05
     assert report.outputs[0].tolerance is None
-    assert any("int8" in note for note in report.notes)
+    assert any("quantised activations" in note for note in report.notes)
 
 
 def test_int8_with_another_epsilon_or_scale_fails() -> None:

@@ -1,4 +1,5 @@
-"""Writes the golden indices of format version 1: one .npz a storage, alphabet and kind of scale.
+"""Writes the golden files of format version 1: one .npz a storage, alphabet and kind of scale, and
+one with activations and their exact answers for every activation rule of both formats.
 
 ``python -m tests.golden.write_golden`` from the repository's root. The files are never rewritten
 for a packer that changed: a new layout is a new format version with new files beside these.
@@ -8,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnx_ternary.index import Index, build_index
-from onnx_ternary.schema import Alphabet, IndexFormat, Storage
+from onnx_ternary.reference import ternary_indexed_matmul
+from onnx_ternary.schema import ActivationRule, Alphabet, IndexFormat, Storage
 from onnx_ternary.ternary import TernaryWeight
 from tests.strategies import LEVELS, PACKED_STORAGES, RSR_STORAGES
 
@@ -74,7 +76,61 @@ def cases() -> Iterator[Case]:
                 yield Case(index_format, storage, alphabet, scale_kind)
 
 
+_UINT8: dict[str, Any] = {"activation": "uint8", "activation_qmax": 255}
+_INT8: dict[str, Any] = {
+    "activation": "int8",
+    "activation_epsilon": 2.0**-10,
+    "activation_qmin": -128,
+    "activation_qmax": 127,
+}
+RULES: dict[ActivationRule, dict[str, Any]] = {
+    "absmax_division": _INT8,
+    "absmax_reciprocal": _INT8 | {"activation_qmin": -100},
+    "dynamic_quantize_linear": _UINT8,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationCase:
+    """One golden file of quantised activations: attributes, tensors, X and the bits of Y."""
+
+    weight: Case
+    rule: ActivationRule
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / f"v1_{self.weight.index_format}_{self.rule}.npz"
+
+    def tensors(self) -> dict[str, Any]:
+        index = self.weight.build(native=False)
+        attributes = replace(index.attributes, activation_rule=self.rule, **RULES[self.rule])
+        numbers = np.array([pow(69621, i + 1, 2**31 - 1) for i in range(9 * K)])
+        x = ((numbers - 2**30) / 2**29).astype(np.float32).reshape(9, K)
+        x[3] *= np.float32(2.0**-12)  # below epsilon
+        x[5] = 0
+        bias = (numbers[:N] / 2**31).astype(np.float32)
+        constants = (index.codes, index.aux, index.scale, bias)
+        return {
+            "codes": index.codes,
+            "aux": index.aux,
+            "scale": index.scale,
+            "bias": bias,
+            "x": x,
+            "y": ternary_indexed_matmul(x, *constants, attributes),
+            "attributes": np.array(json.dumps(attributes.to_dict())),
+        }
+
+
+def activation_cases() -> Iterator[ActivationCase]:
+    for rule in RULES:
+        yield ActivationCase(Case("packed", "2bit", "ternary", "column"), rule)
+        yield ActivationCase(Case("rsr", "planes", "ternary", "column"), rule)
+
+
 def main() -> None:
+    for quantised in activation_cases():
+        if not quantised.path.exists():
+            np.savez_compressed(quantised.path, **quantised.tensors())
     for case in cases():
         if case.path.exists():
             continue

@@ -18,11 +18,19 @@ from onnx_ternary.errors import LibraryError
 from onnx_ternary.index import decode_index
 from onnx_ternary.nodes import constant_tensor, op_nodes, read_attributes
 from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize
-from onnx_ternary.reference import float_error_bound
+from onnx_ternary.reference import (
+    float_error_bound,
+    int8_error_bound,
+    quantise_rows,
+    quantise_tensor,
+    ternary_indexed_matmul,
+    uint8_error_bound,
+)
 from onnx_ternary.report import Rewrite
 from onnx_ternary.runtime import register
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OpAttributes
 from tests import (
+    activation_models,
     cone_models,
     function_models,
     models,
@@ -39,6 +47,7 @@ CATALOGUES = (
     models_quantised,
     cone_models,
     operand_models,
+    activation_models,
     function_models,
     qonnx_models,
 )
@@ -149,7 +158,9 @@ def test_hit_structure(case: Case) -> None:
     assert len(nodes) == len(case.patterns)
     for node, row in zip(nodes, result.report.rewrites, strict=True):
         assert node.name == row.node
-        assert list(node.attributes) == list(read_attributes(node).to_dict())
+        attributes = read_attributes(node).to_dict()
+        assert list(node.attributes) == list(attributes)
+        assert case.activation.items() <= attributes.items()
         assert len(node.inputs) == len(INPUT_NAMES)
         for value in node.inputs[1:]:
             assert value is not None
@@ -247,6 +258,9 @@ def check_product(
 ) -> None:
     levels, scale, group_size = levels_and_scale(node)
     bias = np.broadcast_to(tensors(node)[3], (levels.shape[1],))
+    if case.activation["activation"] != "float":
+        check_quantised_product(row, node, before, after)
+        return
     for values, roundings in ((after, 0), (before, row.pattern.count("->") + 1)):
         x, y = product_values(row, node, values)
         exact = x.astype(np.float64) @ dense(node) + bias
@@ -270,6 +284,34 @@ def check_product(
         expected = exact if addend is None else exact + addend
         assert y.shape == expected.shape
         assert (np.abs(y - expected) <= bound).all()
+
+
+def check_quantised_product(
+    row: Rewrite, node: ir.Node, before: dict[str, Array], after: dict[str, Array]
+) -> None:
+    """The op follows its rule, and the original's sums are of the same integers."""
+    attributes, constants = read_attributes(node), tensors(node)
+    x, y = product_values(row, node, after)
+    expected = ternary_indexed_matmul(x, *constants, attributes)
+    levels, scale, group_size = levels_and_scale(node)
+    rows = x.reshape(-1, attributes.K).astype(np.float32)
+    if attributes.activation == "uint8":
+        integers, x_scale = quantise_tensor(rows)
+        factor = np.full((len(rows), 1), x_scale, np.float64)
+        bound = uint8_error_bound(integers, x_scale, levels, scale, constants[3], x.dtype)
+    else:
+        q, s = quantise_rows(rows, attributes)
+        integers, factor = q.astype(np.int64), 1 / s[:, None].astype(np.float64)
+        bound = int8_error_bound(rows, levels, scale, group_size, constants[3], attributes, x.dtype)
+    y, expected = (each.reshape(-1, attributes.N).astype(np.float64) for each in (y, expected))
+    magnitude = (np.abs(integers) @ np.abs(dense(node))) * factor + np.abs(constants[3])
+    # Scales of groups of rows are folded into the body's weights, which makes its sums float ones.
+    ours = 2 * bound + (group_size > 0) * 2.0**-23 * attributes.K * magnitude
+    assert (np.abs(y - expected) <= ours).all()
+    # The original's float sums, and its rounding of each scaled operand.
+    theirs = (attributes.K + 8) * 2.0**-24 + (x.dtype == np.float16) * 2.0**-9
+    original = before[row.output].reshape(y.shape)
+    assert (np.abs(original - expected) <= bound + theirs * magnitude).all()
 
 
 def product_values(row: Rewrite, node: ir.Node, values: dict[str, Array]) -> tuple[Array, Array]:

@@ -14,10 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from onnx_ternary import _native
-from tests.single_node import attribute_variants, int8, label, make_node
+from tests.single_node import attribute_variants, int8, label, make_node, uint8
 
 NODES_A_VARIANT = 150
 VARIANTS = attribute_variants(100, 13)
+UINT8_VARIANTS = [uint8(each) for each in VARIANTS if not each.group_size]
 TENSORS = ("codes", "aux", "scale", "bias")
 KERNELS = [kernel["name"] for kernel in _native.kernels()["kernels"] if kernel["supported"]]
 
@@ -49,8 +50,14 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "storage": (b"2bit", b"dense", b"1bit", b"planes", b"base3", b"x" * 500, None),
     "alphabet": (b"ternary", b"binary_pm", b"binary_01", None),
     "algorithm": (b"auto", b"rsr", b"rsr++", None),
-    "activation": (b"float", b"int8", None),
-    "activation_rule": (b"none", b"absmax_division", b"absmax_reciprocal", None),
+    "activation": (b"float", b"int8", b"uint8", None),
+    "activation_rule": (
+        b"none",
+        b"absmax_division",
+        b"absmax_reciprocal",
+        b"dynamic_quantize_linear",
+        None,
+    ),
     "codes_element_bytes": (1, 2, 4),
 }
 
@@ -120,7 +127,9 @@ def hostile_nodes(
             yield node, tensors
 
 
-@pytest.mark.parametrize("attributes", [*VARIANTS, *map(int8, VARIANTS)], ids=label)
+@pytest.mark.parametrize(
+    "attributes", [*VARIANTS, *map(int8, VARIANTS), *UINT8_VARIANTS], ids=label
+)
 def test_damaged_node_is_refused_or_harmless(attributes: Any) -> None:
     rng = np.random.default_rng(0)
     refused = 0

@@ -198,7 +198,7 @@ def test_missing_attribute_is_named(rng: np.random.Generator, attribute: str) ->
         ("algorithm", "rsr", "'rsr'", "auto for packed"),
         ("group_size", 64, "64", "a multiple of block_size 128"),
         ("group_size", -128, "-128", "from 0 to 16777215"),
-        ("activation", "int4", "'int4'", "float or int8"),
+        ("activation", "int4", "'int4'", "float or int8 or uint8"),
         ("activation_rule", "absmax_division", "'absmax_division'", "none for float"),
         ("activation_epsilon", 0.5, "0.5", "0 for float"),
         ("activation_qmin", -127, "-127", "0 for float"),

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from onnx_ternary import _native
 from onnx_ternary.index import decode_index, validate_index
+from onnx_ternary.reference import ternary_indexed_matmul
 from onnx_ternary.schema import OpAttributes
-from tests.golden.write_golden import FOLDER, Case, cases
+from tests.golden.write_golden import FOLDER, Case, activation_cases, cases
 
 NO_BIAS = np.zeros((), np.float32)
 CASES = {case.path.stem: case for case in cases()}
+QUANTISED = {case.path.stem: case for case in activation_cases()}
 
 
 def load(case: Case) -> tuple[OpAttributes, dict[str, NDArray[Any]]]:
@@ -49,5 +51,23 @@ def test_readers_read_them(name: str) -> None:
     assert len(np.unique(levels)) == (3 if attributes.alphabet == "ternary" else 2)
 
 
+@pytest.mark.parametrize("name", QUANTISED)
+def test_quantised_answers_are_the_same(name: str) -> None:
+    with np.load(QUANTISED[name].path) as file:
+        tensors = dict(file)
+    attributes = OpAttributes(**json.loads(str(tensors["attributes"])))
+    x, y = tensors["x"], tensors["y"]
+    constants = [tensors[each] for each in ("codes", "aux", "scale", "bias")]
+    np.testing.assert_array_equal(ternary_indexed_matmul(x, *constants, attributes), y)
+    answered = 0
+    for kernel in _native.kernels()["kernels"]:
+        same_format = kernel["index_format"] == attributes.index_format
+        if kernel["supported"] and kernel["activation"] == "int8" and same_format:
+            found, _ = _native.run(attributes, *constants, x, kernel=kernel["name"])
+            np.testing.assert_array_equal(found, y, err_msg=kernel["name"])
+            answered += 1
+    assert answered >= 2
+
+
 def test_every_combination_has_a_file_and_every_file_is_read() -> None:
-    assert {path.stem for path in FOLDER.glob("*.npz")} == set(CASES)
+    assert {path.stem for path in FOLDER.glob("*.npz")} == set(CASES) | set(QUANTISED)

@@ -16,6 +16,11 @@ RSR: dict[str, Any] = {
     "block_width": 4,
     "algorithm": "rsr",
 }
+UINT8: dict[str, Any] = {
+    "activation": "uint8",
+    "activation_rule": "dynamic_quantize_linear",
+    "activation_qmax": 255,
+}
 INT8: dict[str, Any] = {
     "activation": "int8",
     "activation_rule": "absmax_division",
@@ -36,6 +41,8 @@ INT8: dict[str, Any] = {
         RSR | {"algorithm": "rsr++", "alphabet": "binary_01", "block_width": 16},
         INT8,
         RSR | INT8 | {"activation_rule": "absmax_reciprocal"},
+        UINT8,
+        RSR | UINT8,
     ],
 )
 def test_attributes_allowed(options: dict[str, Any]) -> None:
@@ -63,13 +70,16 @@ def test_attributes_allowed(options: dict[str, Any]) -> None:
         (RSR | {"storage": "base3", "block_width": 11}, "expected from 1 to 10"),
         (RSR | {"storage": "base3", "alphabet": "binary_pm"}, "expected ternary"),
         (RSR | {"algorithm": "auto"}, "algorithm = 'auto', expected rsr or rsr++"),
-        ({"activation": "uint8"}, "activation = 'uint8', expected float or int8"),
+        ({"activation": "uint4"}, "activation = 'uint4', expected float or int8 or uint8"),
         ({"activation_rule": "absmax_division"}, "expected none for float"),
         ({"activation_qmax": 127}, "activation_qmax = 127, expected 0 for float"),
         (INT8 | {"activation_rule": "none"}, "activation_rule = 'none', expected absmax_division"),
         (INT8 | {"activation_epsilon": 0.0}, "activation_epsilon = 0.0, expected from 1e-30"),
         (INT8 | {"activation_epsilon": 1e-40}, "activation_epsilon = 1e-40, expected from 1e-30"),
         (INT8 | {"activation_epsilon": float("nan")}, "activation_epsilon = nan"),
+        (UINT8 | {"group_size": 128}, "group_size = 128, expected 0 for uint8"),
+        (UINT8 | {"activation_qmax": 127}, "activation_qmax = 127, expected 255 for uint8"),
+        (INT8 | {"activation_rule": "dynamic_quantize_linear"}, "expected absmax_division"),
         (INT8 | {"activation_qmax": 128}, "activation_qmax = 128, expected from 1 to 127"),
         (INT8 | {"activation_qmin": -129}, "activation_qmin = -129, expected from -128 to -1"),
     ],
