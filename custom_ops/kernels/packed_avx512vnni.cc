@@ -481,9 +481,11 @@ template <int kDigits, int kRows, bool kAsIs>
 void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int64_t end, float* y,
                   void* scratch) {
   constexpr int kVectors = kDigits * kRows;
-  constexpr int kChains = Chains<kVectors>::kCount;
+  constexpr int kChains = 1;  // spans are independent of each other
   const Decoder decoder = MakeDecoder(layer);
   const UnitLanes lanes = MakeUnitLanes(layer);
+  const int steps = kAsIs ? 3 : lanes.steps;
+  const int64_t spans = kAsIs ? 4 : lanes.spans;
   const int64_t num_spans = NumSpans(layer);
   const int64_t num_units = PaddedUnits(layer);
   const int64_t units_at_once = UnitsAtOnce(layer);
@@ -494,10 +496,10 @@ void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int6
     for (int r = 0; r < kRows; ++r) {
       for (int i = 0; i < 4; ++i) totals[r][i] = _mm512_setzero_pd();
     }
-    for (int64_t first = 0, unit = 0; first < num_spans; first += lanes.spans) {
+    for (int64_t first = 0, unit = 0; first < num_spans; first += spans) {
       __m512i parts[4][kRows];
       __m512i parts_behind[kRows];  // columns 2 and 3, without a reduction
-      for (int64_t i = 0; i < lanes.spans; ++i) {
+      for (int64_t i = 0; i < spans; ++i) {
         if (first + i >= num_spans) {
           for (int r = 0; r < kRows; ++r) parts[i][r] = _mm512_setzero_si512();
           continue;
@@ -516,7 +518,7 @@ void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int6
             b = _mm512_add_epi32(b,
                                  _mm512_slli_epi32(Total<kChains>(acc[d * kRows + r][1]), shift));
           }
-          if (lanes.steps == 0) {
+          if (steps == 0) {
             parts[i][r] = a;
             parts_behind[r] = b;
           } else {
@@ -525,7 +527,7 @@ void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int6
         }
       }
       const __m512 unit_scales = _mm512_loadu_ps(scales + unit * kTile);
-      if (lanes.steps == 0) {
+      if (steps == 0) {
         const __m512 behind = _mm512_loadu_ps(scales + unit * kTile + 16);
         for (int r = 0; r < kRows; ++r) {
           const __m512i unit_sums = _mm512_permutexvar_epi32(
@@ -540,8 +542,8 @@ void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int6
         const __m512 lane_scales = _mm512_permutexvar_ps(lanes.scales[0], unit_scales);
         for (int r = 0; r < kRows; ++r) {
           __m512i sums = parts[0][r];
-          if (lanes.steps >= 2) sums = AddPairs(sums, parts[1][r]);
-          if (lanes.steps == 3) {
+          if (steps >= 2) sums = AddPairs(sums, parts[1][r]);
+          if (steps == 3) {
             const __m512i others = AddPairs(parts[2][r], parts[3][r]);
             sums = _mm512_add_epi32(_mm512_shuffle_i32x4(sums, others, 0x88),
                                     _mm512_shuffle_i32x4(sums, others, 0xdd));
