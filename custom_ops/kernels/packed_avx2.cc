@@ -101,65 +101,100 @@ __m128 LoadScale(const Layer* layer, int64_t n) {
   return LoadFloats(layer->scale + n, layer->N - n);
 }
 
-// Copies pieces of kBytes: block by block for every column of a span, the halves of a block side by
-// side.
-template <int kBytes>
-void PlacePieces(const uint8_t* sources, int64_t num_halves, int64_t num_units, uint8_t* out) {
-  for (int64_t c = 0; c < kTile; ++c) {
-    for (int64_t u = 0; u < num_units; ++u) {
-      for (int64_t half = 0; half < num_halves; ++half, out += kBytes) {
-        memcpy(out, sources + half * 64 + (u * kTile + c) * kBytes, kBytes);
-      }
+// rows: pieces of block_bytes of the four columns, unit after unit. columns: those of each column
+// side by side, 32 bytes.
+void GatherColumns(int64_t piece_bytes, const __m256i* rows, __m256i* columns) {
+  if (piece_bytes == 16) {
+    for (int i = 0; i < 2; ++i) {
+      columns[2 * i] = _mm256_permute2x128_si256(rows[i], rows[2 + i], 0x20);
+      columns[2 * i + 1] = _mm256_permute2x128_si256(rows[i], rows[2 + i], 0x31);
     }
+    return;
   }
+  if (piece_bytes == 8) {
+    const __m256i even01 = _mm256_unpacklo_epi64(rows[0], rows[1]);
+    const __m256i odd01 = _mm256_unpackhi_epi64(rows[0], rows[1]);
+    const __m256i even23 = _mm256_unpacklo_epi64(rows[2], rows[3]);
+    const __m256i odd23 = _mm256_unpackhi_epi64(rows[2], rows[3]);
+    columns[0] = _mm256_permute2x128_si256(even01, even23, 0x20);
+    columns[1] = _mm256_permute2x128_si256(odd01, odd23, 0x20);
+    columns[2] = _mm256_permute2x128_si256(even01, even23, 0x31);
+    columns[3] = _mm256_permute2x128_si256(odd01, odd23, 0x31);
+    return;
+  }
+  const __m256i low01 = _mm256_unpacklo_epi32(rows[0], rows[1]);
+  const __m256i high01 = _mm256_unpackhi_epi32(rows[0], rows[1]);
+  const __m256i low23 = _mm256_unpacklo_epi32(rows[2], rows[3]);
+  const __m256i high23 = _mm256_unpackhi_epi32(rows[2], rows[3]);
+  columns[0] = _mm256_unpacklo_epi64(low01, low23);
+  columns[1] = _mm256_unpackhi_epi64(low01, low23);
+  columns[2] = _mm256_unpacklo_epi64(high01, high23);
+  columns[3] = _mm256_unpackhi_epi64(high01, high23);
+  // Now the even units, then the odd ones.
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int c = 0; c < kTile; ++c) columns[c] = _mm256_permutevar8x32_epi32(columns[c], order);
 }
 
-// One span of the tile's codes in the form of 2-bit blocks of 128, (4, 32) bytes. What lies past
-// the last block becomes some code, which meets activations of zero.
-void ExpandSpan(const Layer* layer, const uint8_t* tile_codes, int64_t span, uint8_t* out) {
-  const int64_t span_bytes = SpanUnits(layer) * kTile * layer->block_bytes;
-  const int64_t left = (layer->num_k_blocks - span * SpanUnits(layer)) * kTile * layer->block_bytes;
-  uint8_t sources[128] = {0};
-  memcpy(sources, tile_codes + span * span_bytes, (size_t)Min(left, span_bytes));
-  const int64_t num_units = SpanUnits(layer);
-  if (layer->storage == Storage::two_bit) {
-    switch (layer->block_bytes) {
-      case 4:
-        PlacePieces<4>(sources, 1, num_units, out);
-        return;
-      case 8:
-        PlacePieces<8>(sources, 1, num_units, out);
-        return;
-      default:
-        PlacePieces<16>(sources, 1, num_units, out);
-        return;
-    }
+// One span of the tile's codes in the form of 2-bit blocks of 128, a register a column. What lies
+// past the last block becomes some code, which meets activations of zero.
+void ExpandSpan(const Layer* layer, const uint8_t* tile_codes, int64_t span, __m256i* columns) {
+  const int64_t unit_bytes = kTile * layer->block_bytes;
+  const int64_t span_bytes = SpanUnits(layer) * unit_bytes;
+  const int64_t left = (layer->num_k_blocks - span * SpanUnits(layer)) * unit_bytes;
+  const uint8_t* source = tile_codes + span * span_bytes;
+  uint8_t padded[kTileSpanBytes];
+  if (left < span_bytes) {
+    memset(padded, 0, sizeof padded);
+    memcpy(padded, source, (size_t)left);
+    source = padded;
   }
-  // Level + 1: twice the bit, or one more. Even bits, then odd ones, at the places of 2-bit codes.
-  const __m256i even = _mm256_set1_epi8(0x55);
-  for (int64_t i = 0; i < 64; i += 32) {
-    const __m256i v = LoadU(sources + i);
+  __m256i rows[4];
+  if (layer->storage == Storage::two_bit) {
+    for (int i = 0; i < 4; ++i) rows[i] = LoadU(source + i * 32);
+    GatherColumns(layer->block_bytes, rows, columns);
+    return;
+  }
+  // Even bits and odd ones, the two halves of a 2-bit block, at the places of 2-bit codes. Level +
+  // 1 is twice the bit, or one more than the bit.
+  const __m256i mask = _mm256_set1_epi8(0x55);
+  __m256i halves[2][2];
+  for (int i = 0; i < 2; ++i) {
+    const __m256i v = LoadU(source + i * 32);
     for (int half = 0; half < 2; ++half) {
-      const __m256i bits = _mm256_and_si256(half ? _mm256_srli_epi16(v, 1) : v, even);
-      const __m256i code =
-          _mm256_add_epi8(bits, layer->alphabet == Alphabet::binary_01 ? even : bits);
-      _mm256_storeu_si256((__m256i*)(sources + half * 64 + i), code);
+      const __m256i bits = _mm256_and_si256(half ? _mm256_srli_epi16(v, 1) : v, mask);
+      halves[half][i] = _mm256_add_epi8(bits, layer->alphabet == Alphabet::binary_01 ? mask : bits);
     }
   }
   switch (layer->block_bytes) {
-    case 2:
-      PlacePieces<2>(sources, 2, num_units, out);
-      return;
-    case 4:
-      PlacePieces<4>(sources, 2, num_units, out);
-      return;
+    case 16:
+      rows[0] = halves[0][0];
+      rows[1] = halves[0][1];
+      rows[2] = halves[1][0];
+      rows[3] = halves[1][1];
+      break;
     case 8:
-      PlacePieces<8>(sources, 2, num_units, out);
-      return;
+      rows[0] = halves[0][0];
+      rows[1] = halves[1][0];
+      rows[2] = halves[0][1];
+      rows[3] = halves[1][1];
+      break;
+    case 4:
+      for (int i = 0; i < 2; ++i) {
+        rows[2 * i] = _mm256_permute2x128_si256(halves[0][i], halves[1][i], 0x20);
+        rows[2 * i + 1] = _mm256_permute2x128_si256(halves[0][i], halves[1][i], 0x31);
+      }
+      break;
     default:
-      PlacePieces<16>(sources, 2, num_units, out);
-      return;
+      // Two bytes of each half make four of a unit: two units (c0 c1 c2 c3) in 128 bits.
+      for (int i = 0; i < 2; ++i) {
+        const __m256i low = _mm256_unpacklo_epi16(halves[0][i], halves[1][i]);
+        const __m256i high = _mm256_unpackhi_epi16(halves[0][i], halves[1][i]);
+        rows[2 * i] = _mm256_permute2x128_si256(low, high, 0x20);
+        rows[2 * i + 1] = _mm256_permute2x128_si256(low, high, 0x31);
+      }
+      break;
   }
+  GatherColumns(layer->block_bytes == 2 ? 4 : layer->block_bytes, rows, columns);
 }
 
 // Codes of the tile at column n, (spans, 4, 32) bytes: the layer's, or made in `expanded`.
@@ -168,7 +203,11 @@ const uint8_t* TileCodes(const Layer* layer, int64_t n, uint8_t* expanded) {
       layer->codes + n / kTile * layer->num_k_blocks * kTile * layer->block_bytes;
   if (AsIs(layer)) return codes;
   for (int64_t span = 0; span < NumSpans(layer); ++span) {
-    ExpandSpan(layer, codes, span, expanded + span * kTileSpanBytes);
+    __m256i columns[kTile];
+    ExpandSpan(layer, codes, span, columns);
+    for (int c = 0; c < kTile; ++c) {
+      _mm256_store_si256((__m256i*)(expanded + span * kTileSpanBytes) + c, columns[c]);
+    }
   }
   return expanded;
 }
@@ -1051,16 +1090,18 @@ void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns
   const __m256i nibble = _mm256_set1_epi8(15);
   const int64_t tile_stride = layer->num_k_blocks * kTile * layer->block_bytes;
   const uint8_t* tile = layer->codes + begin / kTile * tile_stride;
-  uint8_t expanded[kTileSpanBytes];
+  const bool as_is = AsIs(layer);
   int64_t n = 0;
   for (; n < num_columns; n += kTile, tile += tile_stride) {
-    const uint8_t* source = tile + b * kTileSpanBytes;
-    if (!AsIs(layer)) {
-      ExpandSpan(layer, tile, b, expanded);
-      source = expanded;
+    __m256i columns[kTile];
+    if (as_is) {
+      for (int c = 0; c < kTile; ++c)
+        columns[c] = LoadU(tile + b * kTileSpanBytes + c * kSpanBytes);
+    } else {
+      ExpandSpan(layer, tile, b, columns);
     }
     for (int64_t c = 0; c < kTile; ++c) {
-      const __m256i v = LoadU(source + c * kSpanBytes);
+      const __m256i v = columns[c];
       const __m256i pattern = _mm256_add_epi8(
           _mm256_shuffle_epi8(low_pattern, _mm256_and_si256(v, nibble)),
           _mm256_shuffle_epi8(high_pattern, _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble)));
