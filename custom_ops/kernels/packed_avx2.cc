@@ -32,6 +32,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "quantise_absmax.h"
 #include "quantise_row.h"
 
 namespace onnx_ternary {
@@ -55,6 +56,13 @@ bool AcceptsFloat(const Layer* layer) {
 
 bool AcceptsInt8(const Layer* layer) {
   return layer->index_format == IndexFormat::packed && layer->activation == Activation::int8;
+}
+
+// As QuantiseActivationRow, compiled for this instruction set where it is a matter of absmax.
+float QuantiseRow(const Layer* layer, const float* x, int8_t* q) {
+  const bool absmax = layer->activation_rule == ActivationRule::absmax_division ||
+                      layer->activation_rule == ActivationRule::absmax_reciprocal;
+  return (absmax ? QuantiseAbsmaxRow : QuantiseActivationRow)(layer, x, q);
 }
 
 bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
@@ -394,7 +402,7 @@ size_t GemvInt8PreparedBytes(const Layer* layer, int64_t rows) {
 // Quantises a row to in_order (padded K,) and sums it up. Returns s.
 float QuantiseAndSum(const Layer* layer, const float* x, int8_t* in_order, int32_t* sums) {
   const int64_t padded_K = NumSpans(layer) * kSpan;
-  const float s = QuantiseActivationRow(layer, x, in_order);
+  const float s = QuantiseRow(layer, x, in_order);
   memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
   if (PerGroup(layer)) {
     UnitSums(layer, in_order, sums);

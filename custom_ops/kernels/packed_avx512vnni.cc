@@ -33,6 +33,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "quantise_absmax.h"
 #include "quantise_row.h"
 #include "span_avx512.h"
 
@@ -52,6 +53,13 @@ bool AcceptsFloat(const Layer* layer) {
 
 bool AcceptsInt8(const Layer* layer) {
   return layer->index_format == IndexFormat::packed && layer->activation == Activation::int8;
+}
+
+// As QuantiseActivationRow, compiled for this instruction set where it is a matter of absmax.
+float QuantiseRow(const Layer* layer, const float* x, int8_t* q) {
+  const bool absmax = layer->activation_rule == ActivationRule::absmax_division ||
+                      layer->activation_rule == ActivationRule::absmax_reciprocal;
+  return (absmax ? QuantiseAbsmaxRow : QuantiseActivationRow)(layer, x, q);
 }
 
 // Units whose sums make whole registers, sixteen numbers each (see UnitLanes).
@@ -521,7 +529,7 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   double* s_wide = (double*)(base + layout.s_offset);
   int8_t* in_order = (int8_t*)(base + layout.row_offset);
   for (int64_t row = 0; row < rows; ++row) {
-    const float s_row = QuantiseActivationRow(layer, x + row * layer->K, in_order);
+    const float s_row = QuantiseRow(layer, x + row * layer->K, in_order);
     memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
     if (PerGroup(layer)) {
       s_wide[row] = (double)s_row;
