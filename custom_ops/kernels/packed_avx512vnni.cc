@@ -213,8 +213,8 @@ InputOrder MakeInputOrder(const Layer* layer) {
 // Adds to acc (kDigits * kRows, two pairs of columns, kChains) sum(code * q) over spans
 // [begin, end) of one column tile. q: (num_spans, kDigits, kRows, 128) int8.
 template <int kVectors, int kChains, bool kAsIs>
-inline void AddSpans(const Decoder& decoder, const uint8_t* tile_codes, const int8_t* q,
-                     int64_t begin, int64_t end, __m512i (*acc)[2][kChains]) {
+OTN_ALWAYS_INLINE void AddSpans(const Decoder& decoder, const uint8_t* tile_codes, const int8_t* q,
+                                int64_t begin, int64_t end, __m512i (*acc)[2][kChains]) {
   const __m512i mask3 = _mm512_set1_epi8(3);
   for (int64_t span = begin; span < end; ++span) {
     const int8_t* q_span = q + span * (kVectors * kSpan);
@@ -243,7 +243,7 @@ struct Chains {
 };
 
 template <int kVectors, int kChains>
-inline void Clear(__m512i (*acc)[2][kChains]) {
+OTN_ALWAYS_INLINE void Clear(__m512i (*acc)[2][kChains]) {
   OTN_UNROLL16
   for (int v = 0; v < kVectors; ++v) {
     OTN_UNROLL16
@@ -252,7 +252,7 @@ inline void Clear(__m512i (*acc)[2][kChains]) {
 }
 
 template <int kChains>
-inline __m512i Total(const __m512i* chains) {
+OTN_ALWAYS_INLINE __m512i Total(const __m512i* chains) {
   __m512i sum = chains[0];
   OTN_UNROLL16
   for (int i = 1; i < kChains; ++i) sum = _mm512_add_epi32(sum, chains[i]);
@@ -262,8 +262,8 @@ inline __m512i Total(const __m512i* chains) {
 // sums: (kDigits, kRows / 4, 4 rows, 4 columns) int32, sum(code * q) over all spans of one column
 // tile modulo 2^32; zero past kRows. q: (num_spans, kDigits, kRows, 128) int8.
 template <int kDigits, int kRows, bool kAsIs>
-inline void DotVectors(const Decoder& decoder, const uint8_t* tile_codes, const int8_t* q,
-                       int64_t num_spans, __m512i* sums) {
+OTN_ALWAYS_INLINE void DotVectors(const Decoder& decoder, const uint8_t* tile_codes,
+                                  const int8_t* q, int64_t num_spans, __m512i* sums) {
   constexpr int kVectors = kDigits * kRows;
   constexpr int kChains = Chains<kVectors>::kCount;
   __m512i acc[kVectors][2][kChains];

@@ -24,6 +24,14 @@
 #define OTN_UNROLL16
 #endif
 
+// What keeps accumulators of its caller must be part of it: clang leaves larger ones out of line,
+// and the accumulators in memory (161 instead of 368 GMAC/s for eight int8 rows, Zen 5).
+#if defined(__GNUC__)
+#define OTN_ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#define OTN_ALWAYS_INLINE __forceinline
+#endif
+
 namespace onnx_ternary {
 namespace avx512 {
 namespace {
@@ -88,8 +96,8 @@ __mmask64 FirstBytes(int64_t count) {
 // A masked load reads nothing past the last block of a tile; what is missing becomes some code,
 // which meets activations of zero.
 template <bool kAsIs>
-inline void LoadSpan(const Decoder& decoder, const uint8_t* tile_codes, int64_t span, __m512i* v01,
-                     __m512i* v23) {
+OTN_ALWAYS_INLINE void LoadSpan(const Decoder& decoder, const uint8_t* tile_codes, int64_t span,
+                                __m512i* v01, __m512i* v23) {
   const uint8_t* codes = tile_codes + span * decoder.span_bytes;
   if (kAsIs) {
     *v01 = _mm512_loadu_si512(codes);
