@@ -16,8 +16,8 @@
 // d is an int8 in [-128, 127].
 //   code field at scale 1: maddubs adds two products, |.| <= 2 * 2 * 128 = 512
 //   code field at scale 4 (mask 12, not shifted): |.| <= 2 * 8 * 128 = 2048
-// so two maddubs a block at scale 4 over 8 blocks reach 16 * -2048 = -32768 and 16 * 8 * 127 * 2 =
-// 32512: exactly int16. Sums are widened to int32 every 8 blocks. There the sum over codes may wrap
+// so two maddubs a span at scale 4 over 8 spans reach 16 * -2048 = -32768 and 16 * 8 * 127 * 2 =
+// 32512: exactly int16. Sums are widened to int32 every 8 spans. There the sum over codes may wrap
 // for K above 2^23, but sum(code * d) - sum(d) = sum(level * d) is at most 128 K <= 2^31 - 128 in
 // magnitude, and so exact modulo 2^32.
 //
@@ -43,7 +43,7 @@ constexpr int64_t kSpan = 128;      // inputs
 constexpr int64_t kSpanBytes = 32;  // codes of one column
 constexpr int64_t kTile = 4;        // columns
 constexpr int64_t kTileSpanBytes = kTile * kSpanBytes;
-constexpr int64_t kWiden = 8;  // blocks an int16 sum may span, see above
+constexpr int64_t kWiden = 8;  // spans an int16 sum may cover, see above
 
 // Hides DRAM latency: three KB ahead was best on Zen 3 (27.6 against 24 weights/cycle without).
 constexpr int64_t kPrefetchBytes = 3072;
@@ -425,7 +425,7 @@ void PrepareGemvInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   }
 }
 
-// sum(code * q) over blocks [begin, end), at most kWiden, of one column tile: (4,) of eight int32.
+// sum(code * q) over spans [begin, end), at most kWiden, of one column tile: (4,) of eight int32.
 inline void DotInt8Short(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
                          __m256i* sum_i32) {
   const __m256i mask3 = _mm256_set1_epi8(3);
@@ -453,7 +453,7 @@ inline void DotInt8Short(const uint8_t* tile_codes, const int8_t* q, int64_t beg
   for (int c = 0; c < kTile; ++c) sum_i32[c] = Widen(scale1_i16[c], scale4_i16[c]);
 }
 
-// sum(level * q) over blocks [begin, end) of one column tile, four columns.
+// sum(level * q) over spans [begin, end) of one column tile, four columns.
 inline __m128i DotInt8(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
                        int32_t sum_q) {
   __m256i sum_i32[kTile];
@@ -542,7 +542,7 @@ struct FixedRow {
 
 FixedRow FixedRowLayout(const Layer* layer) {
   FixedRow row;
-  row.sums_offset = (size_t)(layer->num_k_blocks * kDigits * kSpan);
+  row.sums_offset = (size_t)(NumSpans(layer) * kDigits * kSpan);
   row.unit_offset =
       row.sums_offset + RoundUp64((size_t)(PerGroup(layer) ? PaddedUnits(layer) : kDigits) * 4);
   row.bytes = row.unit_offset + 64;
@@ -654,7 +654,7 @@ void PrepareGemvFloat(const Layer* layer, const float* x, int64_t rows, void* pr
   }
 }
 
-// sum(code * digit) over blocks [begin, end), at most kWiden, of column c of a tile: (3,) of eight
+// sum(code * digit) over spans [begin, end), at most kWiden, of column c of a tile: (3,) of eight
 // int32.
 inline void DotDigits(const uint8_t* tile_codes, int c, const int8_t* digits, int64_t begin,
                       int64_t end, __m256i* sum_i32) {
@@ -763,7 +763,7 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
 
 // ---------------------------------------------------------------------------------------------
 // packed_gemm_int8_8x4: eight rows share one unpack. Fields are shifted to scale 1, so one
-// accumulator a row is enough: four maddubs a block, 4 * 512 = 2048 at most, and 16 blocks reach
+// accumulator a row is enough: four maddubs a span, 4 * 512 = 2048 at most, and 16 spans reach
 // 64 * -512 = -32768 and 64 * 2 * 2 * 127 = 32512, exactly int16. prepared:
 //   q     (row groups, num_spans, 8 rows, 128) int8
 //   sums  (rows,) int32: sum of q; with scales per group (rows, padded units): over each unit
@@ -780,7 +780,7 @@ struct Int8Rows {
 Int8Rows Int8RowsLayout(const Layer* layer, int64_t rows) {
   const size_t row_groups = (size_t)((rows + kRowGroup - 1) / kRowGroup);
   Int8Rows layout;
-  layout.sums_offset = row_groups * (size_t)(layer->num_k_blocks * kRowGroup * kSpan);
+  layout.sums_offset = row_groups * (size_t)(NumSpans(layer) * kRowGroup * kSpan);
   layout.s_offset =
       layout.sums_offset + RoundUp64((size_t)(rows * NumSums(layer)) * sizeof(int32_t));
   // One row in order, before it is spread over the blocks.
@@ -810,7 +810,7 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   }
 }
 
-// sum(code * q) over blocks [begin, end) of one column tile into sum_i32 (kRows, 4).
+// sum(code * q) over spans [begin, end) of one column tile into sum_i32 (kRows, 4).
 template <int kRows>
 void DotInt8Rows(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
                  __m256i (*sum_i32)[kTile]) {
@@ -941,9 +941,9 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 // then adds one table row per four weights: a quarter of the additions of a dense product, and no
 // multiplication. Longest chain: two additions a table row, then one a byte of the column.
 //
-// Eight tables at a time (20 KB) stay in L1. A block's bytes are transcoded to base 3 (digit 3, in
+// Eight tables at a time (20 KB) stay in L1. A span's bytes are transcoded to base 3 (digit 3, in
 // damaged files only, becomes 0: every index stays inside the table). Sums of a column chunk wait
-// in scratch, (column, 8 rows), between blocks.
+// in scratch, (column, 8 rows), between spans.
 //
 // prepared: x (row blocks, num_spans, 32 bytes, 4 fields, 8 rows) float32, zero past K and rows.
 // scratch:  tables | codes (4, columns) uint64 | scales (columns) | sums (columns, 8) |
@@ -1085,7 +1085,7 @@ void BuildTables(const float* x, float* tables) {
   }
 }
 
-// Codes of block b, columns [begin, begin + num_columns), as base-3 patterns: codes (4, stride)
+// Codes of span b, columns [begin, begin + num_columns), as base-3 patterns: codes (4, stride)
 // uint64, eight bytes of one column each. Columns up to stride get pattern 40, level 0.
 void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns, int64_t stride,
                uint64_t* codes) {
