@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <exception>
 #include <new>
 #include <string>
+#include <thread>
 
 #include "index_view.h"
 #include "kernel_registry.h"
@@ -218,11 +220,67 @@ std::unique_ptr<const IndexView> ReadIndex(const OrtApi& api, const NodeReader& 
   return std::make_unique<const IndexView>(node, reader.name());
 }
 
+// The number of threads of a session's pool, which the C API does not tell: items that wait for
+// each other show how many run at the same time. Threads may be slow to wake, so the largest of a
+// few counts is kept.
+class ThreadCount {
+ public:
+  int64_t Get(Host* host) {
+    int64_t most = count_.load(std::memory_order_relaxed);
+    if (counts_left_.load(std::memory_order_relaxed) <= 0) return most;
+    const int64_t processors = std::max<int64_t>(1, std::thread::hardware_concurrency());
+    const int64_t count = processors == 1 ? 1 : Count(host, processors);
+    while (count > most && !count_.compare_exchange_weak(most, count)) {
+    }
+    if (count == processors) {
+      counts_left_.store(0, std::memory_order_relaxed);
+    } else {
+      counts_left_.fetch_sub(1, std::memory_order_relaxed);
+    }
+    return std::max(count, most);
+  }
+
+ private:
+  struct Meeting {
+    int64_t expected;
+    std::chrono::steady_clock::time_point deadline;
+    std::atomic<int64_t> present{0};
+    std::atomic<bool> over{false};
+  };
+
+  static int64_t Count(Host* host, int64_t expected) {
+    Meeting meeting;
+    meeting.expected = expected;
+    meeting.deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
+    host->ParallelFor(
+        static_cast<size_t>(expected),
+        [](void* context, size_t) {
+          Meeting& shared = *static_cast<Meeting*>(context);
+          // Whoever comes after the end may be a thread that has been counted.
+          if (shared.over.load(std::memory_order_acquire)) return;
+          const int64_t present = shared.present.fetch_add(1) + 1;
+          while (present < shared.expected && !shared.over.load(std::memory_order_acquire)) {
+            if (shared.present.load() >= shared.expected ||
+                std::chrono::steady_clock::now() > shared.deadline) {
+              break;
+            }
+          }
+          shared.over.store(true, std::memory_order_release);
+        },
+        &meeting);
+    return meeting.present.load();
+  }
+
+  std::atomic<int64_t> count_{1};
+  std::atomic<int> counts_left_{3};
+};
+
 // Scratch from the session's arena, threads from its pool, for the time of one Compute call.
 class SessionHost : public Host {
  public:
-  SessionHost(const OrtApi& api, const OrtKernelContext* context, const OrtMemoryInfo* memory_info)
-      : api_(api), context_(context) {
+  SessionHost(const OrtApi& api, const OrtKernelContext* context, const OrtMemoryInfo* memory_info,
+              ThreadCount* thread_count)
+      : api_(api), context_(context), thread_count_(thread_count) {
     Check(api_, api_.KernelContext_GetAllocator(context, memory_info, &allocator_));
   }
   ~SessionHost() override { api_.ReleaseAllocator(allocator_); }
@@ -232,6 +290,10 @@ class SessionHost : public Host {
   void ParallelFor(size_t count, void (*body)(void*, size_t), void* context) override {
     // One batch an item: threads take the next item when they are free.
     Check(api_, api_.KernelContext_ParallelFor(context_, body, count, count, context));
+  }
+  int64_t NumThreads() override {
+    if (num_threads_ == 0) num_threads_ = thread_count_->Get(this);
+    return num_threads_;
   }
   void* Allocate(size_t bytes) override {
     void* memory = allocator_->Alloc(allocator_, bytes);
@@ -244,9 +306,11 @@ class SessionHost : public Host {
   const OrtApi& api_;
   const OrtKernelContext* context_;
   OrtAllocator* allocator_ = nullptr;
+  ThreadCount* thread_count_;
+  int64_t num_threads_ = 0;
 };
 
-// Immutable after creation: concurrent Run calls share it.
+// Immutable after creation, but for the count of threads: concurrent Run calls share it.
 class OpKernel {
  public:
   OpKernel(const OrtApi& api, const OrtKernelInfo* info, ElementType type)
@@ -293,7 +357,7 @@ class OpKernel {
       request.x = aligned_x.data();
     }
     Check(api_, api_.GetTensorMutableData(y, &request.y));
-    SessionHost host(api_, context, memory_info_.get());
+    SessionHost host(api_, context, memory_info_.get(), &thread_count_);
     try {
       Run(layer, request, &host, nullptr);
     } catch (const RunError& error) {
@@ -316,6 +380,7 @@ class OpKernel {
   std::string name_;
   std::unique_ptr<const IndexView> index_;
   std::unique_ptr<OrtMemoryInfo, decltype(OrtApi::ReleaseMemoryInfo)> memory_info_;
+  mutable ThreadCount thread_count_;
 };
 
 ElementType ElementTypeOf(ONNXTensorElementDataType type) {

@@ -1,7 +1,9 @@
 #include "run.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <memory>
 #include <thread>
 
 #include "half.h"
@@ -22,8 +24,8 @@ constexpr float kLargestMagnitude = 1e31f;
 // K = 2080.
 constexpr double kCrestLimit = 64.0;
 
-// A parallel item is worth its dispatch (a few microseconds) from about this many weights on.
-constexpr int64_t kMinWorkPerItem = int64_t{1} << 17;
+// A parallel item is worth its dispatch (a few microseconds) from about this many products on.
+constexpr int64_t kMinWorkPerItem = int64_t{1} << 18;
 constexpr int64_t kItemsPerThread = 4;
 // From this many rows on, kernels build tables per part, which wants wide parts.
 constexpr int64_t kTableRows = 3;
@@ -41,12 +43,6 @@ enum class RowKind : uint8_t { ordinary, spread, ieee };
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 size_t Align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-int64_t NumThreads() {
-  static const int64_t count =
-      std::max<int64_t>(1, static_cast<int64_t>(std::thread::hardware_concurrency()));
-  return count;
-}
 
 // x: K elements of `type`.
 void LoadRow(ElementType type, const void* x, int64_t K, float* out) {
@@ -277,7 +273,7 @@ class Runner {
 
   int64_t NumRowParts() const {
     return std::min(
-        {request_.rows, NumThreads(), std::max<int64_t>(1, request_.rows * layer_.K >> 18)});
+        {request_.rows, host_->NumThreads(), std::max<int64_t>(1, request_.rows * layer_.K >> 18)});
   }
 
   // visit(part, m, x): rows of X as float32, each by the one of num_parts it belongs to.
@@ -331,7 +327,7 @@ class Runner {
       std::vector<Tile> tiles;
       const int64_t tile_rows = TileRows(*kernel, num_rows - first);
       const int64_t most =
-          std::min(MaxTiles(*kernel, num_rows - first), kItemsPerThread * NumThreads());
+          std::min(MaxTiles(*kernel, num_rows - first), kItemsPerThread * host_->NumThreads());
       do {
         int64_t count = std::min(num_rows - first, tile_rows);
         // A few rows more than whole steps are better left to a kernel for few rows.
@@ -347,13 +343,13 @@ class Runner {
     }
   }
 
-  // Rows of a tile: where there are too few columns to share among the threads, rows are shared,
-  // in whole steps, rather than tables built twice.
+  // Rows of a tile: as many tiles as keep every thread busy with all columns, so that no table is
+  // built twice, but in whole steps.
   int64_t TileRows(const Kernel& kernel, int64_t num_rows) const {
     if (request_.num_parts > 0 || kernel.max_rows <= kRowStep) return kernel.max_rows;
-    const int64_t wide_parts = std::max<int64_t>(1, layer_.N / kWideColumns);
-    const int64_t num_tiles = CeilDiv(NumThreads(), wide_parts);
-    const int64_t rows = CeilDiv(CeilDiv(num_rows, num_tiles), kRowStep) * kRowStep;
+    const int64_t threads = host_->NumThreads();
+    const int64_t num_tiles = CeilDiv(CeilDiv(num_rows, kernel.max_rows), threads) * threads;
+    const int64_t rows = CeilDiv(CeilDiv(num_rows, kRowStep), num_tiles) * kRowStep;
     return std::min(rows, kernel.max_rows);
   }
 
@@ -362,23 +358,29 @@ class Runner {
     const size_t bytes = Align(kernel.prepared_bytes(&layer_, rows)) +
                          Align(kernel.scratch_bytes(&layer_, rows, layer_.N)) +
                          static_cast<size_t>(rows * (layer_.K + layer_.N)) * sizeof(float);
-    const int64_t near =
-        NumThreads() * std::max<int64_t>(1, static_cast<int64_t>(kRoundBytesPerThread / bytes));
+    const int64_t near = host_->NumThreads() *
+                         std::max<int64_t>(1, static_cast<int64_t>(kRoundBytesPerThread / bytes));
     return std::clamp<int64_t>(static_cast<int64_t>(kMaxRoundBytes / bytes), 1, near);
   }
 
   // Columns of a part: a multiple of the kernel's step.
-  int64_t PartColumns(const Kernel& kernel, int64_t num_tiles, int64_t rows) const {
+  int64_t PartColumns(const Kernel& kernel, const std::vector<Tile>& tiles) const {
     const int64_t step = kernel.column_step;
+    const int64_t rows = tiles.front().rows;
+    const int64_t num_tiles = static_cast<int64_t>(tiles.size());
+    const int64_t threads = host_->NumThreads();
     int64_t num_parts = request_.num_parts;
-    if (num_parts <= 0) {
+    const bool even = num_tiles % threads == 0 && tiles.back().rows == rows;
+    if (num_parts <= 0 && !even) {
       const int64_t work_columns = CeilDiv(kMinWorkPerItem, rows * layer_.K);
       const int64_t columns = rows >= kTableRows ? kWideColumns : kNarrowColumns;
-      num_parts = std::min(CeilDiv(kItemsPerThread * NumThreads(), num_tiles),
+      num_parts = std::min(CeilDiv(kItemsPerThread * threads, num_tiles),
                            layer_.N / std::max(columns, work_columns));
       // Rather narrow parts than idle threads.
-      num_parts = std::max(num_parts, std::min(CeilDiv(NumThreads(), num_tiles),
+      num_parts = std::max(num_parts, std::min(CeilDiv(threads, num_tiles),
                                                layer_.N / std::max(kNarrowColumns, work_columns)));
+      // As many for each thread.
+      if (num_tiles == 1 && num_parts > threads) num_parts = num_parts / threads * threads;
     }
     num_parts = std::max<int64_t>(1, num_parts);
     return CeilDiv(CeilDiv(layer_.N, num_parts), step) * step;
@@ -387,11 +389,13 @@ class Runner {
   void RunRound(const Kernel& kernel, const int64_t* rows, std::vector<Tile>* tiles) {
     const int64_t num_tiles = static_cast<int64_t>(tiles->size());
     const int64_t tile_rows = tiles->front().rows;
-    const int64_t part_columns = PartColumns(kernel, num_tiles, tile_rows);
+    const int64_t part_columns = PartColumns(kernel, *tiles);
     const int64_t num_parts = CeilDiv(layer_.N, part_columns);
     const auto row_at = [&](int64_t position) { return rows ? rows[position] : position; };
 
-    // One allocation: what a tile needs, then the scratch of each (tile, part).
+    // One allocation: what a tile needs, then the scratch of each worker.
+    const int64_t num_items = num_tiles * num_parts;
+    const int64_t num_workers = std::min(host_->NumThreads(), num_items);
     size_t tile_bytes = 0;
     const auto reserve = [&](size_t bytes) {
       const size_t offset = tile_bytes;
@@ -409,10 +413,9 @@ class Runner {
     const size_t y_offset = reserve(row_count * static_cast<size_t>(layer_.N) * sizeof(float));
     const size_t scratch_bytes = Align(kernel.scratch_bytes(&layer_, tile_rows, part_columns));
     const size_t scratch_offset = tile_bytes * static_cast<size_t>(num_tiles);
-    Buffer buffer(host_, scratch_offset + scratch_bytes * static_cast<size_t>(num_tiles) *
-                                              static_cast<size_t>(num_parts));
+    Buffer buffer(host_, scratch_offset + scratch_bytes * static_cast<size_t>(num_workers));
 
-    ParallelFor(host_, num_tiles, [&](int64_t t) noexcept {
+    const auto prepare = [&](int64_t t) noexcept {
       Tile& tile = (*tiles)[static_cast<size_t>(t)];
       uint8_t* memory = buffer.data() + tile_bytes * static_cast<size_t>(t);
       if (in_place(tile)) {
@@ -428,19 +431,49 @@ class Runner {
       }
       tile.prepared = memory + prepared_offset;
       kernel.prepare(&layer_, tile.x, tile.rows, tile.prepared);
-    });
-
-    ParallelFor(host_, num_tiles * num_parts, [&](int64_t item) noexcept {
+    };
+    const auto compute = [&](int64_t item, uint8_t* scratch) noexcept {
       const Tile& tile = (*tiles)[static_cast<size_t>(item / num_parts)];
       const int64_t begin = item % num_parts * part_columns;
       const int64_t end = std::min(layer_.N, begin + part_columns);
-      kernel.compute(&layer_, tile.x, tile.rows, tile.prepared, begin, end, tile.y,
-                     buffer.data() + scratch_offset + scratch_bytes * static_cast<size_t>(item));
+      kernel.compute(&layer_, tile.x, tile.rows, tile.prepared, begin, end, tile.y, scratch);
       if (layer_.column_sums) FinishUnsigned(tile.y, tile.rows, begin, end);
       if (in_place(tile)) return;
       for (int64_t i = 0; i < tile.rows; ++i) {
         StoreRow(request_.type, tile.y + i * layer_.N + begin, end - begin,
                  YElement(row_at(tile.first + i), begin));
+      }
+    };
+
+    // One parallel region: workers take tiles to prepare, then items. An item waits for its tile,
+    // which somebody who is running took before it.
+    std::atomic<int64_t> next_tile{0};
+    std::atomic<int64_t> next_item{0};
+    std::unique_ptr<std::atomic<bool>[]> ready(
+        new std::atomic<bool>[static_cast<size_t>(num_tiles)]);
+    for (int64_t t = 0; t < num_tiles; ++t) ready[static_cast<size_t>(t)] = false;
+    ParallelFor(host_, num_workers, [&](int64_t worker) noexcept {
+      uint8_t* scratch =
+          buffer.data() + scratch_offset + scratch_bytes * static_cast<size_t>(worker);
+      const auto prepare_next = [&] {
+        const int64_t t = next_tile.fetch_add(1, std::memory_order_relaxed);
+        if (t >= num_tiles) return;
+        prepare(t);
+        ready[static_cast<size_t>(t)].store(true, std::memory_order_release);
+      };
+      prepare_next();
+      for (;;) {
+        const int64_t item = next_item.fetch_add(1, std::memory_order_relaxed);
+        if (item >= num_items) return;
+        const std::atomic<bool>& tile_ready = ready[static_cast<size_t>(item / num_parts)];
+        while (!tile_ready.load(std::memory_order_acquire)) {
+          if (next_tile.load(std::memory_order_relaxed) < num_tiles) {
+            prepare_next();
+          } else {
+            std::this_thread::yield();
+          }
+        }
+        compute(item, scratch);
       }
     });
   }

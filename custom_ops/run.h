@@ -24,6 +24,8 @@ class Host {
   virtual ~Host() = default;
   // Runs body(context, i) for 0 <= i < count, in any order and on any thread; body does not throw.
   virtual void ParallelFor(size_t count, void (*body)(void*, size_t), void* context) = 0;
+  // How many bodies ParallelFor runs at the same time: what work is cut for, never what it gives.
+  virtual int64_t NumThreads() { return 1; }
   virtual void* Allocate(size_t bytes) = 0;
   virtual void Free(void* memory) noexcept = 0;
 };

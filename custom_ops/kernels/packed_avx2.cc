@@ -2,19 +2,28 @@
 // batched lookup GEMM (float; method of four Russians, Arlazarov et al. 1970, the patterns of arXiv
 // 2411.06360 turned round).
 //
-// Layout: docs/index_format.md section 2.1 with blocks of 128 inputs. One block of one column is 32
-// bytes, one register; bits 2j..2j+1 of byte i are the code (level + 1) of input 32 j + i. Codes
-// come in tiles of four columns: (column tile, block, 4 columns, 32 bytes), one stream. Loads of
-// codes are unaligned (memory-mapped files); everything in prepared and scratch is 64-byte aligned.
+// Layout: docs/index_format.md sections 2.1 and 2.3. A span is 128 inputs: one block, or several
+// smaller ones. 2-bit codes in blocks of 128 are read as they lie: 32 bytes a column and span, one
+// register; bits 2j..2j+1 of byte i are the code (level + 1) of input 32 j + i; tiles of four
+// columns are one stream: (column tile, span, 4 columns, 32 bytes). Smaller blocks and bits are
+// brought to that form a tile at a time: byte i of block b (B/4 bytes) of a column goes to byte
+// (B/4) b + i of its 32, so field j of that byte is input B b + (B/4) j + i of the span, and
+// activations are laid out in that order. A unit is one block: B/16 int32 lanes of a register.
+// Loads of codes are unaligned (memory-mapped files); everything in prepared and scratch is 64-byte
+// aligned.
 //
 // Ranges. Codes are 0, 1, 2 (3 only in damaged files: sums then wrap, which intrinsics define).
 // d is an int8 in [-128, 127].
 //   code field at scale 1: maddubs adds two products, |.| <= 2 * 2 * 128 = 512
 //   code field at scale 4 (mask 12, not shifted): |.| <= 2 * 8 * 128 = 2048
-// so two maddubs a block at scale 4 over 8 blocks reach 16 * -2048 = -32768 and 16 * 8 * 127 * 2 =
-// 32512: exactly int16. Sums are widened to int32 every 8 blocks. There the sum over codes may wrap
+// so two maddubs a span at scale 4 over 8 spans reach 16 * -2048 = -32768 and 16 * 8 * 127 * 2 =
+// 32512: exactly int16. Sums are widened to int32 every 8 spans. There the sum over codes may wrap
 // for K above 2^23, but sum(code * d) - sum(d) = sum(level * d) is at most 128 K <= 2^31 - 128 in
 // magnitude, and so exact modulo 2^32.
+//
+// With scales per group, units are summed exactly, weighted in float64 and added up there in the
+// order of the units. A span at scale 1 is four maddubs, 4 * 512; the three digits of a unit are
+// put together first: at most 128 * 8355711 < 2^31.
 //
 // C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
 // AVX2 may leave this file.
@@ -23,42 +32,52 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "quantise_absmax.h"
 #include "quantise_row.h"
 
 namespace onnx_ternary {
 namespace avx2 {
 namespace {
 
-constexpr int64_t kBlock = 128;      // inputs
-constexpr int64_t kBlockBytes = 32;  // codes of one column
-constexpr int64_t kTile = 4;         // columns
-constexpr int64_t kTileBlockBytes = kTile * kBlockBytes;
-constexpr int64_t kWiden = 8;  // blocks an int16 sum may span, see above
+constexpr int64_t kSpan = 128;      // inputs
+constexpr int64_t kSpanBytes = 32;  // codes of one column
+constexpr int64_t kTile = 4;        // columns
+constexpr int64_t kTileSpanBytes = kTile * kSpanBytes;
+constexpr int64_t kWiden = 8;  // spans an int16 sum may cover, see above
 
 // Hides DRAM latency: three KB ahead was best on Zen 3 (27.6 against 24 weights/cycle without).
 constexpr int64_t kPrefetchBytes = 3072;
 
 size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
-bool AcceptsTwoBit128(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->storage == Storage::two_bit &&
-         layer->block_size == kBlock;
-}
-
 bool AcceptsFloat(const Layer* layer) {
-  return layer->activation == Activation::float32 && AcceptsTwoBit128(layer);
+  return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32;
 }
 
 bool AcceptsInt8(const Layer* layer) {
-  return layer->activation == Activation::int8 && AcceptsTwoBit128(layer);
+  return layer->index_format == IndexFormat::packed && layer->activation == Activation::int8;
+}
+
+// As QuantiseActivationRow, compiled for this instruction set where it is a matter of absmax.
+float QuantiseRow(const Layer* layer, const float* x, int8_t* q) {
+  const bool absmax = layer->activation_rule == ActivationRule::absmax_division ||
+                      layer->activation_rule == ActivationRule::absmax_reciprocal;
+  return (absmax ? QuantiseAbsmaxRow : QuantiseActivationRow)(layer, x, q);
 }
 
 bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
 
-int64_t NumGroups(const Layer* layer) { return PerGroup(layer) ? layer->num_groups : 1; }
+int64_t NumSpans(const Layer* layer) {
+  return (layer->num_k_blocks * layer->block_size + kSpan - 1) / kSpan;
+}
 
-int64_t BlocksPerGroup(const Layer* layer) {
-  return PerGroup(layer) ? layer->group_size / kBlock : layer->num_k_blocks;
+int64_t SpanUnits(const Layer* layer) { return kSpan / layer->block_size; }
+
+// Units of all spans, also those of the last one past the last block.
+int64_t PaddedUnits(const Layer* layer) { return NumSpans(layer) * SpanUnits(layer); }
+
+bool AsIs(const Layer* layer) {
+  return layer->storage == Storage::two_bit && layer->block_size == kSpan;
 }
 
 int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -90,31 +109,168 @@ __m128 LoadScale(const Layer* layer, int64_t n) {
   return LoadFloats(layer->scale + n, layer->N - n);
 }
 
-// Scales per group are copied four tiles (a cache line) at a time to scratch, (tiles, groups, 4
-// columns): read in place, the groups of a column lie N floats apart and evict each other from L1
-// where N is a multiple of a power of two (GEMV 1.3 to 2 times slower at N = 2560).
-constexpr int64_t kStripTiles = 4;
-
-size_t StripBytes(const Layer* layer, int64_t, int64_t) {
-  return PerGroup(layer) ? (size_t)(layer->num_groups * kStripTiles * kTile) * sizeof(float) : 0;
+// rows: pieces of block_bytes of the four columns, unit after unit. columns: those of each column
+// side by side, 32 bytes.
+void GatherColumns(int64_t piece_bytes, const __m256i* rows, __m256i* columns) {
+  if (piece_bytes == 16) {
+    for (int i = 0; i < 2; ++i) {
+      columns[2 * i] = _mm256_permute2x128_si256(rows[i], rows[2 + i], 0x20);
+      columns[2 * i + 1] = _mm256_permute2x128_si256(rows[i], rows[2 + i], 0x31);
+    }
+    return;
+  }
+  if (piece_bytes == 8) {
+    const __m256i even01 = _mm256_unpacklo_epi64(rows[0], rows[1]);
+    const __m256i odd01 = _mm256_unpackhi_epi64(rows[0], rows[1]);
+    const __m256i even23 = _mm256_unpacklo_epi64(rows[2], rows[3]);
+    const __m256i odd23 = _mm256_unpackhi_epi64(rows[2], rows[3]);
+    columns[0] = _mm256_permute2x128_si256(even01, even23, 0x20);
+    columns[1] = _mm256_permute2x128_si256(odd01, odd23, 0x20);
+    columns[2] = _mm256_permute2x128_si256(even01, even23, 0x31);
+    columns[3] = _mm256_permute2x128_si256(odd01, odd23, 0x31);
+    return;
+  }
+  const __m256i low01 = _mm256_unpacklo_epi32(rows[0], rows[1]);
+  const __m256i high01 = _mm256_unpackhi_epi32(rows[0], rows[1]);
+  const __m256i low23 = _mm256_unpacklo_epi32(rows[2], rows[3]);
+  const __m256i high23 = _mm256_unpackhi_epi32(rows[2], rows[3]);
+  columns[0] = _mm256_unpacklo_epi64(low01, low23);
+  columns[1] = _mm256_unpackhi_epi64(low01, low23);
+  columns[2] = _mm256_unpacklo_epi64(high01, high23);
+  columns[3] = _mm256_unpackhi_epi64(high01, high23);
+  // Now the even units, then the odd ones.
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int c = 0; c < kTile; ++c) columns[c] = _mm256_permutevar8x32_epi32(columns[c], order);
 }
 
-// Scales of the tile at column n, (groups, 4); fills the strip at the first tile of each.
+// One span of the tile's codes in the form of 2-bit blocks of 128, a register a column. What lies
+// past the last block becomes some code, which meets activations of zero.
+void ExpandSpan(const Layer* layer, const uint8_t* tile_codes, int64_t span, __m256i* columns) {
+  const int64_t unit_bytes = kTile * layer->block_bytes;
+  const int64_t span_bytes = SpanUnits(layer) * unit_bytes;
+  const int64_t left = (layer->num_k_blocks - span * SpanUnits(layer)) * unit_bytes;
+  const uint8_t* source = tile_codes + span * span_bytes;
+  uint8_t padded[kTileSpanBytes];
+  if (left < span_bytes) {
+    memset(padded, 0, sizeof padded);
+    memcpy(padded, source, (size_t)left);
+    source = padded;
+  }
+  __m256i rows[4];
+  if (layer->storage == Storage::two_bit) {
+    for (int i = 0; i < 4; ++i) rows[i] = LoadU(source + i * 32);
+    GatherColumns(layer->block_bytes, rows, columns);
+    return;
+  }
+  // Even bits and odd ones, the two halves of a 2-bit block, at the places of 2-bit codes. Level +
+  // 1 is twice the bit, or one more than the bit.
+  const __m256i mask = _mm256_set1_epi8(0x55);
+  __m256i halves[2][2];
+  for (int i = 0; i < 2; ++i) {
+    const __m256i v = LoadU(source + i * 32);
+    for (int half = 0; half < 2; ++half) {
+      const __m256i bits = _mm256_and_si256(half ? _mm256_srli_epi16(v, 1) : v, mask);
+      halves[half][i] = _mm256_add_epi8(bits, layer->alphabet == Alphabet::binary_01 ? mask : bits);
+    }
+  }
+  switch (layer->block_bytes) {
+    case 16:
+      rows[0] = halves[0][0];
+      rows[1] = halves[0][1];
+      rows[2] = halves[1][0];
+      rows[3] = halves[1][1];
+      break;
+    case 8:
+      rows[0] = halves[0][0];
+      rows[1] = halves[1][0];
+      rows[2] = halves[0][1];
+      rows[3] = halves[1][1];
+      break;
+    case 4:
+      for (int i = 0; i < 2; ++i) {
+        rows[2 * i] = _mm256_permute2x128_si256(halves[0][i], halves[1][i], 0x20);
+        rows[2 * i + 1] = _mm256_permute2x128_si256(halves[0][i], halves[1][i], 0x31);
+      }
+      break;
+    default:
+      // Two bytes of each half make four of a unit: two units (c0 c1 c2 c3) in 128 bits.
+      for (int i = 0; i < 2; ++i) {
+        const __m256i low = _mm256_unpacklo_epi16(halves[0][i], halves[1][i]);
+        const __m256i high = _mm256_unpackhi_epi16(halves[0][i], halves[1][i]);
+        rows[2 * i] = _mm256_permute2x128_si256(low, high, 0x20);
+        rows[2 * i + 1] = _mm256_permute2x128_si256(low, high, 0x31);
+      }
+      break;
+  }
+  GatherColumns(layer->block_bytes == 2 ? 4 : layer->block_bytes, rows, columns);
+}
+
+// Codes of the tile at column n, (spans, 4, 32) bytes: the layer's, or made in `expanded`.
+const uint8_t* TileCodes(const Layer* layer, int64_t n, uint8_t* expanded) {
+  const uint8_t* codes =
+      layer->codes + n / kTile * layer->num_k_blocks * kTile * layer->block_bytes;
+  if (AsIs(layer)) return codes;
+  for (int64_t span = 0; span < NumSpans(layer); ++span) {
+    __m256i columns[kTile];
+    ExpandSpan(layer, codes, span, columns);
+    for (int c = 0; c < kTile; ++c) {
+      _mm256_store_si256((__m256i*)(expanded + span * kTileSpanBytes) + c, columns[c]);
+    }
+  }
+  return expanded;
+}
+
+// Activations of a span in the order of the fields; q and out do not overlap.
+void OrderSpan(const Layer* layer, const int8_t* q, int8_t* out) {
+  const int64_t quarter = layer->block_size / 4;
+  for (int64_t field = 0; field < 4; ++field) {
+    for (int64_t u = 0; u < SpanUnits(layer); ++u, out += quarter) {
+      memcpy(out, q + u * layer->block_size + field * quarter, (size_t)quarter);
+    }
+  }
+}
+
+// Scales per group are copied four tiles (a cache line) at a time to scratch, (tiles, units, 4
+// columns), zero past the last unit: read in place, the groups of a column lie N floats apart and
+// evict each other from L1 where N is a multiple of a power of two (GEMV 1.3 to 2 times slower at
+// N = 2560).
+constexpr int64_t kStripTiles = 4;
+
+// scratch of the decode kernels: scales, then an expanded tile
+struct DecodeScratch {
+  size_t expanded_offset, bytes;
+};
+
+DecodeScratch DecodeScratchLayout(const Layer* layer) {
+  DecodeScratch layout;
+  layout.expanded_offset =
+      PerGroup(layer) ? (size_t)(PaddedUnits(layer) * kStripTiles * kTile) * sizeof(float) : 0;
+  layout.bytes =
+      layout.expanded_offset + (AsIs(layer) ? 0 : (size_t)(NumSpans(layer) * kTileSpanBytes));
+  return layout;
+}
+
+size_t DecodeScratchBytes(const Layer* layer, int64_t, int64_t) {
+  return DecodeScratchLayout(layer).bytes;
+}
+
+// Scales of the tile at column n, (units, 4); fills the strip at the first tile of each.
 const float* StripScales(const Layer* layer, int64_t begin, int64_t n, void* scratch) {
-  const int64_t num_groups = layer->num_groups;
+  const int64_t num_units = PaddedUnits(layer);
   float* strip = (float*)scratch;
   const int64_t tile = (n - begin) / kTile % kStripTiles;
   if (tile == 0) {
-    for (int64_t g = 0; g < num_groups; ++g) {
-      const float* row = layer->scale + g * layer->N;
+    for (int64_t u = 0; u < num_units; ++u) {
+      const float* row = layer->scale + u * layer->block_size / layer->group_size * layer->N;
       for (int64_t t = 0; t < kStripTiles && n + t * kTile < layer->N; ++t) {
         const int64_t column = n + t * kTile;
-        _mm_store_ps(strip + (t * num_groups + g) * kTile,
-                     LoadFloats(row + column, layer->N - column));
+        _mm_store_ps(strip + (t * num_units + u) * kTile,
+                     u < layer->num_k_blocks ? LoadFloats(row + column, layer->N - column)
+                                             : _mm_setzero_ps());
       }
     }
   }
-  return strip + tile * num_groups * kTile;
+  return strip + tile * num_units * kTile;
 }
 
 __m128 LoadBias(const Layer* layer, int64_t n) {
@@ -134,60 +290,142 @@ __m256i Widen(__m256i sum_scale1, __m256i sum_scale4) {
   return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
 }
 
-// Sum of int8 values, exact: num_bytes is a multiple of 32.
+// Sum of int8 values, exact: num_bytes is a multiple of 16.
 int32_t SumBytes(const int8_t* q, int64_t num_bytes) {
-  const __m256i one_u8 = _mm256_set1_epi8(1);
-  const __m256i one_i16 = _mm256_set1_epi16(1);
-  __m256i sum = _mm256_setzero_si256();
-  for (int64_t i = 0; i < num_bytes; i += 32) {
-    sum = _mm256_add_epi32(sum,
-                           _mm256_madd_epi16(_mm256_maddubs_epi16(one_u8, LoadA(q + i)), one_i16));
+  const __m128i one_u8 = _mm_set1_epi8(1);
+  const __m128i one_i16 = _mm_set1_epi16(1);
+  __m128i sum = _mm_setzero_si128();
+  for (int64_t i = 0; i < num_bytes; i += 16) {
+    const __m128i bytes = _mm_loadu_si128((const __m128i*)(q + i));
+    sum = _mm_add_epi32(sum, _mm_madd_epi16(_mm_maddubs_epi16(one_u8, bytes), one_i16));
   }
-  return _mm_cvtsi128_si32(HorizontalSums(sum, sum, sum, sum));
+  sum = _mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum));
+  return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 1)));
+}
+
+// sums (padded units,): of q over each.
+void UnitSums(const Layer* layer, const int8_t* q, int32_t* sums) {
+  for (int64_t u = 0; u < PaddedUnits(layer); ++u) {
+    sums[u] = SumBytes(q + u * layer->block_size, layer->block_size);
+  }
+}
+
+// total += scale * (sum - the unit's activations) for four columns.
+inline __m256d AddUnit(__m256d total, __m128i sum, const int32_t* unit_sum, const float* scales) {
+  const __m128i exact = _mm_sub_epi32(sum, _mm_set1_epi32(*unit_sum));
+  return _mm256_fmadd_pd(_mm256_cvtepi32_pd(exact), _mm256_cvtps_pd(_mm_load_ps(scales)), total);
+}
+
+// The same for the units of one span, from the eight int32 of each column. unit_sums and scales
+// (units, 4) begin at the span.
+inline __m256d AddUnits(int64_t block_size, __m256d total, const __m256i* columns,
+                        const int32_t* unit_sums, const float* scales) {
+  const __m256i a = columns[0], b = columns[1], c = columns[2], d = columns[3];
+  if (block_size == kSpan) {
+    return AddUnit(total, HorizontalSums(a, b, c, d), unit_sums, scales);
+  }
+  // Registers of four columns, one unit in each half.
+  __m256i units[4];
+  int count = 1;
+  if (block_size == 16) {
+    const __m256i low_ab = _mm256_unpacklo_epi32(a, b), high_ab = _mm256_unpackhi_epi32(a, b);
+    const __m256i low_cd = _mm256_unpacklo_epi32(c, d), high_cd = _mm256_unpackhi_epi32(c, d);
+    units[0] = _mm256_unpacklo_epi64(low_ab, low_cd);
+    units[1] = _mm256_unpackhi_epi64(low_ab, low_cd);
+    units[2] = _mm256_unpacklo_epi64(high_ab, high_cd);
+    units[3] = _mm256_unpackhi_epi64(high_ab, high_cd);
+    count = 4;
+  } else {
+    const __m256i ab = _mm256_hadd_epi32(a, b), cd = _mm256_hadd_epi32(c, d);
+    if (block_size == 64) {
+      units[0] = _mm256_hadd_epi32(ab, cd);
+    } else {
+      const __m256 x = _mm256_castsi256_ps(ab), y = _mm256_castsi256_ps(cd);
+      units[0] = _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0x88));
+      units[1] = _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0xdd));
+      count = 2;
+    }
+  }
+  for (int i = 0; i < count; ++i) {
+    total = AddUnit(total, _mm256_castsi256_si128(units[i]), unit_sums + i, scales + i * kTile);
+  }
+  for (int i = 0; i < count; ++i) {
+    total = AddUnit(total, _mm256_extracti128_si256(units[i], 1), unit_sums + count + i,
+                    scales + (count + i) * kTile);
+  }
+  return total;
+}
+
+// The four fields of 32 bytes, at scale 1.
+inline void Fields(__m256i v, __m256i* fields) {
+  const __m256i mask3 = _mm256_set1_epi8(3);
+  fields[0] = _mm256_and_si256(v, mask3);
+  fields[1] = _mm256_and_si256(_mm256_srli_epi16(v, 2), mask3);
+  fields[2] = _mm256_and_si256(_mm256_srli_epi16(v, 4), mask3);
+  fields[3] = _mm256_and_si256(_mm256_srli_epi16(v, 6), mask3);
+}
+
+// sum(code * q) over one span of one column, sixteen int16.
+inline __m256i DotSpan(const __m256i* fields, const int8_t* q) {
+  return _mm256_add_epi16(_mm256_add_epi16(_mm256_maddubs_epi16(fields[0], LoadA(q)),
+                                           _mm256_maddubs_epi16(fields[1], LoadA(q + 32))),
+                          _mm256_add_epi16(_mm256_maddubs_epi16(fields[2], LoadA(q + 64)),
+                                           _mm256_maddubs_epi16(fields[3], LoadA(q + 96))));
 }
 
 // ---------------------------------------------------------------------------------------------
 // packed_gemv_int8_1x4: one row, four columns. prepared, per row:
-//   q     (num_k_blocks * 128,) int8, zero past K
-//   sums  (num_groups,) int32: sum of q over the group's rows
+//   q     (num_spans * 128,) int8, zero past K
+//   sums  () int32: sum of q; with scales per group (padded units,): over each unit
 //   s     float
-// Load 32 bytes v and s = v >> 4; v & 3, v & 12, s & 3, s & 12 are the four fields, two of them at
-// scale 4, summed apart.
+// and one row in order. Load 32 bytes v and s = v >> 4; v & 3, v & 12, s & 3, s & 12 are the four
+// fields, two of them at scale 4, summed apart.
 
 struct Int8Row {
   size_t sums_offset, s_offset, bytes;
 };
 
+int64_t NumSums(const Layer* layer) { return PerGroup(layer) ? PaddedUnits(layer) : 1; }
+
 Int8Row Int8RowLayout(const Layer* layer) {
   Int8Row row;
-  row.sums_offset = (size_t)(layer->num_k_blocks * kBlock);
-  row.s_offset = row.sums_offset + RoundUp64((size_t)NumGroups(layer) * sizeof(int32_t));
+  row.sums_offset = (size_t)(NumSpans(layer) * kSpan);
+  row.s_offset = row.sums_offset + RoundUp64((size_t)NumSums(layer) * sizeof(int32_t));
   row.bytes = row.s_offset + 64;
   return row;
 }
 
 size_t GemvInt8PreparedBytes(const Layer* layer, int64_t rows) {
-  return Int8RowLayout(layer).bytes * (size_t)rows;
+  return Int8RowLayout(layer).bytes * (size_t)rows + (size_t)(NumSpans(layer) * kSpan);
+}
+
+// Quantises a row to in_order (padded K,) and sums it up. Returns s.
+float QuantiseAndSum(const Layer* layer, const float* x, int8_t* in_order, int32_t* sums) {
+  const int64_t padded_K = NumSpans(layer) * kSpan;
+  const float s = QuantiseRow(layer, x, in_order);
+  memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
+  if (PerGroup(layer)) {
+    UnitSums(layer, in_order, sums);
+  } else {
+    *sums = SumBytes(in_order, padded_K);
+  }
+  return s;
 }
 
 void PrepareGemvInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
   const Int8Row layout = Int8RowLayout(layer);
-  const int64_t group_inputs = BlocksPerGroup(layer) * kBlock;
-  const int64_t padded_K = layer->num_k_blocks * kBlock;
+  int8_t* in_order = (int8_t*)prepared + (size_t)rows * layout.bytes;
   for (int64_t row = 0; row < rows; ++row) {
     char* base = (char*)prepared + (size_t)row * layout.bytes;
-    int8_t* q = (int8_t*)base;
-    int32_t* sums = (int32_t*)(base + layout.sums_offset);
-    *(float*)(base + layout.s_offset) = QuantiseActivationRow(layer, x + row * layer->K, q);
-    memset(q + layer->K, 0, (size_t)(padded_K - layer->K));
-    for (int64_t g = 0; g < NumGroups(layer); ++g) {
-      const int64_t first = g * group_inputs;
-      sums[g] = SumBytes(q + first, Min(group_inputs, padded_K - first));
+    *(float*)(base + layout.s_offset) =
+        QuantiseAndSum(layer, x + row * layer->K, in_order, (int32_t*)(base + layout.sums_offset));
+    for (int64_t span = 0; span < NumSpans(layer); ++span) {
+      OrderSpan(layer, in_order + span * kSpan, (int8_t*)base + span * kSpan);
     }
   }
 }
 
-// sum(code * q) over blocks [begin, end), at most kWiden, of one column tile: (4,) of eight int32.
+// sum(code * q) over spans [begin, end), at most kWiden, of one column tile: (4,) of eight int32.
 inline void DotInt8Short(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
                          __m256i* sum_i32) {
   const __m256i mask3 = _mm256_set1_epi8(3);
@@ -195,12 +433,12 @@ inline void DotInt8Short(const uint8_t* tile_codes, const int8_t* q, int64_t beg
   __m256i scale1_i16[kTile], scale4_i16[kTile];
   for (int c = 0; c < kTile; ++c) scale1_i16[c] = scale4_i16[c] = _mm256_setzero_si256();
   for (int64_t b = begin; b < end; ++b) {
-    const uint8_t* codes = tile_codes + b * kTileBlockBytes;
-    const int8_t* q_block = q + b * kBlock;
+    const uint8_t* codes = tile_codes + b * kTileSpanBytes;
+    const int8_t* q_block = q + b * kSpan;
     _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
     _mm_prefetch((const char*)codes + kPrefetchBytes + 64, _MM_HINT_T0);
     for (int c = 0; c < kTile; ++c) {
-      const __m256i v = LoadU(codes + c * kBlockBytes);
+      const __m256i v = LoadU(codes + c * kSpanBytes);
       const __m256i s = _mm256_srli_epi16(v, 4);
       scale1_i16[c] = _mm256_add_epi16(
           scale1_i16[c], _mm256_maddubs_epi16(_mm256_and_si256(v, mask3), LoadA(q_block)));
@@ -215,7 +453,7 @@ inline void DotInt8Short(const uint8_t* tile_codes, const int8_t* q, int64_t beg
   for (int c = 0; c < kTile; ++c) sum_i32[c] = Widen(scale1_i16[c], scale4_i16[c]);
 }
 
-// sum(level * q) over blocks [begin, end) of one column tile, four columns.
+// sum(level * q) over spans [begin, end) of one column tile, four columns.
 inline __m128i DotInt8(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
                        int32_t sum_q) {
   __m256i sum_i32[kTile];
@@ -235,12 +473,7 @@ __m128 FinishInt8(const Layer* layer, __m128i sum, float s, int64_t n) {
   return _mm_add_ps(_mm_mul_ps(quotient, LoadScale(layer, n)), LoadBias(layer, n));
 }
 
-// With scales per group the weighted sums, which may lie outside float32, are taken in float64, in
-// the order of the groups.
-__m256d AddGroup(__m256d total, __m256d sum, __m128 scale) {
-  return _mm256_add_pd(total, _mm256_mul_pd(sum, _mm256_cvtps_pd(scale)));
-}
-
+// In float64: weighted sums of groups may lie outside float32.
 __m128 FinishGroupsInt8(const Layer* layer, __m256d total, float s, int64_t n) {
   const __m256d y = _mm256_div_pd(total, _mm256_set1_pd((double)s));
   return _mm_add_ps(_mm256_cvtpd_ps(y), LoadBias(layer, n));
@@ -249,26 +482,35 @@ __m128 FinishGroupsInt8(const Layer* layer, __m256d total, float s, int64_t n) {
 void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
               int64_t end, float* y, void* scratch) {
   const Int8Row layout = Int8RowLayout(layer);
-  const int64_t num_blocks = layer->num_k_blocks;
-  const int64_t blocks_per_group = BlocksPerGroup(layer);
-  for (int64_t row = 0; row < rows; ++row) {
-    const char* base = (const char*)prepared + (size_t)row * layout.bytes;
-    const int8_t* q = (const int8_t*)base;
-    const int32_t* sums = (const int32_t*)(base + layout.sums_offset);
-    const float s = *(const float*)(base + layout.s_offset);
-    for (int64_t n = begin; n < end; n += kTile) {
-      const uint8_t* codes = layer->codes + n / kTile * num_blocks * kTileBlockBytes;
+  const DecodeScratch memory = DecodeScratchLayout(layer);
+  const int64_t num_spans = NumSpans(layer);
+  const int64_t span_units = SpanUnits(layer);
+  const __m256i one = _mm256_set1_epi16(1);
+  for (int64_t n = begin; n < end; n += kTile) {
+    const uint8_t* codes = TileCodes(layer, n, (uint8_t*)scratch + memory.expanded_offset);
+    const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
+    for (int64_t row = 0; row < rows; ++row) {
+      const char* base = (const char*)prepared + (size_t)row * layout.bytes;
+      const int8_t* q = (const int8_t*)base;
+      const int32_t* sums = (const int32_t*)(base + layout.sums_offset);
+      const float s = *(const float*)(base + layout.s_offset);
       __m128 result;
-      if (!PerGroup(layer)) {
-        result = FinishInt8(layer, DotInt8(codes, q, 0, num_blocks, sums[0]), s, n);
+      if (!scales) {
+        result = FinishInt8(layer, DotInt8(codes, q, 0, num_spans, sums[0]), s, n);
       } else {
-        const float* scales = StripScales(layer, begin, n, scratch);
         __m256d total = _mm256_setzero_pd();
-        for (int64_t g = 0; g < layer->num_groups; ++g) {
-          const int64_t first = g * blocks_per_group;
-          const __m128i sum =
-              DotInt8(codes, q, first, Min(first + blocks_per_group, num_blocks), sums[g]);
-          total = AddGroup(total, _mm256_cvtepi32_pd(sum), _mm_load_ps(scales + g * kTile));
+        for (int64_t span = 0; span < num_spans; ++span) {
+          const uint8_t* span_codes = codes + span * kTileSpanBytes;
+          _mm_prefetch((const char*)span_codes + kPrefetchBytes, _MM_HINT_T0);
+          _mm_prefetch((const char*)span_codes + kPrefetchBytes + 64, _MM_HINT_T0);
+          __m256i columns[kTile];
+          for (int c = 0; c < kTile; ++c) {
+            __m256i fields[4];
+            Fields(LoadU(span_codes + c * kSpanBytes), fields);
+            columns[c] = _mm256_madd_epi16(DotSpan(fields, q + span * kSpan), one);
+          }
+          total = AddUnits(layer->block_size, total, columns, sums + span * span_units,
+                           scales + span * span_units * kTile);
         }
         result = FinishGroupsInt8(layer, total, s, n);
       }
@@ -287,13 +529,12 @@ void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 // sum(level * q) <= 2^24 * 2^23 is exact in float64, where digits, scale and bias are combined.
 //
 // prepared, per row:
-//   digits  (num_k_blocks, 3, 128) int8
-//   sums    (num_groups, 3) int32
+//   digits  (num_spans, 3, 128) int8
+//   sums    (3,) int32; with scales per group (padded units,), of q itself
 //   unit    float64, 2^-e
 
 constexpr int kDigits = 3;
 constexpr int32_t kFixedPointMax = 8355711;
-constexpr int64_t kShortGroup = 2;  // blocks
 
 struct FixedRow {
   size_t sums_offset, unit_offset, bytes;
@@ -301,8 +542,9 @@ struct FixedRow {
 
 FixedRow FixedRowLayout(const Layer* layer) {
   FixedRow row;
-  row.sums_offset = (size_t)(layer->num_k_blocks * kDigits * kBlock);
-  row.unit_offset = row.sums_offset + RoundUp64((size_t)NumGroups(layer) * kDigits * 4);
+  row.sums_offset = (size_t)(NumSpans(layer) * kDigits * kSpan);
+  row.unit_offset =
+      row.sums_offset + RoundUp64((size_t)(PerGroup(layer) ? PaddedUnits(layer) : kDigits) * 4);
   row.bytes = row.unit_offset + 64;
   return row;
 }
@@ -354,8 +596,8 @@ int FixedPointExponent(float absmax) {
 void PrepareGemvFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
   const FixedRow layout = FixedRowLayout(layer);
   const int64_t K = layer->K;
-  const int64_t num_blocks = layer->num_k_blocks;
-  const int64_t blocks_per_group = BlocksPerGroup(layer);
+  const int64_t span_units = SpanUnits(layer);
+  const int64_t num_spans = NumSpans(layer);
   const __m256i half_i32 = _mm256_set1_epi32(128);
   // Byte 0 of each int32, lane by lane, then the int32 of both lanes in order.
   const __m256i low_bytes =
@@ -373,16 +615,16 @@ void PrepareGemvFloat(const Layer* layer, const float* x, int64_t rows, void* pr
     const int e_first = e > 126 ? 126 : e;
     const __m256 scale_first = _mm256_set1_ps((float)PowerOfTwo(e_first));
     const __m256 scale_second = _mm256_set1_ps((float)PowerOfTwo(e - e_first));
-    for (int64_t b = 0; b < num_blocks; ++b) {
-      float buffer[kBlock];
-      const float* x_block = x_row + b * kBlock;
-      if (K - b * kBlock < kBlock) {
+    for (int64_t b = 0; b < num_spans; ++b) {
+      float buffer[kSpan];
+      const float* x_block = x_row + b * kSpan;
+      if (K - b * kSpan < kSpan) {
         memset(buffer, 0, sizeof buffer);
-        memcpy(buffer, x_block, (size_t)(K - b * kBlock) * sizeof(float));
+        memcpy(buffer, x_block, (size_t)(K - b * kSpan) * sizeof(float));
         x_block = buffer;
       }
-      int8_t* out = digits + b * kDigits * kBlock;
-      for (int64_t i = 0; i < kBlock; i += 8) {
+      int8_t in_order[kDigits][kSpan];
+      for (int64_t i = 0; i < kSpan; i += 8) {
         const __m256 scaled =
             _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x_block + i), scale_first), scale_second);
         __m256i rest = _mm256_cvtps_epi32(scaled);  // to nearest
@@ -391,26 +633,28 @@ void PrepareGemvFloat(const Layer* layer, const float* x, int64_t rows, void* pr
           const __m256i bytes = _mm256_shuffle_epi8(rest, low_bytes);
           const uint32_t low = (uint32_t)_mm256_extract_epi32(bytes, 0);
           const uint32_t high = (uint32_t)_mm256_extract_epi32(bytes, 4);
-          memcpy(out + d * kBlock + i, &low, 4);
-          memcpy(out + d * kBlock + i + 4, &high, 4);
+          memcpy(in_order[d] + i, &low, 4);
+          memcpy(in_order[d] + i + 4, &high, 4);
           rest = _mm256_srai_epi32(_mm256_add_epi32(rest, half_i32), 8);
         }
       }
-    }
-    for (int64_t g = 0; g < NumGroups(layer); ++g) {
-      const int64_t first = g * blocks_per_group;
       for (int d = 0; d < kDigits; ++d) {
-        int32_t sum = 0;
-        for (int64_t b = first; b < Min(first + blocks_per_group, num_blocks); ++b) {
-          sum += SumBytes(digits + (b * kDigits + d) * kBlock, kBlock);
+        OrderSpan(layer, in_order[d], digits + (b * kDigits + d) * kSpan);
+        if (!PerGroup(layer)) {
+          sums[d] = (b == 0 ? 0 : sums[d]) + SumBytes(in_order[d], kSpan);
+          continue;
         }
-        sums[g * kDigits + d] = sum;
+        for (int64_t u = 0; u < span_units; ++u) {
+          const int32_t sum =
+              SumBytes(in_order[d] + u * layer->block_size, layer->block_size) * (1 << 8 * d);
+          sums[b * span_units + u] = (d == 0 ? 0 : sums[b * span_units + u]) + sum;
+        }
       }
     }
   }
 }
 
-// sum(code * digit) over blocks [begin, end), at most kWiden, of column c of a tile: (3,) of eight
+// sum(code * digit) over spans [begin, end), at most kWiden, of column c of a tile: (3,) of eight
 // int32.
 inline void DotDigits(const uint8_t* tile_codes, int c, const int8_t* digits, int64_t begin,
                       int64_t end, __m256i* sum_i32) {
@@ -419,8 +663,8 @@ inline void DotDigits(const uint8_t* tile_codes, int c, const int8_t* digits, in
   __m256i scale1_i16[kDigits], scale4_i16[kDigits];
   for (int d = 0; d < kDigits; ++d) scale1_i16[d] = scale4_i16[d] = _mm256_setzero_si256();
   for (int64_t b = begin; b < end; ++b) {
-    const uint8_t* codes = tile_codes + b * kTileBlockBytes + c * kBlockBytes;
-    const int8_t* digits_block = digits + b * kDigits * kBlock;
+    const uint8_t* codes = tile_codes + b * kTileSpanBytes + c * kSpanBytes;
+    const int8_t* digits_block = digits + b * kDigits * kSpan;
     _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
     const __m256i v = LoadU(codes);
     const __m256i s = _mm256_srli_epi16(v, 4);
@@ -429,7 +673,7 @@ inline void DotDigits(const uint8_t* tile_codes, int c, const int8_t* digits, in
     const __m256i field2 = _mm256_and_si256(s, mask3);
     const __m256i field3 = _mm256_and_si256(s, mask12);
     for (int d = 0; d < kDigits; ++d) {
-      const int8_t* p = digits_block + d * kBlock;
+      const int8_t* p = digits_block + d * kSpan;
       scale1_i16[d] = _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field0, LoadA(p)));
       scale4_i16[d] = _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field1, LoadA(p + 32)));
       scale1_i16[d] = _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field2, LoadA(p + 64)));
@@ -439,33 +683,17 @@ inline void DotDigits(const uint8_t* tile_codes, int c, const int8_t* digits, in
   for (int d = 0; d < kDigits; ++d) sum_i32[d] = Widen(scale1_i16[d], scale4_i16[d]);
 }
 
-// sum(level * q) over blocks [begin, end) of one column tile, four columns, exact.
-inline __m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, int64_t begin,
-                             int64_t end, const int32_t* sums) {
-  if (end - begin <= kShortGroup) {
-    // |sum(level * q)| <= 256 * 8355711 < 2^31: the digits can be put together before the lanes
-    // are added up, modulo 2^32.
-    __m256i column_i32[kTile];
-    for (int c = 0; c < kTile; ++c) {
-      __m256i sum_i32[kDigits];
-      DotDigits(tile_codes, c, digits, begin, end, sum_i32);
-      column_i32[c] =
-          _mm256_add_epi32(_mm256_add_epi32(sum_i32[0], _mm256_slli_epi32(sum_i32[1], 8)),
-                           _mm256_slli_epi32(sum_i32[2], 16));
-    }
-    const uint32_t sum_q = (uint32_t)sums[0] + ((uint32_t)sums[1] << 8) + ((uint32_t)sums[2] << 16);
-    return _mm256_cvtepi32_pd(
-        _mm_sub_epi32(HorizontalSums(column_i32[0], column_i32[1], column_i32[2], column_i32[3]),
-                      _mm_set1_epi32((int32_t)sum_q)));
-  }
+// sum(level * q) of one column tile, four columns, exact.
+inline __m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, int64_t num_spans,
+                             const int32_t* sums) {
   __m256i sum_i32[kTile][kDigits];
   for (int c = 0; c < kTile; ++c) {
     for (int d = 0; d < kDigits; ++d) sum_i32[c][d] = _mm256_setzero_si256();
   }
-  for (int64_t b = begin; b < end; b += kWiden) {
+  for (int64_t b = 0; b < num_spans; b += kWiden) {
     for (int c = 0; c < kTile; ++c) {
       __m256i part_i32[kDigits];
-      DotDigits(tile_codes, c, digits, b, Min(b + kWiden, end), part_i32);
+      DotDigits(tile_codes, c, digits, b, Min(b + kWiden, num_spans), part_i32);
       for (int d = 0; d < kDigits; ++d) {
         sum_i32[c][d] = _mm256_add_epi32(sum_i32[c][d], part_i32[d]);
       }
@@ -481,14 +709,42 @@ inline __m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, in
   return total;
 }
 
+// The same times the scales of groups.
+inline __m256d DotFixedPointGroups(const Layer* layer, const uint8_t* tile_codes,
+                                   const int8_t* digits, const int32_t* unit_sums,
+                                   const float* scales) {
+  const __m256i one = _mm256_set1_epi16(1);
+  const __m256i base = _mm256_set1_epi16(256);
+  const int64_t num_spans = NumSpans(layer);
+  const int64_t span_units = SpanUnits(layer);
+  __m256d total = _mm256_setzero_pd();
+  for (int64_t span = 0; span < num_spans; ++span) {
+    const uint8_t* codes = tile_codes + span * kTileSpanBytes;
+    const int8_t* q = digits + span * kDigits * kSpan;
+    _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
+    _mm_prefetch((const char*)codes + kPrefetchBytes + 64, _MM_HINT_T0);
+    __m256i columns[kTile];
+    for (int c = 0; c < kTile; ++c) {
+      __m256i fields[4];
+      Fields(LoadU(codes + c * kSpanBytes), fields);
+      const __m256i low = _mm256_madd_epi16(DotSpan(fields, q), one);
+      const __m256i middle = _mm256_madd_epi16(DotSpan(fields, q + kSpan), base);
+      const __m256i high = _mm256_madd_epi16(DotSpan(fields, q + 2 * kSpan), one);
+      columns[c] = _mm256_add_epi32(_mm256_add_epi32(low, middle), _mm256_slli_epi32(high, 16));
+    }
+    total = AddUnits(layer->block_size, total, columns, unit_sums + span * span_units,
+                     scales + span * span_units * kTile);
+  }
+  return total;
+}
+
 void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
                int64_t end, float* y, void* scratch) {
   const FixedRow layout = FixedRowLayout(layer);
-  const int64_t num_blocks = layer->num_k_blocks;
-  const int64_t num_groups = NumGroups(layer);
-  const int64_t blocks_per_group = BlocksPerGroup(layer);
+  const DecodeScratch memory = DecodeScratchLayout(layer);
+  const int64_t num_spans = NumSpans(layer);
   for (int64_t n = begin; n < end; n += kTile) {
-    const uint8_t* codes = layer->codes + n / kTile * num_blocks * kTileBlockBytes;
+    const uint8_t* codes = TileCodes(layer, n, (uint8_t*)scratch + memory.expanded_offset);
     const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
     const __m256d bias = _mm256_cvtps_pd(LoadBias(layer, n));
     for (int64_t row = 0; row < rows; ++row) {
@@ -496,14 +752,9 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
       const int8_t* digits = (const int8_t*)base;
       const int32_t* sums = (const int32_t*)(base + layout.sums_offset);
       const __m256d unit = _mm256_set1_pd(*(const double*)(base + layout.unit_offset));
-      __m256d total = _mm256_setzero_pd();
-      for (int64_t g = 0; g < num_groups; ++g) {
-        const int64_t first = g * blocks_per_group;
-        const __m256d sum = DotFixedPoint(
-            codes, digits, first, Min(first + blocks_per_group, num_blocks), sums + g * kDigits);
-        total =
-            AddGroup(total, sum, scales ? _mm_load_ps(scales + g * kTile) : LoadScale(layer, n));
-      }
+      const __m256d total = scales ? DotFixedPointGroups(layer, codes, digits, sums, scales)
+                                   : _mm256_mul_pd(DotFixedPoint(codes, digits, num_spans, sums),
+                                                   _mm256_cvtps_pd(LoadScale(layer, n)));
       const __m256d result = _mm256_add_pd(_mm256_mul_pd(total, unit), bias);
       StoreFloats(y + row * layer->N + n, _mm256_cvtpd_ps(result), end - n);
     }
@@ -512,10 +763,10 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
 
 // ---------------------------------------------------------------------------------------------
 // packed_gemm_int8_8x4: eight rows share one unpack. Fields are shifted to scale 1, so one
-// accumulator a row is enough: four maddubs a block, 4 * 512 = 2048 at most, and 16 blocks reach
+// accumulator a row is enough: four maddubs a span, 4 * 512 = 2048 at most, and 16 spans reach
 // 64 * -512 = -32768 and 64 * 2 * 2 * 127 = 32512, exactly int16. prepared:
-//   q     (row groups, num_k_blocks, 8 rows, 128) int8
-//   sums  (rows, num_groups) int32
+//   q     (row groups, num_spans, 8 rows, 128) int8
+//   sums  (rows,) int32: sum of q; with scales per group (rows, padded units): over each unit
 //   s     (rows,) float
 
 constexpr int64_t kRowGroup = 8;
@@ -529,12 +780,12 @@ struct Int8Rows {
 Int8Rows Int8RowsLayout(const Layer* layer, int64_t rows) {
   const size_t row_groups = (size_t)((rows + kRowGroup - 1) / kRowGroup);
   Int8Rows layout;
-  layout.sums_offset = row_groups * (size_t)(layer->num_k_blocks * kRowGroup * kBlock);
+  layout.sums_offset = row_groups * (size_t)(NumSpans(layer) * kRowGroup * kSpan);
   layout.s_offset =
-      layout.sums_offset + RoundUp64((size_t)(rows * NumGroups(layer)) * sizeof(int32_t));
+      layout.sums_offset + RoundUp64((size_t)(rows * NumSums(layer)) * sizeof(int32_t));
   // One row in order, before it is spread over the blocks.
-  layout.bytes = layout.s_offset + RoundUp64((size_t)rows * sizeof(float)) +
-                 (size_t)(layer->num_k_blocks * kBlock);
+  layout.bytes =
+      layout.s_offset + RoundUp64((size_t)rows * sizeof(float)) + (size_t)(NumSpans(layer) * kSpan);
   return layout;
 }
 
@@ -544,30 +795,22 @@ size_t GemmInt8PreparedBytes(const Layer* layer, int64_t rows) {
 
 void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
   const Int8Rows layout = Int8RowsLayout(layer, rows);
-  const int64_t num_blocks = layer->num_k_blocks;
-  const int64_t num_groups = NumGroups(layer);
-  const int64_t group_inputs = BlocksPerGroup(layer) * kBlock;
-  const int64_t padded_K = num_blocks * kBlock;
+  const int64_t num_spans = NumSpans(layer);
   char* base = (char*)prepared;
   int32_t* sums = (int32_t*)(base + layout.sums_offset);
   float* s = (float*)(base + layout.s_offset);
-  int8_t* in_order = (int8_t*)(base + layout.bytes - (size_t)padded_K);
+  int8_t* in_order = (int8_t*)(base + layout.bytes - (size_t)(num_spans * kSpan));
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantiseActivationRow(layer, x + row * layer->K, in_order);
-    memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
-    for (int64_t g = 0; g < num_groups; ++g) {
-      const int64_t first = g * group_inputs;
-      sums[row * num_groups + g] = SumBytes(in_order + first, Min(group_inputs, padded_K - first));
-    }
-    int8_t* q = (int8_t*)base + row / kRowGroup * num_blocks * kRowGroup * kBlock +
-                row % kRowGroup * kBlock;
-    for (int64_t b = 0; b < num_blocks; ++b) {
-      memcpy(q + b * kRowGroup * kBlock, in_order + b * kBlock, (size_t)kBlock);
+    s[row] = QuantiseAndSum(layer, x + row * layer->K, in_order, sums + row * NumSums(layer));
+    int8_t* q =
+        (int8_t*)base + row / kRowGroup * num_spans * kRowGroup * kSpan + row % kRowGroup * kSpan;
+    for (int64_t span = 0; span < num_spans; ++span) {
+      OrderSpan(layer, in_order + span * kSpan, q + span * kRowGroup * kSpan);
     }
   }
 }
 
-// sum(code * q) over blocks [begin, end) of one column tile into sum_i32 (kRows, 4).
+// sum(code * q) over spans [begin, end) of one column tile into sum_i32 (kRows, 4).
 template <int kRows>
 void DotInt8Rows(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
                  __m256i (*sum_i32)[kTile]) {
@@ -582,14 +825,14 @@ void DotInt8Rows(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int6
       __m256i sum_i16[kRows];
       for (int r = 0; r < kRows; ++r) sum_i16[r] = _mm256_setzero_si256();
       for (int64_t b = b0; b < b1; ++b) {
-        const __m256i v = LoadU(tile_codes + b * kTileBlockBytes + c * kBlockBytes);
+        const __m256i v = LoadU(tile_codes + b * kTileSpanBytes + c * kSpanBytes);
         const __m256i field0 = _mm256_and_si256(v, mask3);
         const __m256i field1 = _mm256_and_si256(_mm256_srli_epi16(v, 2), mask3);
         const __m256i field2 = _mm256_and_si256(_mm256_srli_epi16(v, 4), mask3);
         const __m256i field3 = _mm256_and_si256(_mm256_srli_epi16(v, 6), mask3);
-        const int8_t* p = q + b * kRowGroup * kBlock;
+        const int8_t* p = q + b * kRowGroup * kSpan;
         for (int r = 0; r < kRows; ++r) {
-          const int8_t* q_row = p + r * kBlock;
+          const int8_t* q_row = p + r * kSpan;
           sum_i16[r] = _mm256_add_epi16(sum_i16[r], _mm256_maddubs_epi16(field0, LoadA(q_row)));
           sum_i16[r] =
               _mm256_add_epi16(sum_i16[r], _mm256_maddubs_epi16(field1, LoadA(q_row + 32)));
@@ -606,36 +849,49 @@ void DotInt8Rows(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int6
   }
 }
 
+// sums: (kRows, num_sums) int32.
 template <int kRows>
 void GemmInt8RowGroup(const Layer* layer, const int8_t* q, const int32_t* sums, const float* s,
                       int64_t begin, int64_t end, float* y, void* scratch) {
-  const int64_t num_blocks = layer->num_k_blocks;
-  const int64_t num_groups = NumGroups(layer);
-  const int64_t blocks_per_group = BlocksPerGroup(layer);
-  __m256i sum_i32[kRows][kTile];
+  const DecodeScratch memory = DecodeScratchLayout(layer);
+  const int64_t num_spans = NumSpans(layer);
+  const int64_t num_sums = NumSums(layer);
+  const int64_t span_units = SpanUnits(layer);
+  const __m256i one = _mm256_set1_epi16(1);
   for (int64_t n = begin; n < end; n += kTile) {
-    const uint8_t* codes = layer->codes + n / kTile * num_blocks * kTileBlockBytes;
-    const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
-    __m256d total[kRows];
-    for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_pd();
-    for (int64_t g = 0; g < num_groups; ++g) {
-      const int64_t first = g * blocks_per_group;
-      DotInt8Rows<kRows>(codes, q, first, Min(first + blocks_per_group, num_blocks), sum_i32);
+    const uint8_t* codes = TileCodes(layer, n, (uint8_t*)scratch + memory.expanded_offset);
+    if (!PerGroup(layer)) {
+      __m256i sum_i32[kRows][kTile];
+      DotInt8Rows<kRows>(codes, q, 0, num_spans, sum_i32);
       for (int r = 0; r < kRows; ++r) {
         const __m128i sum = _mm_sub_epi32(
             HorizontalSums(sum_i32[r][0], sum_i32[r][1], sum_i32[r][2], sum_i32[r][3]),
-            _mm_set1_epi32(sums[r * num_groups + g]));
-        if (scales) {
-          total[r] = AddGroup(total[r], _mm256_cvtepi32_pd(sum), _mm_load_ps(scales + g * kTile));
-        } else {
-          StoreFloats(y + r * layer->N + n, FinishInt8(layer, sum, s[r], n), end - n);
+            _mm_set1_epi32(sums[r]));
+        StoreFloats(y + r * layer->N + n, FinishInt8(layer, sum, s[r], n), end - n);
+      }
+      continue;
+    }
+    const float* scales = StripScales(layer, begin, n, scratch);
+    __m256d total[kRows];
+    for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_pd();
+    for (int64_t span = 0; span < num_spans; ++span) {
+      __m256i columns[kRows][kTile];
+      for (int c = 0; c < kTile; ++c) {
+        __m256i fields[4];
+        Fields(LoadU(codes + span * kTileSpanBytes + c * kSpanBytes), fields);
+        for (int r = 0; r < kRows; ++r) {
+          const int8_t* q_row = q + (span * kRowGroup + r) * kSpan;
+          columns[r][c] = _mm256_madd_epi16(DotSpan(fields, q_row), one);
         }
       }
-    }
-    if (PerGroup(layer)) {
+      const int64_t unit = span * span_units;
       for (int r = 0; r < kRows; ++r) {
-        StoreFloats(y + r * layer->N + n, FinishGroupsInt8(layer, total[r], s[r], n), end - n);
+        total[r] = AddUnits(layer->block_size, total[r], columns[r], sums + r * num_sums + unit,
+                            scales + unit * kTile);
       }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      StoreFloats(y + r * layer->N + n, FinishGroupsInt8(layer, total[r], s[r], n), end - n);
     }
   }
 }
@@ -644,11 +900,10 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
               int64_t end, float* y, void* scratch) {
   const Int8Rows layout = Int8RowsLayout(layer, rows);
   const char* base = (const char*)prepared;
-  const int64_t num_groups = NumGroups(layer);
   // Row groups outside: their activations stay in L1 or L2 while the codes stream past.
   for (int64_t row = 0; row < rows; row += kRowGroup) {
-    const int8_t* q = (const int8_t*)base + row * layer->num_k_blocks * kBlock;
-    const int32_t* sums = (const int32_t*)(base + layout.sums_offset) + row * num_groups;
+    const int8_t* q = (const int8_t*)base + row * NumSpans(layer) * kSpan;
+    const int32_t* sums = (const int32_t*)(base + layout.sums_offset) + row * NumSums(layer);
     const float* s = (const float*)(base + layout.s_offset) + row;
     float* y_rows = y + row * layer->N;
     switch (Min(rows - row, kRowGroup)) {
@@ -686,22 +941,22 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 // then adds one table row per four weights: a quarter of the additions of a dense product, and no
 // multiplication. Longest chain: two additions a table row, then one a byte of the column.
 //
-// Eight tables at a time (20 KB) stay in L1. A block's bytes are transcoded to base 3 (digit 3, in
+// Eight tables at a time (20 KB) stay in L1. A span's bytes are transcoded to base 3 (digit 3, in
 // damaged files only, becomes 0: every index stays inside the table). Sums of a column chunk wait
-// in scratch, (column, 8 rows), between blocks.
+// in scratch, (column, 8 rows), between spans.
 //
-// prepared: x (row blocks, num_k_blocks, 32 bytes, 4 fields, 8 rows) float32, zero past K and rows.
-// scratch:  tables | codes (4, columns) uint64 | scales (columns) | per row block: sums (columns,
-// 8)
-//           and, with scales per group, totals (columns, 8)
+// prepared: x (row blocks, num_spans, 32 bytes, 4 fields, 8 rows) float32, zero past K and rows.
+// scratch:  tables | codes (4, columns) uint64 | scales (columns) | sums (columns, 8) |
+//           with scales per group: totals (columns, 8)
 
 constexpr int64_t kLanes = 8;
 constexpr int64_t kPatterns = 81;
-constexpr int64_t kTables = 8;                     // groups of four inputs in L1 at a time
-constexpr int64_t kSteps = kBlockBytes / kTables;  // a block
+constexpr int64_t kTables = 8;                    // groups of four inputs in L1 at a time
+constexpr int64_t kSteps = kSpanBytes / kTables;  // a block
 constexpr int64_t kTableSet = 4;  // tables interleaved: a code times 128 bytes finds its row in any
 constexpr int64_t kTableRow = kTableSet * kLanes;  // floats from one pattern to the next
-constexpr int64_t kColumns = 8;                    // interleaved, to hide the latency of additions
+constexpr int64_t kStepInputs = 4 * kTables;
+constexpr int64_t kColumns = 8;  // interleaved, to hide the latency of additions
 // Columns a pass over K: the sums of one row block (32 bytes a column) stay in L2, the tables are
 // rebuilt for every pass.
 constexpr int64_t kChunkColumns = 4096;
@@ -719,25 +974,24 @@ struct GemmScratch {
   size_t codes_offset, scales_offset, sums_offset, tile_bytes, bytes;
 };
 
-GemmScratch GemmScratchLayout(const Layer* layer, int64_t rows, int64_t chunk_columns) {
+GemmScratch GemmScratchLayout(const Layer* layer, int64_t chunk_columns) {
   const size_t columns = (size_t)chunk_columns;
   GemmScratch layout;
   layout.codes_offset = RoundUp64((size_t)(2 * kPatterns * kTableRow) * sizeof(float));
   layout.scales_offset = layout.codes_offset + RoundUp64((size_t)kSteps * columns * 8);
   layout.sums_offset = layout.scales_offset + RoundUp64(columns * sizeof(float));
   layout.tile_bytes = columns * kLanes * sizeof(float);
-  layout.bytes =
-      layout.sums_offset + layout.tile_bytes * (size_t)RowBlocks(rows) * (PerGroup(layer) ? 2 : 1);
+  layout.bytes = layout.sums_offset + layout.tile_bytes * (PerGroup(layer) ? 2 : 1);
   return layout;
 }
 
 size_t GemmFloatPreparedBytes(const Layer* layer, int64_t rows) {
-  return (size_t)(RowBlocks(rows) * layer->num_k_blocks * kBlock * kLanes) * sizeof(float);
+  return (size_t)(RowBlocks(rows) * NumSpans(layer) * kSpan * kLanes) * sizeof(float);
 }
 
-size_t GemmFloatScratchBytes(const Layer* layer, int64_t rows, int64_t num_columns) {
+size_t GemmFloatScratchBytes(const Layer* layer, int64_t, int64_t num_columns) {
   // Chunks are even, so those of a narrower range can be wider: one of 4096 columns, two of 2052.
-  return GemmScratchLayout(layer, rows, RoundUp(Min(num_columns, kChunkColumns), kColumns)).bytes;
+  return GemmScratchLayout(layer, RoundUp(Min(num_columns, kChunkColumns), kColumns)).bytes;
 }
 
 void Transpose8x8(__m256* r) {
@@ -760,35 +1014,42 @@ void Transpose8x8(__m256* r) {
 
 void PrepareGemmFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
   const int64_t K = layer->K;
+  const int64_t quarter = layer->block_size / 4;
+  int32_t place[kSpan];  // of every input of a span
+  for (int64_t input = 0; input < kSpan; ++input) {
+    const int64_t block = input / layer->block_size, in_block = input % layer->block_size;
+    const int64_t p = block * quarter + in_block % quarter;
+    place[input] = (int32_t)((p * 4 + in_block / quarter) * kLanes);
+  }
   float* out = (float*)prepared;
   for (int64_t row = 0; row < rows; row += kLanes) {
     const int64_t valid_rows = Min(rows - row, kLanes);
-    for (int64_t k = 0; k < layer->num_k_blocks * kBlock; k += kBlock) {
-      float buffer[kLanes * kBlock];
+    for (int64_t k = 0; k < NumSpans(layer) * kSpan; k += kSpan) {
+      float buffer[kLanes * kSpan];
       const float* block = x + row * K + k;
       int64_t stride = K;
-      const int64_t valid_inputs = Min(K - k, kBlock);
-      if (valid_rows < kLanes || valid_inputs < kBlock) {
+      const int64_t valid_inputs = Min(K - k, kSpan);
+      if (valid_rows < kLanes || valid_inputs < kSpan) {
         memset(buffer, 0, sizeof buffer);
         for (int64_t r = 0; r < valid_rows; ++r) {
-          memcpy(buffer + r * kBlock, block + r * K, (size_t)valid_inputs * sizeof(float));
+          memcpy(buffer + r * kSpan, block + r * K, (size_t)valid_inputs * sizeof(float));
         }
         block = buffer;
-        stride = kBlock;
+        stride = kSpan;
       }
       for (int64_t field = 0; field < 4; ++field) {
-        for (int64_t i = 0; i < kBlockBytes; i += 8) {
+        for (int64_t i = 0; i < kSpanBytes; i += 8) {
           __m256 v[8];
           for (int r = 0; r < 8; ++r) {
-            v[r] = _mm256_loadu_ps(block + r * stride + field * kBlockBytes + i);
+            v[r] = _mm256_loadu_ps(block + r * stride + field * kSpanBytes + i);
           }
           Transpose8x8(v);
           for (int e = 0; e < 8; ++e) {
-            _mm256_store_ps(out + ((i + e) * 4 + field) * kLanes, v[e]);
+            _mm256_store_ps(out + place[field * kSpanBytes + i + e], v[e]);
           }
         }
       }
-      out += kBlock * kLanes;
+      out += kSpan * kLanes;
     }
   }
 }
@@ -824,7 +1085,7 @@ void BuildTables(const float* x, float* tables) {
   }
 }
 
-// Codes of block b, columns [begin, begin + num_columns), as base-3 patterns: codes (4, stride)
+// Codes of span b, columns [begin, begin + num_columns), as base-3 patterns: codes (4, stride)
 // uint64, eight bytes of one column each. Columns up to stride get pattern 40, level 0.
 void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns, int64_t stride,
                uint64_t* codes) {
@@ -835,12 +1096,20 @@ void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns
       _mm256_setr_epi8(0, 9, 18, 0, 27, 36, 45, 27, 54, 63, 72, 54, 0, 9, 18, 0, 0, 9, 18, 0, 27,
                        36, 45, 27, 54, 63, 72, 54, 0, 9, 18, 0);
   const __m256i nibble = _mm256_set1_epi8(15);
-  const int64_t tile_stride = layer->num_k_blocks * kTileBlockBytes;
-  const uint8_t* source = layer->codes + begin / kTile * tile_stride + b * kTileBlockBytes;
+  const int64_t tile_stride = layer->num_k_blocks * kTile * layer->block_bytes;
+  const uint8_t* tile = layer->codes + begin / kTile * tile_stride;
+  const bool as_is = AsIs(layer);
   int64_t n = 0;
-  for (; n < num_columns; n += kTile, source += tile_stride) {
+  for (; n < num_columns; n += kTile, tile += tile_stride) {
+    __m256i columns[kTile];
+    if (as_is) {
+      for (int c = 0; c < kTile; ++c)
+        columns[c] = LoadU(tile + b * kTileSpanBytes + c * kSpanBytes);
+    } else {
+      ExpandSpan(layer, tile, b, columns);
+    }
     for (int64_t c = 0; c < kTile; ++c) {
-      const __m256i v = LoadU(source + c * kBlockBytes);
+      const __m256i v = columns[c];
       const __m256i pattern = _mm256_add_epi8(
           _mm256_shuffle_epi8(low_pattern, _mm256_and_si256(v, nibble)),
           _mm256_shuffle_epi8(high_pattern, _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble)));
@@ -878,8 +1147,9 @@ void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns
 enum class Start { zero, sums };     // what the accumulators begin with
 enum class Finish { sums, totals };  // where they go: sums, or totals += scale * sum
 
-// Adds eight table rows to each column's sums. codes (columns,), sums and totals (columns, 8).
-template <Start kStart, Finish kFinish>
+// Adds the table rows of tables [kFirst, kEnd) to each column's sums. codes (columns,), sums and
+// totals (columns, 8).
+template <Start kStart, Finish kFinish, int kFirst, int kEnd>
 void LookupStep(const uint64_t* codes, int64_t num_columns, const float* tables, float* sums,
                 float* totals, const float* scales) {
   // Pattern times 128 bytes: rotate so that the code stands at bit 7, and mask.
@@ -899,7 +1169,7 @@ void LookupStep(const uint64_t* codes, int64_t num_columns, const float* tables,
           kStart == Start::zero ? _mm256_setzero_ps() : _mm256_load_ps(sums + (n + c) * kLanes);
     }
     OTN_UNROLL8
-    for (int t = 0; t < kTables; ++t) {
+    for (int t = kFirst; t < kEnd; ++t) {
       const int rotate = (8 * t - 7) & 63;
       const char* set = (t < kTableSet ? set0 : set1) + t % kTableSet * kLanes * 4;
       OTN_UNROLL8
@@ -954,57 +1224,78 @@ void StoreRows(const Layer* layer, const float* sums, int64_t begin, int64_t num
   }
 }
 
-void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-               int64_t end, float* y, void* scratch) {
+template <int kFirst, int kEnd>
+void Lookup(bool starts, bool ends, const uint64_t* codes, int64_t num_columns, const float* tables,
+            float* sums, float* totals, const float* scales) {
+  const auto step = ends ? (starts ? LookupStep<Start::zero, Finish::totals, kFirst, kEnd>
+                                   : LookupStep<Start::sums, Finish::totals, kFirst, kEnd>)
+                         : (starts ? LookupStep<Start::zero, Finish::sums, kFirst, kEnd>
+                                   : LookupStep<Start::sums, Finish::sums, kFirst, kEnd>);
+  step(codes, num_columns, tables, sums, totals, scales);
+}
+
+// Eight rows at most.
+void GemmFloatRows(const Layer* layer, int64_t rows, const float* x, int64_t begin, int64_t end,
+                   float* y, void* scratch) {
   const int64_t stride = ChunkColumns(end - begin);
-  const GemmScratch layout = GemmScratchLayout(layer, rows, stride);
-  const int64_t num_blocks = layer->num_k_blocks;
-  const int64_t row_blocks = RowBlocks(rows);
-  const int64_t blocks_per_group = BlocksPerGroup(layer);
+  const GemmScratch layout = GemmScratchLayout(layer, stride);
+  const int64_t num_spans = NumSpans(layer);
   const bool per_group = PerGroup(layer);
+  const int64_t padded_K = layer->num_k_blocks * layer->block_size;
+  const int64_t group_size = per_group ? layer->group_size : num_spans * kSpan;
+  // Inputs between the places where a group can end.
+  const int64_t stretch = group_size % kStepInputs == 0 ? kStepInputs : kStepInputs / 2;
   char* base = (char*)scratch;
   float* tables = (float*)base;
   uint64_t* codes = (uint64_t*)(base + layout.codes_offset);
   float* scales = (float*)(base + layout.scales_offset);
-  float* all_sums = (float*)(base + layout.sums_offset);
-  float* all_totals = all_sums + stride * kLanes * row_blocks;
+  float* sums = (float*)(base + layout.sums_offset);
+  float* totals = sums + stride * kLanes;
   for (int64_t n = begin; n < end; n += stride) {
     const int64_t num_columns = Min(stride, end - n);
     const int64_t padded_columns = RoundUp(num_columns, kColumns);
-    if (per_group) memset(all_totals, 0, (size_t)row_blocks * layout.tile_bytes);
-    for (int64_t b = 0; b < num_blocks; ++b) {
-      Transcode(layer, b, n, RoundUp(num_columns, kTile), padded_columns, codes);
-      const bool group_starts = b % blocks_per_group == 0;
-      const bool group_ends = per_group && ((b + 1) % blocks_per_group == 0 || b + 1 == num_blocks);
-      if (group_ends) {
-        const float* scale_row = layer->scale + b / blocks_per_group * layer->N + n;
-        for (int64_t i = 0; i < padded_columns; ++i) scales[i] = i < num_columns ? scale_row[i] : 0;
-      }
-      for (int64_t rb = 0; rb < row_blocks; ++rb) {
-        const float* x = (const float*)prepared + (rb * num_blocks + b) * kBlock * kLanes;
-        float* sums = all_sums + rb * stride * kLanes;
-        float* totals = all_totals + rb * stride * kLanes;
-        for (int64_t step = 0; step < kSteps; ++step) {
-          BuildTables(x + step * kTables * 4 * kLanes, tables);
-          const uint64_t* step_codes = codes + step * padded_columns;
-          if (step == 0 && group_starts) {
-            LookupStep<Start::zero, Finish::sums>(step_codes, padded_columns, tables, sums, nullptr,
-                                                  nullptr);
-          } else if (step == kSteps - 1 && group_ends) {
-            LookupStep<Start::sums, Finish::totals>(step_codes, padded_columns, tables, sums,
-                                                    totals, scales);
+    if (per_group) memset(totals, 0, layout.tile_bytes);
+    for (int64_t span = 0; span < num_spans; ++span) {
+      Transcode(layer, span, n, RoundUp(num_columns, kTile), padded_columns, codes);
+      for (int64_t step = 0; step < kSteps; ++step) {
+        const uint64_t* step_codes = codes + step * padded_columns;
+        BuildTables(x + (span * kSpan + step * kStepInputs) * kLanes, tables);
+        for (int64_t part = 0; part < kStepInputs; part += stretch) {
+          // Counted in inputs; those of a whole block come together.
+          const int64_t first = span * kSpan + step * kStepInputs + part;
+          if (first >= padded_K) continue;
+          const int64_t last = first + stretch;
+          const bool starts = first % group_size == 0;
+          const bool ends = per_group && (last % group_size == 0 || last >= padded_K);
+          if (ends) {
+            const float* scale_row = layer->scale + first / group_size * layer->N + n;
+            for (int64_t i = 0; i < padded_columns; ++i) {
+              scales[i] = i < num_columns ? scale_row[i] : 0;
+            }
+          }
+          if (stretch == kStepInputs) {
+            Lookup<0, kTables>(starts, ends, step_codes, padded_columns, tables, sums, totals,
+                               scales);
+          } else if (part == 0) {
+            Lookup<0, kTableSet>(starts, ends, step_codes, padded_columns, tables, sums, totals,
+                                 scales);
           } else {
-            LookupStep<Start::sums, Finish::sums>(step_codes, padded_columns, tables, sums, nullptr,
-                                                  nullptr);
+            Lookup<kTableSet, kTables>(starts, ends, step_codes, padded_columns, tables, sums,
+                                       totals, scales);
           }
         }
       }
     }
-    for (int64_t rb = 0; rb < row_blocks; ++rb) {
-      const float* result = (per_group ? all_totals : all_sums) + rb * stride * kLanes;
-      StoreRows(layer, result, n, num_columns, Min(rows - rb * kLanes, kLanes),
-                y + rb * kLanes * layer->N);
-    }
+    StoreRows(layer, per_group ? totals : sums, n, num_columns, rows, y);
+  }
+}
+
+void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
+               int64_t end, float* y, void* scratch) {
+  for (int64_t row = 0; row < rows; row += kLanes) {
+    GemmFloatRows(layer, Min(rows - row, kLanes),
+                  (const float*)prepared + row * NumSpans(layer) * kSpan, begin, end,
+                  y + row * layer->N, scratch);
   }
 }
 
@@ -1049,8 +1340,8 @@ void RowMagnitudes(const float* x, int64_t count, int32_t* largest_bits, double*
 int64_t ExactDepth(const Layer*) { return 0; }
 
 int64_t LookupDepth(const Layer* layer) {
-  const int64_t blocks = Min(BlocksPerGroup(layer), layer->num_k_blocks);
-  return blocks * kBlockBytes + 2;
+  const int64_t inputs = PerGroup(layer) ? layer->group_size : NumSpans(layer) * kSpan;
+  return Min(inputs, NumSpans(layer) * kSpan) / 4 + 2;
 }
 
 }  // namespace
@@ -1070,7 +1361,7 @@ extern const Kernel packed_gemv_int8_1x4_avx2 = {
     /*fixed_point=*/false,
     avx2::GemvInt8PreparedBytes,
     avx2::PrepareGemvInt8,
-    avx2::StripBytes,
+    avx2::DecodeScratchBytes,
     avx2::GemvInt8,
 };
 
@@ -1086,7 +1377,7 @@ extern const Kernel packed_gemm_int8_8x4_avx2 = {
     /*fixed_point=*/false,
     avx2::GemmInt8PreparedBytes,
     avx2::PrepareGemmInt8,
-    avx2::StripBytes,
+    avx2::DecodeScratchBytes,
     avx2::GemmInt8,
 };
 
@@ -1102,7 +1393,7 @@ extern const Kernel packed_gemv_float_1x4_avx2 = {
     /*fixed_point=*/true,
     avx2::GemvFloatPreparedBytes,
     avx2::PrepareGemvFloat,
-    avx2::StripBytes,
+    avx2::DecodeScratchBytes,
     avx2::GemvFloat,
 };
 

@@ -4,87 +4,62 @@
 // each column then adds one table row per four weights: a quarter of the additions of a dense
 // product, and no multiplication.
 //
-// Layout: docs/index_format.md section 2.1 with blocks of 128 inputs. One block of one column is 32
-// bytes; bits 2j..2j+1 of byte i are the code (level + 1) of input 32 j + i. Codes come in tiles of
-// four columns: (column tile, block, 4 columns, 32 bytes), one stream. Loads of codes are unaligned
-// (memory-mapped files); everything in prepared and scratch is 64-byte aligned.
+// Layout: docs/index_format.md sections 2.1 and 2.3, read in spans of 128 inputs (span_avx512.h):
+// 32 bytes of codes a column, the four fields of byte p being inputs B b + (B/4) j + i where
+// p = (B/4) b + i. A step is 8 bytes, 32 inputs. Loads of codes are unaligned (memory-mapped
+// files); everything in prepared and scratch is 64-byte aligned.
 //
 // Longest chain of additions: two a table row, then one a byte of the column.
 //
-// prepared: x (row blocks, num_k_blocks, 32 bytes, 4 fields, 16 rows) float32, zero past K and rows
-// scratch:  tables | codes (steps, columns, kTables) uint8 | scales (columns) | a row block: sums
-//           (columns, 16) | a row block, with scales per group: totals (columns, 16)
+// prepared: x (row blocks, num_spans, 32 bytes, 4 fields, 16 rows) float32, zero past K and rows
+// scratch:  tables | codes (steps, columns, kTables) uint8 | scales (columns) | sums
+//           (columns, 16) | with scales per group: totals (columns, 16)
 //
 // C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
 // AVX-512 may leave this file.
-#if defined(__GNUC__) && !defined(__clang__)
-// gcc 12's own AVX-512 headers warn (gcc bug 105593).
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "kernels.h"
+#include "span_avx512.h"
 
 namespace onnx_ternary {
 namespace avx512 {
 namespace {
 
-constexpr int64_t kBlock = 128;      // inputs
-constexpr int64_t kBlockBytes = 32;  // codes of one column
-constexpr int64_t kTile = 4;         // columns
-constexpr int64_t kTileBlockBytes = kTile * kBlockBytes;
-
+constexpr int64_t kSpanBytes = 32;  // codes of one column
 constexpr int64_t kLanes = 16;
 constexpr int64_t kPatterns = 81;
 constexpr int64_t kTables = 8;                     // groups of four inputs at a time
-constexpr int64_t kSteps = kBlockBytes / kTables;  // a block
+constexpr int64_t kSteps = kSpanBytes / kTables;   // a block
 constexpr int64_t kTableSet = 4;                   // tables interleaved
 constexpr int64_t kTableRow = kTableSet * kLanes;  // floats from one pattern to the next
 constexpr int kOffsetShift = 8;                    // pattern to bytes from the table's first row
 typedef uint64_t Codes;                            // kTables bytes of one column
 constexpr int64_t kColumns = 8;                    // interleaved, to hide the latency of additions
+constexpr int64_t kStepInputs = 4 * kTables;
 constexpr int64_t kMaxRows = 64;
 // Bytes of sums and offsets a pass over K may touch: they stay in L2. The tables are rebuilt for
 // every pass.
-constexpr int64_t kChunkBytes = 640 << 10;
+constexpr int64_t kChunkBytes = 320 << 10;
 
 static_assert((kTableRow * 4) == (1 << kOffsetShift), "an offset is a shifted pattern");
 
-#if defined(__GNUC__)
-#define OTN_UNROLL16 _Pragma("GCC unroll 16")
-#else
-#define OTN_UNROLL16
-#endif
-
-int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
-
 bool AcceptsFloat(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->storage == Storage::two_bit &&
-         layer->block_size == kBlock && layer->activation == Activation::float32;
-}
-
-bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
-
-int64_t BlocksPerGroup(const Layer* layer) {
-  return PerGroup(layer) ? layer->group_size / kBlock : layer->num_k_blocks;
+  return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32;
 }
 
 int64_t RowBlocks(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
 
-int64_t MostColumns(const Layer* layer, int64_t rows) {
-  const int64_t column_bytes =
-      RowBlocks(rows) * kLanes * 4 * (PerGroup(layer) ? 2 : 1) + kBlockBytes;
+int64_t MostColumns(const Layer* layer) {
+  const int64_t column_bytes = kLanes * 4 * (PerGroup(layer) ? 2 : 1) + kSpanBytes;
   return Max(kChunkBytes / column_bytes, 512);
 }
 
-int64_t ChunkColumns(const Layer* layer, int64_t rows, int64_t num_columns) {
-  const int64_t most = MostColumns(layer, rows);
+int64_t ChunkColumns(const Layer* layer, int64_t num_columns) {
+  const int64_t most = MostColumns(layer);
   const int64_t num_chunks = (num_columns + most - 1) / most;
   return RoundUp((num_columns + num_chunks - 1) / num_chunks, kLanes);
 }
@@ -93,32 +68,26 @@ struct Scratch {
   size_t codes_offset, scales_offset, sums_offset, tile_bytes, bytes;
 };
 
-Scratch ScratchLayout(const Layer* layer, int64_t rows, int64_t chunk_columns) {
+Scratch ScratchLayout(const Layer* layer, int64_t chunk_columns) {
   const size_t columns = (size_t)chunk_columns;
   Scratch layout;
   layout.codes_offset =
       RoundUp64((size_t)(kTables / kTableSet * kPatterns * kTableRow) * sizeof(float));
-  layout.scales_offset = layout.codes_offset + columns * (size_t)kBlockBytes;
+  layout.scales_offset = layout.codes_offset + columns * (size_t)kSpanBytes;
   layout.sums_offset = layout.scales_offset + RoundUp64(columns * sizeof(float));
   layout.tile_bytes = columns * (size_t)kLanes * sizeof(float);
-  layout.bytes =
-      layout.sums_offset + layout.tile_bytes * (size_t)RowBlocks(rows) * (PerGroup(layer) ? 2 : 1);
+  layout.bytes = layout.sums_offset + layout.tile_bytes * (PerGroup(layer) ? 2 : 1);
   return layout;
 }
 
 size_t GemmFloatPreparedBytes(const Layer* layer, int64_t rows) {
-  return (size_t)(RowBlocks(rows) * layer->num_k_blocks * kBlock * kLanes) * sizeof(float);
+  return (size_t)(RowBlocks(rows) * NumSpans(layer) * kSpan * kLanes) * sizeof(float);
 }
 
-size_t GemmFloatScratchBytes(const Layer* layer, int64_t rows, int64_t num_columns) {
-  // Fewer rows have wider chunks; chunks are even, so those of a narrower range can be wider too.
-  size_t bytes = 0;
-  for (int64_t fewer = rows; fewer > 0; fewer -= kLanes) {
-    const int64_t columns = RoundUp(Min(num_columns, MostColumns(layer, fewer)), kLanes);
-    const size_t needed = ScratchLayout(layer, fewer, columns).bytes;
-    bytes = needed > bytes ? needed : bytes;
-  }
-  return bytes;
+size_t GemmFloatScratchBytes(const Layer* layer, int64_t, int64_t num_columns) {
+  // Chunks are even, so those of a narrower range can be wider.
+  const int64_t columns = RoundUp(Min(num_columns, MostColumns(layer)), kLanes);
+  return ScratchLayout(layer, columns).bytes;
 }
 
 __mmask16 FirstLanes(int64_t count) {
@@ -152,27 +121,29 @@ void Transpose16x16(__m512* r) {
 
 void PrepareGemmFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
   const int64_t K = layer->K;
+  const int64_t quarter = layer->block_size / 4;
+  int32_t place[kSpan];  // of every input of a span
+  for (int64_t input = 0; input < kSpan; ++input) {
+    const int64_t block = input / layer->block_size, in_block = input % layer->block_size;
+    const int64_t p = block * quarter + in_block % quarter;
+    place[input] = (int32_t)((p * 4 + in_block / quarter) * kLanes);
+  }
   float* out = (float*)prepared;
   for (int64_t row = 0; row < rows; row += kLanes) {
     const int64_t valid_rows = Min(rows - row, kLanes);
-    for (int64_t k = 0; k < layer->num_k_blocks * kBlock; k += kBlock) {
-      const float* block = x + row * K + k;
-      for (int64_t field = 0; field < 4; ++field) {
-        for (int64_t i = 0; i < kBlockBytes; i += kLanes) {
-          const int64_t input = field * kBlockBytes + i;
-          const __mmask16 valid = FirstLanes(Max(K - k - input, 0));
-          __m512 v[16];
-          for (int64_t r = 0; r < kLanes; ++r) {
-            v[r] = r < valid_rows ? _mm512_maskz_loadu_ps(valid, block + r * K + input)
-                                  : _mm512_setzero_ps();
-          }
-          Transpose16x16(v);
-          for (int64_t e = 0; e < kLanes; ++e) {
-            _mm512_store_ps(out + ((i + e) * 4 + field) * kLanes, v[e]);
-          }
+    for (int64_t k = 0; k < NumSpans(layer) * kSpan; k += kSpan) {
+      const float* span = x + row * K + k;
+      for (int64_t input = 0; input < kSpan; input += kLanes) {
+        const __mmask16 valid = FirstLanes(Max(K - k - input, 0));
+        __m512 v[16];
+        for (int64_t r = 0; r < kLanes; ++r) {
+          v[r] = r < valid_rows ? _mm512_maskz_loadu_ps(valid, span + r * K + input)
+                                : _mm512_setzero_ps();
         }
+        Transpose16x16(v);
+        for (int64_t e = 0; e < kLanes; ++e) _mm512_store_ps(out + place[input + e], v[e]);
       }
-      out += kBlock * kLanes;
+      out += kSpan * kLanes;
     }
   }
 }
@@ -210,10 +181,11 @@ void BuildTables(const float* x, float* tables) {
   }
 }
 
-// Codes of block b, columns [begin, begin + num_columns), as base-3 patterns: codes (kSteps,
-// stride) of kTables bytes. Columns up to stride get pattern 40, level 0.
-void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns, int64_t stride,
-               Codes* codes) {
+// Codes of a span, columns [begin, begin + num_columns), as base-3 patterns: codes (kSteps, stride)
+// of kTables bytes. Columns up to stride get pattern 40, level 0.
+template <bool kAsIs>
+void Transcode(const Decoder& decoder, const uint8_t* all_codes, int64_t span, int64_t begin,
+               int64_t num_columns, int64_t stride, Codes* codes) {
   // Low nibble: d0 + 3 d1; high nibble: 9 d2 + 27 d3; digit 3 (damaged files only) counts as 0, so
   // that every index stays inside its table.
   const __m512i low_pattern =
@@ -221,13 +193,13 @@ void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns
   const __m512i high_pattern = _mm512_broadcast_i32x4(
       _mm_setr_epi8(0, 9, 18, 0, 27, 36, 45, 27, 54, 63, 72, 54, 0, 9, 18, 0));
   const __m512i nibble = _mm512_set1_epi8(15);
-  const int64_t tile_stride = layer->num_k_blocks * kTileBlockBytes;
-  const uint8_t* source = layer->codes + begin / kTile * tile_stride + b * kTileBlockBytes;
+  const uint8_t* tile = all_codes + begin / kTile * decoder.tile_bytes;
   int64_t n = 0;
-  for (; n < num_columns; n += kTile, source += tile_stride) {
-    __m512i pattern[2];
+  for (; n < num_columns; n += kTile, tile += decoder.tile_bytes) {
+    __m512i both[2], pattern[2];
+    LoadSpan<kAsIs>(decoder, tile, span, &both[0], &both[1]);
     for (int i = 0; i < 2; ++i) {
-      const __m512i v = _mm512_loadu_si512(source + i * 64);
+      const __m512i v = both[i];
       pattern[i] = _mm512_add_epi8(
           _mm512_shuffle_epi8(low_pattern, _mm512_and_si512(v, nibble)),
           _mm512_shuffle_epi8(high_pattern, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble)));
@@ -259,9 +231,9 @@ void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns
 enum class Start { zero, sums };     // what the accumulators begin with
 enum class Finish { sums, totals };  // where they go: sums, or totals += scale * sum
 
-// Adds kTables table rows to each column's sums. codes (columns,), sums and totals
-// (columns, 16).
-template <Start kStart, Finish kFinish>
+// Adds the table rows of tables [kFirst, kEnd) to each column's sums. codes (columns,), sums and
+// totals (columns, 16).
+template <Start kStart, Finish kFinish, int kFirst, int kEnd>
 void LookupStep(const Codes* codes, int64_t num_columns, const float* tables, float* sums,
                 float* totals, const float* scales) {
   // Pattern times 256 bytes: rotate so that the code stands at bit 8, and mask.
@@ -282,7 +254,7 @@ void LookupStep(const Codes* codes, int64_t num_columns, const float* tables, fl
           kStart == Start::zero ? _mm512_setzero_ps() : _mm512_load_ps(sums + (n + c) * kLanes);
     }
     OTN_UNROLL16
-    for (int t = 0; t < kTables; ++t) {
+    for (int t = kFirst; t < kEnd; ++t) {
       const int rotate = (8 * t - kOffsetShift) & (kBits - 1);
       const char* set = (t < kTableSet ? set0 : set1) + t % kTableSet * kLanes * 4;
       OTN_UNROLL16
@@ -327,57 +299,81 @@ void StoreRows(const Layer* layer, const float* sums, int64_t begin, int64_t num
   }
 }
 
-void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-               int64_t end, float* y, void* scratch) {
-  const int64_t stride = ChunkColumns(layer, rows, end - begin);
-  const Scratch layout = ScratchLayout(layer, rows, stride);
-  const int64_t num_blocks = layer->num_k_blocks;
-  const int64_t row_blocks = RowBlocks(rows);
-  const int64_t blocks_per_group = BlocksPerGroup(layer);
+template <int kFirst, int kEnd>
+void Lookup(bool starts, bool ends, const Codes* codes, int64_t num_columns, const float* tables,
+            float* sums, float* totals, const float* scales) {
+  const auto step = ends ? (starts ? LookupStep<Start::zero, Finish::totals, kFirst, kEnd>
+                                   : LookupStep<Start::sums, Finish::totals, kFirst, kEnd>)
+                         : (starts ? LookupStep<Start::zero, Finish::sums, kFirst, kEnd>
+                                   : LookupStep<Start::sums, Finish::sums, kFirst, kEnd>);
+  step(codes, num_columns, tables, sums, totals, scales);
+}
+
+// Sixteen rows at most.
+template <bool kAsIs>
+void GemmFloatRows(const Layer* layer, int64_t rows, const float* x, int64_t begin, int64_t end,
+                   float* y, void* scratch) {
+  const Decoder decoder = MakeDecoder(layer);
+  const int64_t stride = ChunkColumns(layer, end - begin);
+  const Scratch layout = ScratchLayout(layer, stride);
+  const int64_t num_spans = NumSpans(layer);
   const bool per_group = PerGroup(layer);
+  const int64_t padded_K = layer->num_k_blocks * layer->block_size;
+  const int64_t group_size = per_group ? layer->group_size : num_spans * kSpan;
+  // Inputs between the places where a group can end.
+  const int64_t stretch = group_size % kStepInputs == 0 ? kStepInputs : kStepInputs / 2;
   char* base = (char*)scratch;
   float* tables = (float*)base;
   Codes* codes = (Codes*)(base + layout.codes_offset);
   float* scales = (float*)(base + layout.scales_offset);
-  float* all_sums = (float*)(base + layout.sums_offset);
-  float* all_totals = all_sums + stride * kLanes * row_blocks;
+  float* sums = (float*)(base + layout.sums_offset);
+  float* totals = sums + stride * kLanes;
   for (int64_t n = begin; n < end; n += stride) {
     const int64_t num_columns = Min(stride, end - n);
     const int64_t padded_columns = RoundUp(num_columns, kLanes);
-    if (per_group) memset(all_totals, 0, (size_t)row_blocks * layout.tile_bytes);
-    for (int64_t b = 0; b < num_blocks; ++b) {
-      Transcode(layer, b, n, RoundUp(num_columns, kTile), padded_columns, codes);
-      const bool group_starts = b % blocks_per_group == 0;
-      const bool group_ends = per_group && ((b + 1) % blocks_per_group == 0 || b + 1 == num_blocks);
-      if (group_ends) {
-        const float* scale_row = layer->scale + b / blocks_per_group * layer->N + n;
-        for (int64_t i = 0; i < padded_columns; ++i) scales[i] = i < num_columns ? scale_row[i] : 0;
-      }
-      for (int64_t rb = 0; rb < row_blocks; ++rb) {
-        const float* x = (const float*)prepared + (rb * num_blocks + b) * kBlock * kLanes;
-        float* sums = all_sums + rb * stride * kLanes;
-        float* totals = all_totals + rb * stride * kLanes;
-        for (int64_t step = 0; step < kSteps; ++step) {
-          BuildTables(x + step * kTables * 4 * kLanes, tables);
-          const Codes* step_codes = codes + step * padded_columns;
-          if (step == 0 && group_starts) {
-            LookupStep<Start::zero, Finish::sums>(step_codes, padded_columns, tables, sums, nullptr,
-                                                  nullptr);
-          } else if (step == kSteps - 1 && group_ends) {
-            LookupStep<Start::sums, Finish::totals>(step_codes, padded_columns, tables, sums,
-                                                    totals, scales);
+    if (per_group) memset(totals, 0, layout.tile_bytes);
+    for (int64_t span = 0; span < num_spans; ++span) {
+      Transcode<kAsIs>(decoder, layer->codes, span, n, RoundUp(num_columns, kTile), padded_columns,
+                       codes);
+      for (int64_t step = 0; step < kSteps; ++step) {
+        const Codes* step_codes = codes + step * padded_columns;
+        BuildTables(x + (span * kSpan + step * kStepInputs) * kLanes, tables);
+        for (int64_t part = 0; part < kStepInputs; part += stretch) {
+          // Counted in inputs; those of a whole block come together.
+          const int64_t first = span * kSpan + step * kStepInputs + part;
+          if (first >= padded_K) continue;
+          const int64_t last = first + stretch;
+          const bool starts = first % group_size == 0;
+          const bool ends = per_group && (last % group_size == 0 || last >= padded_K);
+          if (ends) {
+            const float* scale_row = layer->scale + first / group_size * layer->N + n;
+            for (int64_t i = 0; i < padded_columns; ++i) {
+              scales[i] = i < num_columns ? scale_row[i] : 0;
+            }
+          }
+          if (stretch == kStepInputs) {
+            Lookup<0, kTables>(starts, ends, step_codes, padded_columns, tables, sums, totals,
+                               scales);
+          } else if (part == 0) {
+            Lookup<0, kTableSet>(starts, ends, step_codes, padded_columns, tables, sums, totals,
+                                 scales);
           } else {
-            LookupStep<Start::sums, Finish::sums>(step_codes, padded_columns, tables, sums, nullptr,
-                                                  nullptr);
+            Lookup<kTableSet, kTables>(starts, ends, step_codes, padded_columns, tables, sums,
+                                       totals, scales);
           }
         }
       }
     }
-    for (int64_t rb = 0; rb < row_blocks; ++rb) {
-      const float* result = (per_group ? all_totals : all_sums) + rb * stride * kLanes;
-      StoreRows(layer, result, n, num_columns, Min(rows - rb * kLanes, kLanes),
-                y + rb * kLanes * layer->N);
-    }
+    StoreRows(layer, per_group ? totals : sums, n, num_columns, rows, y);
+  }
+}
+
+void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
+               int64_t end, float* y, void* scratch) {
+  const auto compute = AsIs(layer) ? GemmFloatRows<true> : GemmFloatRows<false>;
+  for (int64_t row = 0; row < rows; row += kLanes) {
+    compute(layer, Min(rows - row, kLanes), (const float*)prepared + row * NumSpans(layer) * kSpan,
+            begin, end, y + row * layer->N, scratch);
   }
 }
 
@@ -402,7 +398,8 @@ void RowMagnitudes(const float* x, int64_t count, int32_t* largest_bits, double*
 }
 
 int64_t LookupDepth(const Layer* layer) {
-  return Min(BlocksPerGroup(layer), layer->num_k_blocks) * kBlockBytes + 2;
+  const int64_t inputs = PerGroup(layer) ? layer->group_size : NumSpans(layer) * kSpan;
+  return Min(inputs, NumSpans(layer) * kSpan) / 4 + 2;
 }
 
 }  // namespace

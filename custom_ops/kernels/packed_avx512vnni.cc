@@ -2,17 +2,24 @@
 // signed activations added to an int32), for int8 activations and for float activations as fixed
 // point of three int8 digits. Rows share the unpacking of codes.
 //
-// Layout: docs/index_format.md section 2.1 with blocks of 128 inputs. One block of one column is 32
-// bytes; bits 2j..2j+1 of byte i are the code (level + 1) of input 32 j + i. Codes come in tiles of
-// four columns: (column tile, block, 4 columns, 32 bytes), one stream; a register holds two
-// columns. Loads of codes are unaligned (memory-mapped files); everything in prepared and scratch
-// is 64-byte aligned.
+// Layout: docs/index_format.md sections 2.1 and 2.3. A span is 128 inputs: one block, or several
+// smaller ones, of four columns. 2-bit codes in blocks of 128 are read as they lie: 32 bytes a
+// column and span, bits 2j..2j+1 of byte i the code (level + 1) of input 32 j + i, two columns a
+// register. Smaller blocks and bits are brought to that form in registers: a byte of block b of a
+// column goes to bytes (B/4) b .. of its 32, so field j of byte (B/4) b + i is input
+// B b + (B/4) j + i of the span, and activations are laid out in that order. A unit is one block:
+// B/16 lanes of int32 of a column. Loads of codes are unaligned (memory-mapped files); everything
+// in prepared and scratch is 64-byte aligned.
 //
 // Ranges. Codes are 0, 1, 2 (3 only in damaged files), d is an int8 in [-128, 127], and vpdpbusd
-// does not saturate. A lane takes 16 products a block, at most 16 * 3 * 128 in magnitude; K < 2^24
-// has at most 2^17 blocks: below 2^30. The sum over a column's eight lanes may wrap, but
+// does not saturate. A lane takes 16 products a span, at most 16 * 3 * 128 in magnitude; K < 2^24
+// has at most 2^17 spans: below 2^30. The sum over a column's eight lanes may wrap, but
 // sum(code * d) - sum(d) = sum(level * d) is at most 128 K <= 2^31 - 128 in magnitude, and so exact
 // modulo 2^32.
+//
+// With scales per group, units are summed exactly, weighted in float64 and added up there in the
+// order of the units. The three digits of a unit are put together first: at most
+// 128 * 8355711 < 2^31.
 //
 // C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
 // AVX-512 may leave this file.
@@ -26,49 +33,41 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "quantise_absmax.h"
 #include "quantise_row.h"
+#include "span_avx512.h"
 
 namespace onnx_ternary {
 namespace avx512vnni {
 namespace {
 
-constexpr int64_t kBlock = 128;      // inputs
-constexpr int64_t kBlockBytes = 32;  // codes of one column
-constexpr int64_t kTile = 4;         // columns
-constexpr int64_t kTileBlockBytes = kTile * kBlockBytes;
+using namespace avx512;
+
 constexpr int64_t kPrefetchBytes = 3072;
 // Codes of a column chunk, read once for every group of rows: they stay in L2.
 constexpr int64_t kChunkBytes = 128 << 10;
 
-#if defined(__GNUC__)
-#define OTN_UNROLL16 _Pragma("GCC unroll 16")
-#else
-#define OTN_UNROLL16
-#endif
-
-size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
-int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
-
-bool AcceptsTwoBit128(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->storage == Storage::two_bit &&
-         layer->block_size == kBlock;
-}
-
 bool AcceptsFloat(const Layer* layer) {
-  return layer->activation == Activation::float32 && AcceptsTwoBit128(layer);
+  return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32;
 }
 
 bool AcceptsInt8(const Layer* layer) {
-  return layer->activation == Activation::int8 && AcceptsTwoBit128(layer);
+  return layer->index_format == IndexFormat::packed && layer->activation == Activation::int8;
 }
 
-bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
+// As QuantiseActivationRow, compiled for this instruction set where it is a matter of absmax.
+float QuantiseRow(const Layer* layer, const float* x, int8_t* q) {
+  const bool absmax = layer->activation_rule == ActivationRule::absmax_division ||
+                      layer->activation_rule == ActivationRule::absmax_reciprocal;
+  return (absmax ? QuantiseAbsmaxRow : QuantiseActivationRow)(layer, x, q);
+}
 
-int64_t NumGroups(const Layer* layer) { return PerGroup(layer) ? layer->num_groups : 1; }
+// Units whose sums make whole registers, sixteen numbers each (see UnitLanes).
+int64_t UnitsAtOnce(const Layer* layer) { return layer->block_size == 16 ? 8 : 4; }
 
-int64_t BlocksPerGroup(const Layer* layer) {
-  return PerGroup(layer) ? layer->group_size / kBlock : layer->num_k_blocks;
+int64_t PaddedUnits(const Layer* layer) {
+  const int64_t step = UnitsAtOnce(layer);
+  return (layer->num_k_blocks + step - 1) / step * step;
 }
 
 __mmask8 FirstFour(int64_t count) { return (__mmask8)(count >= 4 ? 15u : (1u << count) - 1u); }
@@ -88,31 +87,35 @@ __m128 LoadBias(const Layer* layer, int64_t n) {
   return layer->bias ? LoadFloats(layer->bias + n, layer->N - n) : _mm_setzero_ps();
 }
 
-// Scales per group are copied four tiles (a cache line) at a time to scratch, (tiles, groups, 4
-// columns): read in place, the groups of a column lie N floats apart and evict each other from L1
-// where N is a multiple of a power of two.
+// Scales per group are copied four tiles (a cache line) at a time to scratch, (tiles, units, 4
+// columns), zero past the last unit: read in place, the groups of a column lie N floats apart and
+// evict each other from L1 where N is a multiple of a power of two.
 constexpr int64_t kStripTiles = 4;
 
 size_t StripBytes(const Layer* layer, int64_t, int64_t) {
-  return PerGroup(layer) ? (size_t)(layer->num_groups * kStripTiles * kTile) * sizeof(float) : 0;
+  return PerGroup(layer) ? (size_t)(PaddedUnits(layer) * kStripTiles * kTile) * sizeof(float) : 0;
 }
 
-// Scales of the tile at column n, (groups, 4); fills the strip at the first tile of each.
+// Scales of the tile at column n, (units, 4); fills the strip at the first tile of each.
 const float* StripScales(const Layer* layer, int64_t begin, int64_t n, void* scratch) {
-  const int64_t num_groups = layer->num_groups;
+  const int64_t num_units = PaddedUnits(layer);
   float* strip = (float*)scratch;
   const int64_t tile = (n - begin) / kTile % kStripTiles;
   if (tile == 0) {
-    for (int64_t g = 0; g < num_groups; ++g) {
-      const float* row = layer->scale + g * layer->N;
-      for (int64_t t = 0; t < kStripTiles && n + t * kTile < layer->N; ++t) {
-        const int64_t column = n + t * kTile;
-        _mm_store_ps(strip + (t * num_groups + g) * kTile,
-                     LoadFloats(row + column, layer->N - column));
-      }
+    const int64_t columns = Min(layer->N - n, kStripTiles * kTile);
+    const __mmask16 valid = (__mmask16)((1u << columns) - 1u);
+    for (int64_t u = 0; u < num_units; ++u) {
+      const float* row = layer->scale + u * layer->block_size / layer->group_size * layer->N + n;
+      const __m512 scales =
+          u < layer->num_k_blocks ? _mm512_maskz_loadu_ps(valid, row) : _mm512_setzero_ps();
+      float* out = strip + u * kTile;
+      _mm_store_ps(out, _mm512_castps512_ps128(scales));
+      _mm_store_ps(out + num_units * kTile, _mm512_extractf32x4_ps(scales, 1));
+      _mm_store_ps(out + 2 * num_units * kTile, _mm512_extractf32x4_ps(scales, 2));
+      _mm_store_ps(out + 3 * num_units * kTile, _mm512_extractf32x4_ps(scales, 3));
     }
   }
-  return strip + tile * num_groups * kTile;
+  return strip + tile * num_units * kTile;
 }
 
 // Four rows by four columns, row by row in one register; rows from `count` on are not touched.
@@ -149,21 +152,38 @@ __m512 Narrow(TwoByFour tile) {
                             _mm512_cvtpd_ps(tile.rows23), 1);
 }
 
-// With scales per group the weighted sums are taken in float64, in the order of the groups.
-void AddGroup(TwoByFour* total, TwoByFour sum, __m128 scale) {
-  const __m512d wide = _mm512_broadcast_f64x4(_mm256_cvtps_pd(scale));
-  total->rows01 = _mm512_add_pd(total->rows01, _mm512_mul_pd(sum.rows01, wide));
-  total->rows23 = _mm512_add_pd(total->rows23, _mm512_mul_pd(sum.rows23, wide));
+// Sum of int8 values, exact: num_bytes is a multiple of 16.
+int32_t SumBytes(const int8_t* q, int64_t num_bytes) {
+  const __m128i one = _mm_set1_epi8(1);
+  __m128i sum = _mm_setzero_si128();
+  for (int64_t i = 0; i < num_bytes; i += 16) {
+    sum = _mm_dpbusd_epi32(sum, one, _mm_load_si128((const __m128i*)(q + i)));
+  }
+  sum = _mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum));
+  return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 1)));
 }
 
-// Sum of int8 values, exact: num_bytes is a multiple of 128.
-int32_t SumBytes(const int8_t* q, int64_t num_bytes) {
-  const __m512i one = _mm512_set1_epi8(1);
-  __m512i sum = _mm512_setzero_si512();
-  for (int64_t i = 0; i < num_bytes; i += 64) {
-    sum = _mm512_dpbusd_epi32(sum, one, _mm512_load_si512(q + i));
+// Puts the 128 activations of a span in the order of the fields.
+void OrderSpan(int8_t* q, __m512i first_order, __m512i second_order) {
+  const __m512i first = _mm512_load_si512(q);
+  const __m512i second = _mm512_load_si512(q + 64);
+  _mm512_store_si512(q, _mm512_permutex2var_epi32(first, first_order, second));
+  _mm512_store_si512(q + 64, _mm512_permutex2var_epi32(first, second_order, second));
+}
+
+struct InputOrder {
+  bool as_is;
+  __m512i first, second;  // words of four inputs
+};
+
+InputOrder MakeInputOrder(const Layer* layer) {
+  const int32_t words = (int32_t)layer->block_size / 16;  // of a field and block
+  int32_t order[32];
+  for (int32_t word = 0; word < 32; ++word) {
+    const int32_t field = word / 8, block = word % 8 / words;
+    order[word] = block * words * 4 + field * words + word % words;
   }
-  return _mm512_reduce_add_epi32(sum);
+  return {layer->block_size == kSpan, _mm512_loadu_si512(order), _mm512_loadu_si512(order + 16)};
 }
 
 // acc0 += dot(field0, *q), acc1 += dot(field1, *q), q (32,) int8 for both halves of the registers.
@@ -190,28 +210,19 @@ int32_t SumBytes(const int8_t* q, int64_t num_bytes) {
   } while (0)
 #endif
 
-// sums: (kDigits, kRows / 4, 4 rows, 4 columns) int32, sum(code * q) over blocks [begin, end) of
-// one column tile modulo 2^32; zero past kRows. q: (num_k_blocks, kDigits, kRows, 128) int8.
-template <int kDigits, int kRows>
-inline void DotVectors(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int64_t end,
-                       __m512i* sums) {
-  constexpr int kVectors = kDigits * kRows;
-  // Eight chains of additions at least, to hide their latency.
-  constexpr int kChains = kVectors == 1 ? 4 : kVectors <= 3 ? 2 : 1;
+// Adds to acc (kDigits * kRows, two pairs of columns, kChains) sum(code * q) over spans
+// [begin, end) of one column tile. q: (num_spans, kDigits, kRows, 128) int8.
+template <int kVectors, int kChains, bool kAsIs>
+OTN_ALWAYS_INLINE void AddSpans(const Decoder& decoder, const uint8_t* tile_codes, const int8_t* q,
+                                int64_t begin, int64_t end, __m512i (*acc)[2][kChains]) {
   const __m512i mask3 = _mm512_set1_epi8(3);
-  __m512i acc[kVectors][2][kChains];
-  OTN_UNROLL16
-  for (int v = 0; v < kVectors; ++v) {
-    OTN_UNROLL16
-    for (int i = 0; i < kChains; ++i) acc[v][0][i] = acc[v][1][i] = _mm512_setzero_si512();
-  }
-  for (int64_t b = begin; b < end; ++b) {
-    const uint8_t* codes = tile_codes + b * kTileBlockBytes;
-    const int8_t* q_block = q + b * (kVectors * kBlock);
-    _mm_prefetch((const char*)codes + kPrefetchBytes, _MM_HINT_T0);
-    _mm_prefetch((const char*)codes + kPrefetchBytes + 64, _MM_HINT_T0);
-    const __m512i v01 = _mm512_loadu_si512(codes);
-    const __m512i v23 = _mm512_loadu_si512(codes + 64);
+  for (int64_t span = begin; span < end; ++span) {
+    const int8_t* q_span = q + span * (kVectors * kSpan);
+    const char* ahead = (const char*)tile_codes + span * decoder.span_bytes + kPrefetchBytes;
+    _mm_prefetch(ahead, _MM_HINT_T0);
+    if (kAsIs || !decoder.one_bit) _mm_prefetch(ahead + 64, _MM_HINT_T0);
+    __m512i v01, v23;
+    LoadSpan<kAsIs>(decoder, tile_codes, span, &v01, &v23);
     OTN_UNROLL16
     for (int j = 0; j < 4; ++j) {
       const __m512i field01 = _mm512_and_si512(_mm512_srli_epi16(v01, (unsigned)(2 * j)), mask3);
@@ -219,10 +230,45 @@ inline void DotVectors(const uint8_t* tile_codes, const int8_t* q, int64_t begin
       OTN_UNROLL16
       for (int v = 0; v < kVectors; ++v) {
         OTN_DOT(acc[v][0][j % kChains], acc[v][1][j % kChains], field01, field23,
-                q_block + v * kBlock + j * 32);
+                q_span + v * kSpan + j * 32);
       }
     }
   }
+}
+
+// Chains of additions, eight at least in all, to hide their latency.
+template <int kVectors>
+struct Chains {
+  static constexpr int kCount = kVectors == 1 ? 4 : kVectors <= 3 ? 2 : 1;
+};
+
+template <int kVectors, int kChains>
+OTN_ALWAYS_INLINE void Clear(__m512i (*acc)[2][kChains]) {
+  OTN_UNROLL16
+  for (int v = 0; v < kVectors; ++v) {
+    OTN_UNROLL16
+    for (int i = 0; i < kChains; ++i) acc[v][0][i] = acc[v][1][i] = _mm512_setzero_si512();
+  }
+}
+
+template <int kChains>
+OTN_ALWAYS_INLINE __m512i Total(const __m512i* chains) {
+  __m512i sum = chains[0];
+  OTN_UNROLL16
+  for (int i = 1; i < kChains; ++i) sum = _mm512_add_epi32(sum, chains[i]);
+  return sum;
+}
+
+// sums: (kDigits, kRows / 4, 4 rows, 4 columns) int32, sum(code * q) over all spans of one column
+// tile modulo 2^32; zero past kRows. q: (num_spans, kDigits, kRows, 128) int8.
+template <int kDigits, int kRows, bool kAsIs>
+OTN_ALWAYS_INLINE void DotVectors(const Decoder& decoder, const uint8_t* tile_codes,
+                                  const int8_t* q, int64_t num_spans, __m512i* sums) {
+  constexpr int kVectors = kDigits * kRows;
+  constexpr int kChains = Chains<kVectors>::kCount;
+  __m512i acc[kVectors][2][kChains];
+  Clear<kVectors, kChains>(acc);
+  AddSpans<kVectors, kChains, kAsIs>(decoder, tile_codes, q, 0, num_spans, acc);
   constexpr int kQuads = (kRows + 3) / 4;
   const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
   OTN_UNROLL16
@@ -236,12 +282,8 @@ inline void DotVectors(const uint8_t* tile_codes, const int8_t* q, int64_t begin
         continue;
       }
       const int v = quad / kQuads * kRows + r;
-      __m512i a = acc[v][0][0], b = acc[v][1][0];
-      OTN_UNROLL16
-      for (int chain = 1; chain < kChains; ++chain) {
-        a = _mm512_add_epi32(a, acc[v][0][chain]);
-        b = _mm512_add_epi32(b, acc[v][1][chain]);
-      }
+      const __m512i a = Total<kChains>(acc[v][0]);
+      const __m512i b = Total<kChains>(acc[v][1]);
       // Columns 0 and 1 are the halves of a, 2 and 3 those of b. In each 128-bit lane now: column 0
       // (or 1), 2 (or 3), the same, the same.
       pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
@@ -258,16 +300,200 @@ inline void DotVectors(const uint8_t* tile_codes, const int8_t* q, int64_t begin
 }
 
 int64_t ChunkColumns(const Layer* layer) {
-  const int64_t tiles = Max(kChunkBytes / (layer->num_k_blocks * kTileBlockBytes), 1);
+  const int64_t tiles = Max(kChunkBytes / TileBytes(layer), 1);
   return (tiles + kStripTiles - 1) / kStripTiles * kStripTiles * kTile;
 }
 
 // ---------------------------------------------------------------------------------------------
+// Scales per group. Sums of units leave the reduction in registers of sixteen, four units of four
+// columns, in an order that depends on how many steps it has: lanes of a unit are 1, 2, 4, 8 for
+// blocks of 16, 32, 64, 128, and so four units are half a span, one, two or four.
+
+struct UnitLanes {
+  int64_t spans;       // at once
+  int steps;           // of the reduction
+  __m512i units;       // unit of every lane
+  __m512i scales[2];   // its place among scales (units, 4), for every register
+  __m512i columns[2];  // float64 lanes that make columns 0 to 3 twice: two of the four of each
+};
+
+UnitLanes MakeUnitLanes(const Layer* layer) {
+  UnitLanes lanes;
+  lanes.steps = layer->block_size == 16 ? 0 : layer->block_size == 32 ? 1 : layer->block_size / 32;
+  lanes.steps = Min(lanes.steps, 3);
+  lanes.spans = Max(layer->block_size / 32, 1);
+  int32_t units[16], scales[2][16], found[4] = {0, 0, 0, 0};
+  int64_t columns[16] = {0};
+  for (int32_t vector = 0; vector < 2; ++vector) {
+    for (int32_t lane = 0; lane < 16; ++lane) {
+      const int32_t quarter = lane / 4, low = lane & 1, high = lane / 2 & 1;
+      int32_t column = 0, unit = 0;
+      switch (lanes.steps) {
+        case 0:
+          column = 2 * vector + lane / 8;
+          unit = lane % 8;
+          break;
+        case 1:
+          column = quarter / 2 + 2 * high;
+          unit = 2 * (quarter % 2) + low;
+          break;
+        case 2:
+          column = quarter / 2 + 2 * low;
+          unit = quarter % 2 + 2 * high;
+          break;
+        default:
+          column = quarter % 2 + 2 * low;
+          unit = 2 * (quarter / 2) + high;
+          break;
+      }
+      units[lane] = unit;
+      scales[vector][lane] = unit * (int32_t)kTile + column;
+      if (vector == 0 && lanes.steps > 0) columns[found[column]++ * kTile + column] = lane;
+    }
+    lanes.scales[vector] = _mm512_loadu_si512(scales[vector]);
+  }
+  lanes.units = _mm512_loadu_si512(units);
+  lanes.columns[0] = _mm512_loadu_si512(columns);
+  lanes.columns[1] = _mm512_loadu_si512(columns + 8);
+  return lanes;
+}
+
+// [a0 + a1, a2 + a3, b0 + b1, b2 + b3] in every 128 bits.
+__m512i AddPairs(__m512i a, __m512i b) {
+  const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
+  return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
+                          _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
+}
+
+// totals (2,) += scales * (sums - sum of the unit's activations), sixteen lanes.
+inline void AddScaled(__m512i sums, __m512i unit_sums, __m512 scales, __m512d* totals) {
+  const __m512i exact = _mm512_sub_epi32(sums, unit_sums);
+  totals[0] = _mm512_fmadd_pd(_mm512_cvtepi32_pd(_mm512_castsi512_si256(exact)),
+                              _mm512_cvtps_pd(_mm512_castps512_ps256(scales)), totals[0]);
+  totals[1] = _mm512_fmadd_pd(_mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(exact, 1)),
+                              _mm512_cvtps_pd(_mm512_extractf32x8_ps(scales, 1)), totals[1]);
+}
+
+// Four columns of sixteen or thirty-two lanes.
+__m256d ColumnTotals(const UnitLanes& lanes, const __m512d* totals) {
+  if (lanes.steps == 0) {
+    return _mm256_setr_pd(_mm512_reduce_add_pd(totals[0]), _mm512_reduce_add_pd(totals[1]),
+                          _mm512_reduce_add_pd(totals[2]), _mm512_reduce_add_pd(totals[3]));
+  }
+  const __m512d twice =
+      _mm512_add_pd(_mm512_permutex2var_pd(totals[0], lanes.columns[0], totals[1]),
+                    _mm512_permutex2var_pd(totals[0], lanes.columns[1], totals[1]));
+  return _mm256_add_pd(_mm512_castpd512_pd256(twice), _mm512_extractf64x4_pd(twice, 1));
+}
+
+// Where activations of a group of rows lie; unit_sums (rows, padded units) int32, divisors s or
+// units 2^-e (rows,).
+struct GroupRows {
+  const int8_t* q;
+  const int32_t* unit_sums;
+  const double* factors;
+};
+
+// Columns [begin, end) of kRows rows.
+template <int kDigits, int kRows, bool kAsIs>
+void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int64_t end, float* y,
+                  void* scratch) {
+  constexpr int kVectors = kDigits * kRows;
+  constexpr int kChains = 1;  // spans are independent of each other
+  const Decoder decoder = MakeDecoder(layer);
+  const UnitLanes lanes = MakeUnitLanes(layer);
+  const int steps = kAsIs ? 3 : lanes.steps;
+  const int64_t spans = kAsIs ? 4 : lanes.spans;
+  const int64_t num_spans = NumSpans(layer);
+  const int64_t num_units = PaddedUnits(layer);
+  const int64_t units_at_once = UnitsAtOnce(layer);
+  for (int64_t n = begin; n < end; n += kTile) {
+    const uint8_t* codes = layer->codes + n / kTile * decoder.tile_bytes;
+    const float* scales = StripScales(layer, begin, n, scratch);
+    __m512d totals[kRows][4];
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < 4; ++i) totals[r][i] = _mm512_setzero_pd();
+    }
+    for (int64_t first = 0, unit = 0; first < num_spans; first += spans) {
+      __m512i parts[4][kRows];
+      __m512i parts_behind[kRows];  // columns 2 and 3, without a reduction
+      for (int64_t i = 0; i < spans; ++i) {
+        if (first + i >= num_spans) {
+          for (int r = 0; r < kRows; ++r) parts[i][r] = _mm512_setzero_si512();
+          continue;
+        }
+        __m512i acc[kVectors][2][kChains];
+        Clear<kVectors, kChains>(acc);
+        AddSpans<kVectors, kChains, kAsIs>(decoder, codes, rows.q, first + i, first + i + 1, acc);
+        OTN_UNROLL16
+        for (int r = 0; r < kRows; ++r) {
+          __m512i a = Total<kChains>(acc[r][0]), b = Total<kChains>(acc[r][1]);
+          OTN_UNROLL16
+          for (int d = 1; d < kDigits; ++d) {
+            const unsigned shift = (unsigned)(8 * d);
+            a = _mm512_add_epi32(a,
+                                 _mm512_slli_epi32(Total<kChains>(acc[d * kRows + r][0]), shift));
+            b = _mm512_add_epi32(b,
+                                 _mm512_slli_epi32(Total<kChains>(acc[d * kRows + r][1]), shift));
+          }
+          if (steps == 0) {
+            parts[i][r] = a;
+            parts_behind[r] = b;
+          } else {
+            parts[i][r] = AddPairs(a, b);
+          }
+        }
+      }
+      const __m512 unit_scales = _mm512_loadu_ps(scales + unit * kTile);
+      if (steps == 0) {
+        const __m512 behind = _mm512_loadu_ps(scales + unit * kTile + 16);
+        for (int r = 0; r < kRows; ++r) {
+          const __m512i unit_sums = _mm512_permutexvar_epi32(
+              lanes.units, _mm512_castsi256_si512(_mm256_loadu_si256(
+                               (const __m256i*)(rows.unit_sums + r * num_units + unit))));
+          AddScaled(parts[0][r], unit_sums,
+                    _mm512_permutex2var_ps(unit_scales, lanes.scales[0], behind), totals[r]);
+          AddScaled(parts_behind[r], unit_sums,
+                    _mm512_permutex2var_ps(unit_scales, lanes.scales[1], behind), totals[r] + 2);
+        }
+      } else {
+        const __m512 lane_scales = _mm512_permutexvar_ps(lanes.scales[0], unit_scales);
+        for (int r = 0; r < kRows; ++r) {
+          __m512i sums = parts[0][r];
+          if (steps >= 2) sums = AddPairs(sums, parts[1][r]);
+          if (steps == 3) {
+            const __m512i others = AddPairs(parts[2][r], parts[3][r]);
+            sums = _mm512_add_epi32(_mm512_shuffle_i32x4(sums, others, 0x88),
+                                    _mm512_shuffle_i32x4(sums, others, 0xdd));
+          }
+          const __m512i unit_sums = _mm512_permutexvar_epi32(
+              lanes.units, _mm512_castsi128_si512(_mm_loadu_si128(
+                               (const __m128i*)(rows.unit_sums + r * num_units + unit))));
+          AddScaled(sums, unit_sums, lane_scales, totals[r]);
+        }
+      }
+      unit += units_at_once;
+    }
+    const __m128 bias = LoadBias(layer, n);
+    for (int r = 0; r < kRows; ++r) {
+      // In float64: the weighted sums may lie outside float32.
+      const __m256d total = ColumnTotals(lanes, totals[r]);
+      const __m256d factor = _mm256_set1_pd(rows.factors[r]);
+      const __m128 result =
+          kDigits == 1
+              ? _mm_add_ps(_mm256_cvtpd_ps(_mm256_div_pd(total, factor)), bias)
+              : _mm256_cvtpd_ps(_mm256_add_pd(_mm256_mul_pd(total, factor), _mm256_cvtps_pd(bias)));
+      StoreFloats(y + r * layer->N + n, result, end - n);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
 // packed_gemm_int8_8x4: up to eight rows a pass. prepared:
-//   q     (row groups, num_k_blocks, rows of the group, 128) int8, zero past K
-//   sums  (num_groups, rows) int32: sum of q over the group's inputs
-//   s     (rows,) float
-//   a row in order, before it is spread over the blocks
+//   q     (row groups, num_spans, rows of the group, 128) int8, zero past K
+//   sums  (rows,) int32: sum of q; with scales per group (rows, padded units): over the unit
+//   s     (rows,) float32; with scales per group (rows,) float64
+//   a row in order, before it is spread over the spans
 
 constexpr int64_t kRowGroup = 8;
 constexpr int64_t kInt8MaxRows = 64;
@@ -277,12 +503,12 @@ struct Int8Rows {
 };
 
 Int8Rows Int8RowsLayout(const Layer* layer, int64_t rows) {
-  const size_t padded_K = (size_t)(layer->num_k_blocks * kBlock);
+  const size_t padded_K = (size_t)(NumSpans(layer) * kSpan);
+  const int64_t sums = PerGroup(layer) ? PaddedUnits(layer) : 1;
   Int8Rows layout;
   layout.sums_offset = (size_t)rows * padded_K;
-  layout.s_offset =
-      layout.sums_offset + RoundUp64((size_t)(rows * NumGroups(layer)) * sizeof(int32_t));
-  layout.row_offset = layout.s_offset + RoundUp64((size_t)rows * sizeof(float));
+  layout.s_offset = layout.sums_offset + RoundUp64((size_t)(rows * sums) * sizeof(int32_t));
+  layout.row_offset = layout.s_offset + RoundUp64((size_t)rows * sizeof(double));
   layout.bytes = layout.row_offset + padded_K;
   return layout;
 }
@@ -293,98 +519,102 @@ size_t GemmInt8PreparedBytes(const Layer* layer, int64_t rows) {
 
 void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
   const Int8Rows layout = Int8RowsLayout(layer, rows);
-  const int64_t num_blocks = layer->num_k_blocks;
-  const int64_t num_groups = NumGroups(layer);
-  const int64_t group_inputs = BlocksPerGroup(layer) * kBlock;
-  const int64_t padded_K = num_blocks * kBlock;
+  const InputOrder order = MakeInputOrder(layer);
+  const int64_t num_spans = NumSpans(layer);
+  const int64_t num_units = PaddedUnits(layer);
+  const int64_t padded_K = num_spans * kSpan;
   char* base = (char*)prepared;
   int32_t* sums = (int32_t*)(base + layout.sums_offset);
   float* s = (float*)(base + layout.s_offset);
+  double* s_wide = (double*)(base + layout.s_offset);
   int8_t* in_order = (int8_t*)(base + layout.row_offset);
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantiseActivationRow(layer, x + row * layer->K, in_order);
+    const float s_row = QuantiseRow(layer, x + row * layer->K, in_order);
     memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
-    for (int64_t g = 0; g < num_groups; ++g) {
-      const int64_t first = g * group_inputs;
-      sums[g * rows + row] = SumBytes(in_order + first, Min(group_inputs, padded_K - first));
+    if (PerGroup(layer)) {
+      s_wide[row] = (double)s_row;
+      for (int64_t u = 0; u < num_units; ++u) {
+        sums[row * num_units + u] =
+            u < layer->num_k_blocks ? SumBytes(in_order + u * layer->block_size, layer->block_size)
+                                    : 0;
+      }
+    } else {
+      s[row] = s_row;
+      sums[row] = SumBytes(in_order, padded_K);
     }
     const int64_t group_row = row / kRowGroup * kRowGroup;
-    const int64_t stride = Min(rows - group_row, kRowGroup) * kBlock;
-    int8_t* q = (int8_t*)base + group_row * padded_K + (row - group_row) * kBlock;
-    for (int64_t b = 0; b < num_blocks; ++b) {
-      memcpy(q + b * stride, in_order + b * kBlock, (size_t)kBlock);
+    const int64_t stride = Min(rows - group_row, kRowGroup) * kSpan;
+    int8_t* q = (int8_t*)base + group_row * padded_K + (row - group_row) * kSpan;
+    for (int64_t span = 0; span < num_spans; ++span) {
+      int8_t* out = q + span * stride;
+      memcpy(out, in_order + span * kSpan, (size_t)kSpan);
+      if (!order.as_is) OrderSpan(out, order.first, order.second);
     }
   }
 }
 
-// sums: (num_groups, stride) int32.
-template <int kRows>
-void GemmInt8Rows(const Layer* layer, const int8_t* q, const int32_t* sums, int64_t stride,
-                  const float* s, int64_t begin, int64_t end, float* y, void* scratch) {
+template <int kRows, bool kAsIs>
+void GemmInt8Rows(const Layer* layer, const int8_t* q, const int32_t* sums, const float* s,
+                  int64_t begin, int64_t end, float* y) {
   constexpr int kQuads = (kRows + 3) / 4;
-  const int64_t num_blocks = layer->num_k_blocks;
-  const int64_t num_groups = NumGroups(layer);
-  const int64_t blocks_per_group = BlocksPerGroup(layer);
+  const Decoder decoder = MakeDecoder(layer);
+  const int64_t num_spans = NumSpans(layer);
   for (int64_t n = begin; n < end; n += kTile) {
-    const uint8_t* codes = layer->codes + n / kTile * num_blocks * kTileBlockBytes;
+    const uint8_t* codes = layer->codes + n / kTile * decoder.tile_bytes;
     const __m512 bias = _mm512_broadcast_f32x4(LoadBias(layer, n));
+    const __m512 scale = _mm512_broadcast_f32x4(LoadScale(layer, n));
     __m512i dot[kQuads];
-    if (!PerGroup(layer)) {
-      const __m512 scale = _mm512_broadcast_f32x4(LoadScale(layer, n));
-      DotVectors<1, kRows>(codes, q, 0, num_blocks, dot);
-      for (int i = 0; i < kQuads; ++i) {
-        // Y = sum / s * scale + bias, each operation rounded to float32 (docs/op_spec.md).
-        const int r = 4 * i;
-        const __m512 sum =
-            _mm512_cvtepi32_ps(_mm512_sub_epi32(dot[i], RowsI32(sums + r, kRows - r)));
-        const __m512 product = _mm512_mul_ps(_mm512_div_ps(sum, RowsF32(s + r, kRows - r)), scale);
-        StoreTile(y + r * layer->N + n, layer->N, _mm512_add_ps(product, bias), kRows - r, end - n);
-      }
-      continue;
-    }
-    const float* scales = StripScales(layer, begin, n, scratch);
-    TwoByFour total[kQuads];
-    for (int i = 0; i < kQuads; ++i) total[i] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
-    for (int64_t g = 0; g < num_groups; ++g) {
-      const int64_t first = g * blocks_per_group;
-      DotVectors<1, kRows>(codes, q, first, Min(first + blocks_per_group, num_blocks), dot);
-      for (int i = 0; i < kQuads; ++i) {
-        const __m512i sum =
-            _mm512_sub_epi32(dot[i], RowsI32(sums + g * stride + 4 * i, kRows - 4 * i));
-        AddGroup(&total[i], Widen(sum), _mm_load_ps(scales + g * kTile));
-      }
-    }
+    DotVectors<1, kRows, kAsIs>(decoder, codes, q, num_spans, dot);
     for (int i = 0; i < kQuads; ++i) {
+      // Y = sum / s * scale + bias, each operation rounded to float32 (docs/op_spec.md).
       const int r = 4 * i;
-      // In float64: the weighted sums may lie outside float32.
-      const __m512 divisor = RowsF32(s + r, kRows - r);
-      const __m512 quotient = Narrow(
-          {_mm512_div_pd(total[i].rows01, _mm512_cvtps_pd(_mm512_castps512_ps256(divisor))),
-           _mm512_div_pd(total[i].rows23, _mm512_cvtps_pd(_mm512_extractf32x8_ps(divisor, 1)))});
-      StoreTile(y + r * layer->N + n, layer->N, _mm512_add_ps(quotient, bias), kRows - r, end - n);
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(dot[i], RowsI32(sums + r, kRows - r)));
+      const __m512 product = _mm512_mul_ps(_mm512_div_ps(sum, RowsF32(s + r, kRows - r)), scale);
+      StoreTile(y + r * layer->N + n, layer->N, _mm512_add_ps(product, bias), kRows - r, end - n);
+    }
+  }
+}
+
+using Int8Function = void (*)(const Layer*, const int8_t*, const int32_t*, const float*, int64_t,
+                              int64_t, float*);
+using GroupFunction = void (*)(const Layer*, const GroupRows&, int64_t, int64_t, float*, void*);
+
+template <bool kAsIs>
+void GemmInt8Of(const Layer* layer, int64_t rows, const void* prepared, int64_t begin, int64_t end,
+                float* y, void* scratch) {
+  static constexpr Int8Function kFunctions[kRowGroup] = {
+      GemmInt8Rows<1, kAsIs>, GemmInt8Rows<2, kAsIs>, GemmInt8Rows<3, kAsIs>,
+      GemmInt8Rows<4, kAsIs>, GemmInt8Rows<5, kAsIs>, GemmInt8Rows<6, kAsIs>,
+      GemmInt8Rows<7, kAsIs>, GemmInt8Rows<8, kAsIs>};
+  static constexpr GroupFunction kGroupFunctions[kRowGroup] = {
+      GroupColumns<1, 1, kAsIs>, GroupColumns<1, 2, kAsIs>, GroupColumns<1, 3, kAsIs>,
+      GroupColumns<1, 4, kAsIs>, GroupColumns<1, 5, kAsIs>, GroupColumns<1, 6, kAsIs>,
+      GroupColumns<1, 7, kAsIs>, GroupColumns<1, 8, kAsIs>};
+  const Int8Rows layout = Int8RowsLayout(layer, rows);
+  const char* base = (const char*)prepared;
+  const int32_t* sums = (const int32_t*)(base + layout.sums_offset);
+  const float* s = (const float*)(base + layout.s_offset);
+  const double* s_wide = (const double*)(base + layout.s_offset);
+  const int64_t chunk = ChunkColumns(layer);
+  for (int64_t n = begin; n < end; n += chunk) {
+    const int64_t chunk_end = Min(n + chunk, end);
+    for (int64_t row = 0; row < rows; row += kRowGroup) {
+      const int8_t* q = (const int8_t*)base + row * NumSpans(layer) * kSpan;
+      const int64_t which = Min(rows - row, kRowGroup) - 1;
+      if (PerGroup(layer)) {
+        const GroupRows group = {q, sums + row * PaddedUnits(layer), s_wide + row};
+        kGroupFunctions[which](layer, group, n, chunk_end, y + row * layer->N, scratch);
+      } else {
+        kFunctions[which](layer, q, sums + row, s + row, n, chunk_end, y + row * layer->N);
+      }
     }
   }
 }
 
 void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
               int64_t end, float* y, void* scratch) {
-  using RowsFunction = void (*)(const Layer*, const int8_t*, const int32_t*, int64_t, const float*,
-                                int64_t, int64_t, float*, void*);
-  static constexpr RowsFunction kFunctions[kRowGroup] = {
-      GemmInt8Rows<1>, GemmInt8Rows<2>, GemmInt8Rows<3>, GemmInt8Rows<4>,
-      GemmInt8Rows<5>, GemmInt8Rows<6>, GemmInt8Rows<7>, GemmInt8Rows<8>};
-  const Int8Rows layout = Int8RowsLayout(layer, rows);
-  const char* base = (const char*)prepared;
-  const int64_t chunk = ChunkColumns(layer);
-  for (int64_t n = begin; n < end; n += chunk) {
-    for (int64_t row = 0; row < rows; row += kRowGroup) {
-      const int8_t* q = (const int8_t*)base + row * layer->num_k_blocks * kBlock;
-      const int32_t* sums = (const int32_t*)(base + layout.sums_offset) + row;
-      const float* s = (const float*)(base + layout.s_offset) + row;
-      kFunctions[Min(rows - row, kRowGroup) - 1](layer, q, sums, rows, s, n, Min(n + chunk, end),
-                                                 y + row * layer->N, scratch);
-    }
-  }
+  (AsIs(layer) ? GemmInt8Of<true> : GemmInt8Of<false>)(layer, rows, prepared, begin, end, y,
+                                                       scratch);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -397,8 +627,8 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 // sum(level * q) <= 2^24 * 2^23 is exact in float64, where digits, scale and bias are combined.
 //
 // prepared:
-//   digits  (row groups, num_k_blocks, 3, rows of the group, 128) int8, zero past K
-//   sums    (num_groups, 3, rows) int32
+//   digits  (row groups, num_spans, 3, rows of the group, 128) int8, zero past K
+//   sums    (3, rows) int32; with scales per group (rows, padded units), of q itself
 //   units   (rows,) float64, 2^-e
 
 constexpr int kDigits = 3;
@@ -411,10 +641,10 @@ struct FixedRows {
 };
 
 FixedRows FixedRowsLayout(const Layer* layer, int64_t rows) {
+  const int64_t sums = PerGroup(layer) ? PaddedUnits(layer) : kDigits;
   FixedRows layout;
-  layout.sums_offset = (size_t)(rows * layer->num_k_blocks * kDigits * kBlock);
-  layout.units_offset =
-      layout.sums_offset + RoundUp64((size_t)(rows * NumGroups(layer) * kDigits) * sizeof(int32_t));
+  layout.sums_offset = (size_t)(rows * NumSpans(layer) * kDigits * kSpan);
+  layout.units_offset = layout.sums_offset + RoundUp64((size_t)(rows * sums) * sizeof(int32_t));
   layout.bytes = layout.units_offset + RoundUp64((size_t)rows * sizeof(double));
   return layout;
 }
@@ -461,53 +691,57 @@ int FixedPointExponent(float absmax) {
 
 void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepared) {
   const FixedRows layout = FixedRowsLayout(layer, rows);
+  const InputOrder order = MakeInputOrder(layer);
   const int64_t K = layer->K;
-  const int64_t num_blocks = layer->num_k_blocks;
-  const int64_t num_groups = NumGroups(layer);
-  const int64_t blocks_per_group = BlocksPerGroup(layer);
+  const int64_t num_spans = NumSpans(layer);
+  const int64_t num_units = PaddedUnits(layer);
+  const int64_t span_units = kSpan / layer->block_size;
   const __m512i half = _mm512_set1_epi32(128);
-  const __m512i one = _mm512_set1_epi8(1);
   char* base = (char*)prepared;
   int32_t* sums = (int32_t*)(base + layout.sums_offset);
   double* units = (double*)(base + layout.units_offset);
   for (int64_t row = 0; row < rows; ++row) {
     const float* x_row = x + row * K;
     const int64_t group_row = row / kFixedRowGroup * kFixedRowGroup;
-    const int64_t stride = Min(rows - group_row, kFixedRowGroup) * kBlock;  // of a digit
+    const int64_t stride = Min(rows - group_row, kFixedRowGroup) * kSpan;  // of a digit
     int8_t* digits =
-        (int8_t*)base + group_row * num_blocks * kDigits * kBlock + (row - group_row) * kBlock;
+        (int8_t*)base + group_row * num_spans * kDigits * kSpan + (row - group_row) * kSpan;
     const int e = FixedPointExponent(AbsMax(x_row, K));
     units[row] = PowerOfTwo(-e);
     const __m512 exponent = _mm512_set1_ps((float)e);
-    for (int64_t g = 0; g < num_groups; ++g) {
-      const int64_t first = g * blocks_per_group;
-      __m512i group_sums[kDigits];
-      for (int d = 0; d < kDigits; ++d) group_sums[d] = _mm512_setzero_si512();
-      for (int64_t b = first; b < Min(first + blocks_per_group, num_blocks); ++b) {
-        int8_t* out = digits + b * kDigits * stride;
-        for (int64_t i = 0; i < kBlock; i += 16) {
-          const int64_t k = b * kBlock + i;
-          // Times 2^e, exact in one step also where 2^e is outside float32.
-          const __m512 scaled =
-              _mm512_scalef_ps(_mm512_maskz_loadu_ps(FirstSixteen(K - k), x_row + k), exponent);
-          __m512i rest = _mm512_cvtps_epi32(scaled);  // to nearest
-          for (int d = 0; d < kDigits; ++d) {
-            // The low byte, read as int8, is the digit; (rest + 128) >> 8 takes it off.
-            _mm_store_si128((__m128i*)(out + d * stride + i), _mm512_cvtepi32_epi8(rest));
-            rest = _mm512_srai_epi32(_mm512_add_epi32(rest, half), 8);
-          }
-        }
+    int32_t totals[kDigits] = {0, 0, 0};
+    int32_t* unit_sums = sums + row * num_units;
+    if (PerGroup(layer)) memset(unit_sums, 0, (size_t)num_units * sizeof(int32_t));
+    for (int64_t span = 0; span < num_spans; ++span) {
+      int8_t* out = digits + span * kDigits * stride;
+      for (int64_t i = 0; i < kSpan; i += 16) {
+        const int64_t k = span * kSpan + i;
+        // Times 2^e, exact in one step also where 2^e is outside float32.
+        const __m512 scaled =
+            _mm512_scalef_ps(_mm512_maskz_loadu_ps(FirstSixteen(K - k), x_row + k), exponent);
+        __m512i rest = _mm512_cvtps_epi32(scaled);  // to nearest
         for (int d = 0; d < kDigits; ++d) {
-          for (int64_t i = 0; i < kBlock; i += 64) {
-            group_sums[d] =
-                _mm512_dpbusd_epi32(group_sums[d], one, _mm512_load_si512(out + d * stride + i));
-          }
+          // The low byte, read as int8, is the digit; (rest + 128) >> 8 takes it off.
+          _mm_store_si128((__m128i*)(out + d * stride + i), _mm512_cvtepi32_epi8(rest));
+          rest = _mm512_srai_epi32(_mm512_add_epi32(rest, half), 8);
         }
       }
+      const int64_t first = span * span_units;
       for (int d = 0; d < kDigits; ++d) {
-        sums[(g * kDigits + d) * rows + row] = _mm512_reduce_add_epi32(group_sums[d]);
+        int8_t* digit = out + d * stride;
+        if (!PerGroup(layer)) {
+          totals[d] += SumBytes(digit, kSpan);
+        } else {
+          for (int64_t u = 0; u < Min(span_units, num_units - first); ++u) {
+            unit_sums[first + u] +=
+                SumBytes(digit + u * layer->block_size, layer->block_size) * (1 << 8 * d);
+          }
+        }
+        if (!order.as_is) OrderSpan(digit, order.first, order.second);
       }
     }
+    if (PerGroup(layer)) continue;
+    for (int d = 0; d < kDigits; ++d) sums[d * rows + row] = totals[d];
   }
 }
 
@@ -524,54 +758,68 @@ inline TwoByFour Combine(const __m512i* dot, const int32_t* sums, int64_t stride
   return total;
 }
 
-// sums: (num_groups, 3, stride) int32.
-template <int kRows>
+// sums: (3, stride) int32.
+template <int kRows, bool kAsIs>
 void FixedRowsColumns(const Layer* layer, const int8_t* digits, const int32_t* sums, int64_t stride,
-                      const double* units, int64_t begin, int64_t end, float* y, void* scratch) {
-  const int64_t num_blocks = layer->num_k_blocks;
-  const int64_t num_groups = NumGroups(layer);
-  const int64_t blocks_per_group = BlocksPerGroup(layer);
+                      const double* units, int64_t begin, int64_t end, float* y) {
+  const Decoder decoder = MakeDecoder(layer);
+  const int64_t num_spans = NumSpans(layer);
   const __m512d rows_units = _mm512_castpd256_pd512(_mm256_maskz_loadu_pd(FirstFour(kRows), units));
   const TwoByFour unit = {
       _mm512_permutexvar_pd(_mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), rows_units),
       _mm512_permutexvar_pd(_mm512_setr_epi64(2, 2, 2, 2, 3, 3, 3, 3), rows_units)};
   for (int64_t n = begin; n < end; n += kTile) {
-    const uint8_t* codes = layer->codes + n / kTile * num_blocks * kTileBlockBytes;
-    const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
-    TwoByFour total = {_mm512_setzero_pd(), _mm512_setzero_pd()};
-    for (int64_t g = 0; g < num_groups; ++g) {
-      const int64_t first = g * blocks_per_group;
-      __m512i dot[kDigits];
-      DotVectors<kDigits, kRows>(codes, digits, first, Min(first + blocks_per_group, num_blocks),
-                                 dot);
-      AddGroup(&total, Combine<kRows>(dot, sums + g * kDigits * stride, stride),
-               scales ? _mm_load_ps(scales + g * kTile) : LoadScale(layer, n));
-    }
+    const uint8_t* codes = layer->codes + n / kTile * decoder.tile_bytes;
+    __m512i dot[kDigits];
+    DotVectors<kDigits, kRows, kAsIs>(decoder, codes, digits, num_spans, dot);
+    TwoByFour total = Combine<kRows>(dot, sums, stride);
+    const __m512d scale = _mm512_broadcast_f64x4(_mm256_cvtps_pd(LoadScale(layer, n)));
     const __m512d bias = _mm512_broadcast_f64x4(_mm256_cvtps_pd(LoadBias(layer, n)));
+    total.rows01 = _mm512_mul_pd(total.rows01, scale);
+    total.rows23 = _mm512_mul_pd(total.rows23, scale);
     total.rows01 = _mm512_add_pd(_mm512_mul_pd(total.rows01, unit.rows01), bias);
     total.rows23 = _mm512_add_pd(_mm512_mul_pd(total.rows23, unit.rows23), bias);
     StoreTile(y + n, layer->N, Narrow(total), kRows, end - n);
   }
 }
 
-void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-               int64_t end, float* y, void* scratch) {
-  using RowsFunction = void (*)(const Layer*, const int8_t*, const int32_t*, int64_t, const double*,
-                                int64_t, int64_t, float*, void*);
-  static constexpr RowsFunction kFunctions[kFixedRowGroup] = {
-      FixedRowsColumns<1>, FixedRowsColumns<2>, FixedRowsColumns<3>, FixedRowsColumns<4>};
+using FixedFunction = void (*)(const Layer*, const int8_t*, const int32_t*, int64_t, const double*,
+                               int64_t, int64_t, float*);
+
+template <bool kAsIs>
+void GemvFloatOf(const Layer* layer, int64_t rows, const void* prepared, int64_t begin, int64_t end,
+                 float* y, void* scratch) {
+  static constexpr FixedFunction kFunctions[kFixedRowGroup] = {
+      FixedRowsColumns<1, kAsIs>, FixedRowsColumns<2, kAsIs>, FixedRowsColumns<3, kAsIs>,
+      FixedRowsColumns<4, kAsIs>};
+  static constexpr GroupFunction kGroupFunctions[kFixedRowGroup] = {
+      GroupColumns<kDigits, 1, kAsIs>, GroupColumns<kDigits, 2, kAsIs>,
+      GroupColumns<kDigits, 3, kAsIs>, GroupColumns<kDigits, 4, kAsIs>};
   const FixedRows layout = FixedRowsLayout(layer, rows);
   const char* base = (const char*)prepared;
+  const int32_t* sums = (const int32_t*)(base + layout.sums_offset);
+  const double* units = (const double*)(base + layout.units_offset);
   const int64_t chunk = ChunkColumns(layer);
   for (int64_t n = begin; n < end; n += chunk) {
+    const int64_t chunk_end = Min(n + chunk, end);
     for (int64_t row = 0; row < rows; row += kFixedRowGroup) {
-      const int8_t* digits = (const int8_t*)base + row * layer->num_k_blocks * kDigits * kBlock;
-      const int32_t* sums = (const int32_t*)(base + layout.sums_offset) + row;
-      const double* units = (const double*)(base + layout.units_offset) + row;
-      kFunctions[Min(rows - row, kFixedRowGroup) - 1](
-          layer, digits, sums, rows, units, n, Min(n + chunk, end), y + row * layer->N, scratch);
+      const int8_t* digits = (const int8_t*)base + row * NumSpans(layer) * kDigits * kSpan;
+      const int64_t which = Min(rows - row, kFixedRowGroup) - 1;
+      if (PerGroup(layer)) {
+        const GroupRows group = {digits, sums + row * PaddedUnits(layer), units + row};
+        kGroupFunctions[which](layer, group, n, chunk_end, y + row * layer->N, scratch);
+      } else {
+        kFunctions[which](layer, digits, sums + row, rows, units + row, n, chunk_end,
+                          y + row * layer->N);
+      }
     }
   }
+}
+
+void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
+               int64_t end, float* y, void* scratch) {
+  (AsIs(layer) ? GemvFloatOf<true> : GemvFloatOf<false>)(layer, rows, prepared, begin, end, y,
+                                                         scratch);
 }
 
 // Integer sums; float64 where scales are per group.

@@ -1,20 +1,13 @@
-// Per-token absmax quantisation (BitNet b1.58) and DynamicQuantizeLinear, written so that compilers
-// vectorise them.
-//
-// The largest magnitude is taken on the bits: without its sign a float32 orders as an integer does,
-// and NaN and inf lie above every finite number. Clipping comes before rounding, which is the same
-// thing because the bounds are integers, and keeps |v| <= 255, where adding and subtracting
-// 1.5 * 2^23 rounds to the nearest even integer.
+// The activation rules compiled for any processor. DynamicQuantizeLinear clips before it rounds, as
+// quantise_absmax.h does and for the same reason: |v| <= 255 there.
 #include "quantise_row.h"
 
-#include <math.h>
-#include <string.h>
+#include "quantise_absmax.h"
 
 namespace onnx_ternary {
 namespace {
 
 const float kToInteger = 12582912.0f;  // 1.5 * 2^23
-const int32_t kInfinityBits = 0x7f800000;
 
 // saturate(round(x / scale) + zero point) - 128. An x_scale of 0 gives some integer, which the 0 in
 // Y's factor makes irrelevant.
@@ -44,34 +37,7 @@ float QuantiseActivationRow(const Layer* layer, const float* x, int8_t* q) {
     QuantiseToRange(layer, x, q);
     return 1.0f;
   }
-  const int64_t K = layer->K;
-  int32_t largest_bits = 0;
-  for (int64_t k = 0; k < K; ++k) {
-    int32_t bits;
-    memcpy(&bits, x + k, sizeof bits);
-    bits &= 0x7fffffff;
-    largest_bits = bits > largest_bits ? bits : largest_bits;
-  }
-  if (largest_bits >= kInfinityBits) {
-    memset(q, 0, (size_t)K);
-    return NAN;
-  }
-  float absmax;
-  memcpy(&absmax, &largest_bits, sizeof absmax);
-  if (absmax < layer->activation_epsilon) absmax = layer->activation_epsilon;
-  const float qmax = (float)layer->activation_qmax;
-  const float qmin = (float)layer->activation_qmin;
-  const float s = layer->activation_rule == ActivationRule::absmax_reciprocal
-                      ? (1.0f / absmax) * qmax
-                      : qmax / absmax;
-  for (int64_t k = 0; k < K; ++k) {
-    float v = x[k] * s;
-    v = v > qmin ? v : qmin;
-    v = v < qmax ? v : qmax;
-    v = (v + kToInteger) - kToInteger;
-    q[k] = (int8_t)v;
-  }
-  return s;
+  return QuantiseAbsmaxRow(layer, x, q);
 }
 
 void WidenActivationRange(const float* x, int64_t count, float* lowest, float* highest,

@@ -20,6 +20,9 @@ LIST = _native.kernels()
 BUILT = LIST["kernels"]
 SUPPORTED = [kernel for kernel in BUILT if kernel["supported"]]
 BY_NAME = {kernel["name"]: kernel for kernel in BUILT}
+SUPPORTED_ISAS = {kernel["isa"] for kernel in SUPPORTED}
+# avx512bw has no kernels of its own for few rows or int8.
+VECTOR_ISAS = ("avx2", "avx512vnni")
 
 each_kernel = pytest.mark.parametrize("name", [kernel["name"] for kernel in SUPPORTED])
 each_packed_kernel = pytest.mark.parametrize(
@@ -495,13 +498,35 @@ def test_forced_kernel_of_another_format_refuses() -> None:
         node.run(x, None)
 
 
-def test_layer_no_avx2_kernel_takes_falls_to_the_next() -> None:
+@pytest.mark.parametrize("isa", [isa for isa in VECTOR_ISAS if isa in SUPPORTED_ISAS])
+@pytest.mark.parametrize("activation", ["float", "int8"])
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize(
+    ("storage", "alphabet"), [("2bit", "ternary"), ("1bit", "binary_pm"), ("1bit", "binary_01")]
+)
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
+def test_vector_kernels_take_every_packed_layer(
+    isa: str, activation: str, rows: int, storage: str, alphabet: str, block_size: int
+) -> None:
+    """No layer of the format falls to the portable kernels; scales a group of every block."""
     rng = np.random.default_rng(13)
-    node = make_node(rng, "packed", "float", 96, 8, block_size=32)
-    x = rng.normal(size=(5, 96)).astype(np.float32)
-    y, used = node.run(x, None)
-    assert used == "packed_gemm_float_portable"
-    check(node, x, y, used)
+    node = make_node(
+        rng,
+        "packed",
+        activation,
+        200,
+        21,
+        storage=storage,
+        alphabet=alphabet,
+        block_size=block_size,
+        scale_kind="group",
+    )
+    x = rng.normal(size=(rows, 200)).astype(np.float32)
+    with _native.forced(isa="" if isa == "avx512vnni" else isa):
+        y, used = node.run(x, None)
+    for name in used.split(","):
+        assert BY_NAME[name]["isa"] in (isa, "avx512bw")
+    check(node, x, y, used.split(",")[0])
 
 
 @pytest.mark.parametrize(
