@@ -8,8 +8,9 @@
 1. activation = float. Float16 and bfloat16 products are computed in their own type where scale and
    bias are exact in it, else in float32 between Casts. MatMulNBits has no bfloat16 kernel on the
    CPU, so bfloat16 is always cast there; so is a product whose type is unknown (in functions).
-2. activation = int8. The part of the function body that depends on X is put in the node's place:
-   the quantisation of the rows, the product with the integers, and the scales behind it.
+2. Quantised activations. The part of the function body that depends on X is put in the node's
+   place: the quantisation, the product with the integers, and the scales behind it. Where the body
+   multiplies by MatMulInteger, every form does.
 3. MatMulNBits. Codes are level + 2^(bits - 1), which needs no zero points. A block is the scale
    group, or a part of it; scales of the matrix or of a column are repeated.
 4. DequantizeLinear. int2 from opset 25 (IR version 13) where N is a multiple of 4, int4 from 21
@@ -412,7 +413,8 @@ class _Exporter:
         x = place.x if place.dtype == dtype else place.cast(place.x, dtype)
         operator, y = self._multiply(x, weight)
         if bias.any():
-            y = place.add("Add", [y, self._typed(place.node.inputs[4], bias, dtype)])
+            typed = self._typed(place.node.inputs[4], bias, dtype)
+            y = place.add("Add", [y, typed]).outputs[0]
         if place.dtype == dtype:
             return operator
         if place.dtype is not None:
@@ -443,25 +445,32 @@ class _Exporter:
                 "raise the original's opset and convert it again",
             )
         body = ir.serde.deserialize_function(proto)
-        (product,) = (node for node in body if node.op_type == "MatMul")
+        (product,) = (node for node in body if node.op_type in ("MatMul", "MatMulInteger"))
         needed = _behind(body.outputs[0], without=product.inputs[1])
         values: dict[ir.Value | None, ir.Value | None] = {None: None}
         values.update(zip(body.inputs, place.node.inputs, strict=True))
         if any(value is not None and value.name == "scale" for n in needed for value in n.inputs):
             weight = weight.unscaled()  # The body scales the sums.
-        operator = ""
+        operator = product.op_type
+        if operator == "MatMulInteger":
+            shape, int8 = (attributes.K, attributes.N), ir.DataType.INT8
+            values[product.inputs[1]] = self._constant(weight, "int8", int8, shape, weight.levels)
         for node in body:
-            if node is product:
+            if node is product and node.op_type == "MatMul":
                 x = values[node.inputs[0]]
                 assert x is not None
                 operator, values[node.outputs[0]] = self._multiply(x, weight)
             elif node in needed:
-                values[node.outputs[0]] = place.add(
+                copy = place.add(
                     node.op_type,
                     [values[value] for value in node.inputs],
+                    num_outputs=len(node.outputs),
+                    is_product=node is product,
                     attributes=_resolved(node, attributes),
                 )
-        return f"{attributes.activation_rule} -> {operator}"
+                values.update(zip(node.outputs, copy.outputs, strict=True))
+        rule = attributes.activation_rule
+        return f"{attributes.activation if rule == 'none' else rule} -> {operator}"
 
     def _multiply(self, x: ir.Value, weight: _Weight) -> tuple[str, ir.Value]:
         """X @ W in the form asked for, X of the weight's type; its name and value."""
@@ -473,7 +482,7 @@ class _Exporter:
         else:
             shape = (weight.attributes.K, weight.attributes.N)
             w = self._constant(weight, "weight", weight.dtype, shape, weight.dense)
-        return operator, self._place.add("MatMul", [x, w], is_product=True)
+        return operator, self._place.add("MatMul", [x, w], is_product=True).outputs[0]
 
     def _matmul_nbits(self, x: ir.Value, weight: _Weight) -> tuple[str, ir.Value]:
         """Case 3."""
@@ -483,8 +492,8 @@ class _Exporter:
         groups = np.arange(num_blocks) * block_size // (weight.group_size or K)
         scale = np.broadcast_to(np.atleast_2d(weight.scale)[groups], (num_blocks, N)).T
         codes = self._constant(
-            weight,
-            "blocks",
+            weight.unscaled(),
+            f"blocks_{block_size}",
             ir.DataType.UINT8,
             (N, num_blocks, block_size * bits // 8),
             lambda: _pack_blocks(weight.levels(), bits, block_size),
@@ -496,7 +505,7 @@ class _Exporter:
             scale.shape,
             lambda: np.ascontiguousarray(scale).astype(weight.dtype.numpy()),
         )
-        y = self._place.add(
+        node = self._place.add(
             "MatMulNBits",
             [x, codes, scales],
             domain=_NBITS_DOMAIN,
@@ -509,7 +518,7 @@ class _Exporter:
                 "accuracy_level": self._accuracy_level,
             },
         )
-        return f"MatMulNBits {bits}-bit, block {block_size}", y
+        return f"MatMulNBits {bits}-bit, block {block_size}", node.outputs[0]
 
     def _block_size(self, weight: _Weight) -> int:
         if not weight.group_size:
@@ -562,7 +571,7 @@ class _Exporter:
         else:
             scale = self._typed(weight.scale_value, weight.scale, scale_type)
         blocks = ({}, {"axis": 1}, {"axis": 0, "block_size": weight.group_size})[rank]
-        w = place.add("DequantizeLinear", [codes, scale], attributes=blocks)
+        w = place.add("DequantizeLinear", [codes, scale], attributes=blocks).outputs[0]
         if not direct:
             w = place.cast(w, weight.dtype)
         return f"DequantizeLinear {code_type.name.lower()} -> MatMul", w
@@ -650,10 +659,11 @@ class _Place:
         inputs: Sequence[ir.Value | None],
         *,
         domain: str = "",
+        num_outputs: int = 1,
         is_product: bool = False,
         attributes: Mapping[str, Any] | None = None,
-    ) -> ir.Value:
-        """Appends a node; the product takes the name of the old one. The last gives Y."""
+    ) -> ir.Node:
+        """Appends a node; the product takes the name of the old one. The last one gives Y."""
         old = self.node
         metadata = {key: value for key, value in old.metadata_props.items() if key != DIGEST_KEY}
         node = ir.node(
@@ -661,17 +671,19 @@ class _Place:
             inputs,
             attributes,
             domain=domain,
+            num_outputs=num_outputs,
             name=old.name if is_product else _fresh(f"{node_label(old)}.{op_type}", self._names),
             doc_string=old.doc_string if is_product else None,
             metadata_props=metadata if is_product else None,
         )
-        node.outputs[0].name = _fresh(f"{old.outputs[0].name}.{op_type}", self._names)
+        for output in node.outputs:
+            output.name = _fresh(f"{old.outputs[0].name}.{op_type}", self._names)
         self._added.append(node)
-        return node.outputs[0]
+        return node
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Appends a Cast."""
-        return self.add("Cast", [value], attributes={"to": int(dtype)})
+        return self.add("Cast", [value], attributes={"to": int(dtype)}).outputs[0]
 
     def replace(self) -> None:
         """Puts the nodes where the product was, and drops constants nobody uses any more."""

@@ -48,7 +48,7 @@ PRESENT = tuple(name.replace("past", "present") for name in PAST)
 FORMS = ("linear", "bitlinear", "autobitlinear offline", "autobitlinear online")
 """Layers of the weights: nn.Linear with ternary floats, the rest transformers' own classes."""
 
-_TRAINING_STEPS = 80
+_TRAINING_STEPS = 60
 
 
 def text(num_sequences: int, length: int, seed: int) -> NDArray[np.int64]:
