@@ -348,6 +348,7 @@ class _Exporter:
         self._accuracy_level = accuracy_level
         self._names = set(_names(model))
         self._constants: dict[Hashable, ir.Value] = {}
+        self._place: _Place  # Of the product at hand.
 
     def run(self, progress: Callable[[str, int, int], None] | None) -> list[ExportedProduct]:
         """Exports every product of the main graph, its subgraphs and the local functions."""

@@ -25,7 +25,7 @@ from onnx_ternary.schema import OP_TYPE
 
 for _package in ("torch", "transformers", "onnxscript"):
     pytest.importorskip(
-        _package, reason=f"{_package} is not installed; pip install 'onnx-ternary[exporters]'"
+        _package, reason=f"{_package} is not installed; pip install '.[exporters]' does it"
     )
 
 from tests.exporters import bitnet  # noqa: E402
