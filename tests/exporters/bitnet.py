@@ -45,6 +45,9 @@ NUM_TERNARY = 7 * CONFIG.num_hidden_layers
 PAST = tuple(f"past_{part}_{i}" for i in range(CONFIG.num_hidden_layers) for part in ("k", "v"))
 PRESENT = tuple(name.replace("past", "present") for name in PAST)
 
+# On matrices this small a second thread only waits.
+torch.set_num_threads(1)
+
 FORMS = ("linear", "bitlinear", "autobitlinear offline", "autobitlinear online")
 """Layers of the weights: nn.Linear with ternary floats, the rest transformers' own classes."""
 
