@@ -14,12 +14,15 @@ from onnx_ternary._library import get_library_path  # noqa: E402
 from onnx_ternary._native import kernels as list_kernels  # noqa: E402
 from onnx_ternary._version import __version__  # noqa: E402
 from onnx_ternary.convert import Conversion, Requirements, convert  # noqa: E402
+from onnx_ternary.export import ExportedFile, ExportResult, export, export_file  # noqa: E402
 from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize  # noqa: E402
 from onnx_ternary.runtime import InferenceSession, register  # noqa: E402
 from onnx_ternary.verify import VerificationReport, verify  # noqa: E402
 
 __all__ = [
     "Conversion",
+    "ExportResult",
+    "ExportedFile",
     "InferenceSession",
     "OptimizeOptions",
     "OptimizeResult",
@@ -27,6 +30,8 @@ __all__ = [
     "VerificationReport",
     "__version__",
     "convert",
+    "export",
+    "export_file",
     "get_library_path",
     "list_kernels",
     "optimize",

@@ -1,4 +1,4 @@
-"""The command line: ``onnx-ternary optimize | inspect | verify | info``.
+"""The command line: ``onnx-ternary optimize | inspect | verify | export | info``.
 
 Exit codes are a contract: 0 done, 1 error, 2 usage, 3 verification failed, 4 a requirement not met.
 Nothing is written unless the code is 0.
@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 import onnx_ternary
+from onnx_ternary.cli.export import export_command
 from onnx_ternary.cli.info import info_command
 from onnx_ternary.cli.inspect import inspect_command
 from onnx_ternary.cli.optimize import optimize_command
@@ -52,5 +53,6 @@ def main() -> None:
     """Make ONNX models with ternary weights smaller and faster, with the same answers."""
 
 
-for _command in (optimize_command, inspect_command, verify_command, info_command):
+_COMMANDS = (optimize_command, inspect_command, verify_command, export_command, info_command)
+for _command in _COMMANDS:
     main.add_command(_command)

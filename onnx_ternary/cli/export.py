@@ -1,0 +1,108 @@
+"""``onnx-ternary export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from onnx_ternary.cli._options import quiet_and_verbose
+from onnx_ternary.cli._output import Output, add_row, format_size, make_table
+from onnx_ternary.cli._tables import print_verification
+from onnx_ternary.export import ExportedFile, ExportedProduct, Form, export_file
+from onnx_ternary.options import ExternalData
+from onnx_ternary.schema import OP_TYPE
+
+
+@click.command("export")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(get_args(Form)),
+    required=True,
+    help="float: MatMul. matmulnbits: com.microsoft.MatMulNBits. qdq: DequantizeLinear -> MatMul.",
+)
+@click.option(
+    "--bits",
+    type=click.Choice(["2", "4"]),
+    default="2",
+    show_default=True,
+    help="Of MatMulNBits: 4 runs in older versions of onnxruntime too.",
+)
+@click.option(
+    "--accuracy-level",
+    type=click.IntRange(0, 4),
+    default=0,
+    show_default=True,
+    help="Of MatMulNBits: 4 lets onnxruntime round activations to int8, faster and less exact.",
+)
+@click.option(
+    "--verify/--no-verify",
+    "run_verify",
+    default=None,
+    help="Compare both models in onnxruntime before the output is written. Default: on for models "
+    "up to 2 GB.",
+)
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    help="Inputs for the verification, an .npz by input name (default: generated).",
+)
+@click.option(
+    "--external-data",
+    type=click.Choice(get_args(ExternalData)),
+    default="auto",
+    show_default=True,
+    help="Keep tensors in a file beside the model (auto: above 2 GB).",
+)
+@quiet_and_verbose
+def export_command(
+    model: Path,
+    output: Path,
+    to: Form,
+    bits: str,
+    accuracy_level: int,
+    run_verify: bool | None,
+    inputs: Path | None,
+    external_data: ExternalData,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Write MODEL to OUTPUT with standard operators instead of TernaryIndexedMatMul."""
+    out = Output(quiet, verbose)
+    with out.progress("Exporting") as progress:
+        done = export_file(
+            model,
+            output,
+            to=to,
+            bits=2 if bits == "2" else 4,
+            accuracy_level=accuracy_level,
+            external_data=external_data,
+            verify_result=run_verify,
+            inputs=inputs,
+            progress=progress,
+        )
+    if not done.products:
+        out.warn(f"the model has no {OP_TYPE} node; it was written unchanged.")
+    else:
+        _print_products(out, done.products)
+    _print_result(out, done, output)
+
+
+def _print_products(out: Output, products: tuple[ExportedProduct, ...]) -> None:
+    table = make_table("node", "K x N", "type", "became")
+    for product in products:
+        size = f"{product.K} x {product.N}"
+        add_row(table, product.node, size, product.dtype, product.operator)
+    out.console.print(table)
+
+
+def _print_result(out: Output, done: ExportedFile, output: Path) -> None:
+    if done.verification is not None:
+        print_verification(out, done.verification)
+    elif done.products:
+        out.warn(f"not verified: {done.verification_skipped}.")
+    sizes = f"{format_size(done.bytes_before)} -> {format_size(done.bytes_after)}: {output}"
+    out.console.print(sizes, markup=False, highlight=False, soft_wrap=True)
