@@ -70,7 +70,7 @@ def integers(x: Array, attributes: OpAttributes) -> Array:
 def test_integers_are_those_of_the_graph(name: str) -> None:
     case = HITS[name]()
     skip_where_too_new(case.model)
-    nodes = op_nodes(optimize(case.model, ALL).model)
+    nodes = list(op_nodes(optimize(case.model, ALL).model))
     assert len(nodes) == len(case.patterns)
     attributes = read_attributes(nodes[0])
     made = exposed(case.model, ["q", *(["zero"] if attributes.activation == "uint8" else [])])
