@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -50,24 +51,15 @@ def make_console(quiet: bool = False) -> Console:
     return console
 
 
-def make_table(*columns: str) -> Table:
+def make_table(*columns: str, numbers: Collection[str] = ()) -> Table:
     """A table whose cells fold where they are too long: names are never cut."""
-    table = Table()
+    table = Table(box=box.ROUNDED, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
     return table
 
 
-def add_row(table: Table, *cells: str) -> None:
+def add_row(table: Table, *cells: str, last_style: str = "") -> None:
     """Adds text as it is: names may look like markup."""
-    table.add_row(*map(Text, cells))
-
-
-def format_size(num_bytes: int) -> str:
-    """A size in the unit that gives three significant digits, powers of 1000."""
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
+    *others, last = cells
+    table.add_row(*map(Text, others), Text(last, style=last_style))
