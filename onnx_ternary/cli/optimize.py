@@ -169,7 +169,7 @@ def _read_arguments(
     *sources, output = models
     many = len(sources) > 1 or _is_many(sources[0]) or Path(output).is_dir()
     many = many or output.endswith("/")
-    if many and (Path(output).is_file() or output.endswith(".onnx")):
+    if many and not Path(output).is_dir() and (Path(output).exists() or output.endswith(".onnx")):
         raise click.UsageError(
             f"'{output}' has to be a folder, because many models are converted; name one, or use "
             "--in-place."
