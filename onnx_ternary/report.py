@@ -87,7 +87,8 @@ class Row:
     Attributes:
         node: its name.
         pattern: op types of everything replaced, or of the product.
-        shape: of its weight, ``64 x 512``; empty if unknown.
+        shape: of its weight, ``64 x 512`` for K x N, ``stored 512 x 64`` where it stays; empty if
+            unknown.
         weights: alphabet and scales, ``ternary, scale tensor``; empty if it stays.
         bytes_before: size of its weight; 0 if unknown.
         bytes_after: size afterwards.
@@ -166,7 +167,7 @@ class Report:
             Row(
                 kept.node,
                 kept.op_type,
-                " x ".join(map(str, kept.weight_shape or ())),
+                f"stored {' x '.join(map(str, kept.weight_shape))}" if kept.weight_shape else "",
                 bytes_before=kept.weight_bytes,
                 bytes_after=kept.weight_bytes,
                 status="stays",

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_ternary.cli._output import Output, add_row, make_table
+from onnx_ternary.cli._output import Output, print_table
 from onnx_ternary.outcome import Outcome
 from onnx_ternary.report import Report, format_size
 from onnx_ternary.summary import verdict
 from onnx_ternary.verify import VerificationReport
-
-_NARROW_COLUMNS = 100
-_NUMBERS = frozenset(
-    ("before", "after", "ratio", "rows", "largest error / bound", "changed by", "rewritten")
-)
-# What a reader has to look at stands out; everything else has the terminal's own colour.
-_STYLES = {
-    "rewritten": "green",
-    "converted": "green",
-    "passed": "green",
-    "failed": "red",
-    "stays": "yellow",
-}
 
 
 def print_rewrites(out: Output, report: Report) -> None:
@@ -50,9 +37,7 @@ def print_rewrites(out: Output, report: Report) -> None:
         out.console.print("The model has no matrix products.")
         return
     # A narrow terminal gets what matters most; the report has the rest.
-    if out.console.width < _NARROW_COLUMNS:
-        headings = ["node", "K x N", "result"]
-    _print_table(out, headings, rows)
+    print_table(out.console, headings, rows, narrow=["node", "K x N", "result"])
 
 
 def print_outcomes(out: Output, outcomes: Sequence[Outcome]) -> None:
@@ -71,9 +56,7 @@ def print_outcomes(out: Output, outcomes: Sequence[Outcome]) -> None:
             }
         rows.append(row)
     headings = ["model", "rewritten", "before", "after", "ratio", "verification", "result"]
-    if out.console.width < _NARROW_COLUMNS:
-        headings = ["model", "ratio", "result"]
-    _print_table(out, headings, rows)
+    print_table(out.console, headings, rows, narrow=["model", "ratio", "result"])
 
 
 def print_notes(out: Output, report: Report) -> None:
@@ -94,19 +77,7 @@ def print_verification(out: Output, report: VerificationReport) -> None:
             for product in report.products
         ]
         headings = ["product", "rows", "largest error / bound", "compared with", "result"]
-        _print_table(out, headings, rows)
+        print_table(out.console, headings, rows, narrow=[headings[0], *headings[2:3], "result"])
         for note in report.notes:
             out.console.print("Note:", note, markup=False, highlight=False, soft_wrap=True)
     out.console.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_table(out: Output, headings: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
-    """Rows under those headings any of them has something for; the last one is the result."""
-    shown = [heading for heading in headings if any(row.get(heading) for row in rows)]
-    if not shown:
-        return
-    table = make_table(*shown, numbers=_NUMBERS)
-    for row in rows:
-        style = _STYLES.get(row.get("result", "").split(":")[0], "")
-        add_row(table, *(row.get(heading, "") for heading in shown), last_style=style)
-    out.console.print(table)

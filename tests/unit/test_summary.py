@@ -80,7 +80,7 @@ def test_summary_names_every_product() -> None:
     assert [plain(cell) for cell in table_cells(text)] == [
         *("up", "Mul -> MatMul", "64 x 512", "ternary, scale tensor"),
         *("131 kB", "16.4 kB", "rewritten"),
-        *("down", "Gemm", "4 x 5", "", "80 B", "80 B", "stays: weight has 3 levels"),
+        *("down", "Gemm", "stored 4 x 5", "", "80 B", "80 B", "stays: weight has 3 levels"),
     ]
     assert "200 kB -> 20 kB (10.0%)" in text
     assert "Not verified: not asked for." in text
