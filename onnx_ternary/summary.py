@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from onnx_ternary.batch import Batch
     from onnx_ternary.convert import Conversion
 
-# GitHub refuses comments of more than 65536 characters.
-_MAX_CHARACTERS = 60_000
+# GitHub refuses comments of more than 65536 characters. Tables get most of them; titles, messages
+# and the verification the rest.
+_MAX_CHARACTERS = 45_000
+_MAX_CODE = 300
 # Less would not show a product of another model.
 _MIN_SECTION = 2_000
 
@@ -69,18 +71,24 @@ def summarise_batch(batch: Batch) -> str:
 
 
 def code(text: str) -> str:
-    """Text from a model as a code span for a table's cell: shown as it is, whatever it holds."""
-    # Control characters, line breaks among them, would end the row.
-    text = "".join(each if each.isprintable() else " " for each in text).strip()
+    """Text from a model as a code span for a table's cell: shown as it is, whatever it holds.
+
+    Only its length is limited.
+    """
+    text = _printable(text).strip()
     return _code_html(text) if re.search(r"[`|\\]", text) else f"`{text}`" if text else ""
 
 
 def _code_html(text: str) -> str:
     """The same where backticks would not do: inside HTML, or with a pipe in the text."""
-    plain = re.sub(
-        r"[^A-Za-z0-9 ]", lambda each: f"&#{ord(each[0])};" if each[0].isprintable() else " ", text
-    )
+    plain = re.sub(r"[^A-Za-z0-9 ]", lambda each: f"&#{ord(each[0])};", _printable(text))
     return f"<code>{plain}</code>"
+
+
+def _printable(text: str) -> str:
+    # Control characters, line breaks among them, would end the row.
+    text = "".join(each if each.isprintable() else " " for each in text[: _MAX_CODE + 1])
+    return text if len(text) <= _MAX_CODE else f"{text[:_MAX_CODE]}…"
 
 
 def verdict(done: Conversion) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -194,18 +195,16 @@ def _print_batch(out: Output, batch: Batch) -> None:
     for outcome in batch.outcomes:
         if outcome.error:
             click.echo(f"Error: {outcome.error}", err=True)
+        elif outcome.conversion is not None:
+            for warning in _warnings(outcome.conversion, outcome.target):
+                out.warn(f"'{outcome.source}': {warning}.")
 
 
 def _print_conversion(out: Output, conversion: Conversion, target: Path | None) -> None:
-    if conversion.bytes_after > conversion.bytes_before:
-        out.warn("the converted model is larger than the original.")
-    if not conversion.report.rewrites:
-        done = "nothing was written" if target is None else "the model was written unchanged"
-        out.warn(f"no product was rewritten; {done}.")
+    for warning in _warnings(conversion, target):
+        out.warn(f"{warning}.")
     if conversion.verification is not None:
         print_verification(out, conversion.verification)
-    elif conversion.report.rewrites:
-        out.warn(f"not verified: {conversion.verification_skipped}.")
     ratio = conversion.bytes_after / conversion.bytes_before
     where = "would be written" if target is None else str(target)
     out.console.print(
@@ -215,3 +214,14 @@ def _print_conversion(out: Output, conversion: Conversion, target: Path | None) 
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _warnings(conversion: Conversion, target: Path | None) -> Iterator[str]:
+    report = conversion.report
+    if conversion.bytes_after > conversion.bytes_before:
+        yield "the converted model is larger than the original"
+    if not report.rewrites and not report.already_converted:
+        done = "nothing was written" if target is None else "the model was written unchanged"
+        yield f"no product was rewritten; {done}"
+    if report.rewrites and conversion.verification is None:
+        yield f"not verified: {conversion.verification_skipped}"

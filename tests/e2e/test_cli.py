@@ -366,6 +366,15 @@ def test_optimize_many_returns_the_most_serious_code(tmp_path: Path) -> None:
     assert "3 models: 1 converted, 2 failed; 2.26 MB -> 184 kB (8.1%)" in done.stdout
 
 
+def test_optimize_many_warns_by_model(float_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "digits.onnx").write_bytes(DIGITS.read_bytes())
+    done = run("optimize", tmp_path, tmp_path / "out", "--no-verify", "-q")
+    assert done.stdout == ""
+    assert f"'{float_model}': no product was rewritten" in done.stderr
+    assert f"'{tmp_path / 'digits.onnx'}': not verified: not asked for" in done.stderr
+    assert (tmp_path / "out/float.onnx").read_bytes() == float_model.read_bytes()
+
+
 def test_optimize_many_by_pattern_list_and_folder(tmp_path: Path) -> None:
     models = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     for model in models:

@@ -131,6 +131,11 @@ def test_summary_fits_into_a_comment() -> None:
     text = summarise(outcome(*many))
     shown = len(table_cells(text)) // 7
     assert 300 < shown < 2000
+    endless = "|" * 1_000_000
+    kept = Kept(endless, "Gemm", "main graph", "w", endless)
+    text = summarise(replace(outcome(REWRITE, kept=(kept,) * 50), error=endless))
+    assert len(text) < 65_536
+    text = summarise(outcome(*many))
     assert f"{2000 - shown} more products are in the JSON report." in text
     assert len(text) < 65_536
     batch = Batch(tuple(outcome(*many[:50], source=f"m{number}.onnx") for number in range(900)))
