@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from onnx_ternary import model_io
+from onnx_ternary._staged import staged_text
 from onnx_ternary._verify_inputs import Inputs
-from onnx_ternary.errors import ModelError, RequirementError, VerificationError
+from onnx_ternary.errors import (
+    ModelError,
+    OnnxTernaryError,
+    RequirementError,
+    VerificationError,
+)
 from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.outcome import Outcome
 from onnx_ternary.report import Report
+from onnx_ternary.summary import summarise
 from onnx_ternary.verify import VerificationReport, verify
 
 # Verification holds the original in memory, its products' inputs and outputs beside it.
@@ -31,10 +35,14 @@ class Requirements:
     Attributes:
         rewrite: At least one product is rewritten.
         max_size_ratio: The output's size divided by the input's, at most; None for no limit.
+        complete: No product is left that could be rewritten.
+
+    A model that was converted before and has nothing left to rewrite meets all of them.
     """
 
     rewrite: bool = False
     max_size_ratio: float | None = None
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,7 @@ def convert(
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
     report_path: str | PathLike[str] | None = None,
+    summary_path: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Conversion:
     """Convert the model in ``source`` and write it to ``target``, or write nothing.
@@ -92,7 +101,9 @@ def convert(
         verify_result: Compare both models in onnxruntime; None for: where the model is not larger
             than `MAX_VERIFIED_BYTES`.
         inputs: Inputs to verify with, by name or in an .npz file; None for generated ones.
-        report_path: Where `Conversion.to_dict` goes as JSON, after everything else.
+        report_path: Where `Outcome.to_dict` goes as JSON, after everything else. It says what went
+            wrong, so it is written too where this function raises one of the errors below.
+        summary_path: Where the same goes as Markdown, under the same rule.
         progress: Called for each product with its name, its index and their number, once while
             converting and once more while verifying.
 
@@ -101,22 +112,51 @@ def convert(
         RequirementError: If a requirement is not met.
         VerificationError: If the converted model's answers are not within the stated bounds.
     """
+    source, target = Path(source), None if target is None else Path(target)
     report = None if report_path is None else Path(report_path)
-    for model in (source, target):
-        if report is not None and model is not None and report.resolve() == Path(model).resolve():
-            raise ModelError(f"The report '{report}' would replace the model; give another name.")
-    with _staged_json(report) as write_report:
-        conversion = _convert(
-            Path(source),
-            None if target is None else Path(target),
-            options,
-            requirements or Requirements(),
-            verify_result,
-            inputs,
-            progress,
-        )
-        write_report(conversion.to_dict())
+    summary = None if summary_path is None else Path(summary_path)
+    check_distinct({"report": report, "summary": summary}, [source, target])
+    with (
+        staged_text(report, "report") as write_report,
+        staged_text(summary, "summary") as write_summary,
+    ):
+
+        def write(outcome: Outcome) -> None:
+            write_report(outcome.to_json())
+            write_summary(summarise(outcome))
+
+        try:
+            conversion = _convert(
+                source,
+                target,
+                options,
+                requirements or Requirements(),
+                verify_result,
+                inputs,
+                progress,
+            )
+        except OnnxTernaryError as error:
+            write(Outcome.of_error(source, target, error))
+            raise
+        write(Outcome(source, target, conversion))
     return conversion
+
+
+def check_distinct(texts: Mapping[str, Path | None], models: Iterable[Path | None]) -> None:
+    """Refuses a report that would replace a model, or another report.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    taken = {model.resolve(): "the model" for model in models if model is not None}
+    for what, path in texts.items():
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise ModelError(
+                f"The {what} '{path}' would replace {taken[path.resolve()]}; give another name."
+            )
+        taken[path.resolve()] = f"the {what}"
 
 
 def _convert(
@@ -129,24 +169,19 @@ def _convert(
     progress: Callable[[str, int, int], None] | None,
 ) -> Conversion:
     result = optimize(source, options, progress=progress)
-    if requirements.rewrite and not result.report.rewrites:
-        raise RequirementError(
-            f"No product of '{source}' was rewritten, but a rewrite is required; "
-            f"'onnx-ternary inspect {source}' says why each one stayed."
-        )
+    report = result.report
     bytes_before = model_io.file_bytes(source)
-    skipped = _why_not_verified(verify_result, bool(result.report.rewrites), bytes_before)
-    checked: dict[str, Any] = {"verification": None, "bytes_after": 0}
+    skipped = _why_not_verified(verify_result, bool(report.rewrites), bytes_before)
+    bytes_after = bytes_before
+    verification: VerificationReport | None = None
+
+    def done(files: tuple[Path, ...]) -> Conversion:
+        return Conversion(report, files, bytes_before, bytes_after, verification, skipped)
 
     def accept(staged: Path) -> None:
-        size = model_io.file_bytes(staged)
-        checked["bytes_after"] = size
-        limit = requirements.max_size_ratio
-        if limit is not None and size > limit * bytes_before:
-            raise RequirementError(
-                f"'{source}' would go from {bytes_before} to {size} bytes, "
-                f"{size / bytes_before:.3f} of its size; at most {limit:g} is required."
-            )
+        nonlocal bytes_after, verification
+        bytes_after = model_io.file_bytes(staged)
+        _check_requirements(requirements, source, done(()))
         if not skipped:
             verification = verify(
                 source,
@@ -157,33 +192,52 @@ def _convert(
             )
             if not verification.passed:
                 raise VerificationError(verification.summary())
-            checked["verification"] = verification
 
-    files: tuple[Path, ...] = ()
-    if target is None:
-        with tempfile.TemporaryDirectory() as folder:
-            staged = Path(folder) / source.name
-            model_io.save(result.model, staged, external_data=result.options.external_data)
-            accept(staged)
-    elif result.report.rewrites:
-        in_place = target.resolve() == source.resolve()
-        files = model_io.save(
-            result.model,
-            target,
-            external_data=result.options.external_data,
-            accept=accept,
-            protected=() if in_place else model_io.data_files(source),
+    try:
+        if target is None:
+            with tempfile.TemporaryDirectory() as folder:
+                staged = Path(folder) / source.name
+                model_io.save(result.model, staged, external_data=result.options.external_data)
+                accept(staged)
+            files: tuple[Path, ...] = ()
+        elif report.rewrites:
+            in_place = target.resolve() == source.resolve()
+            files = model_io.save(
+                result.model,
+                target,
+                external_data=result.options.external_data,
+                accept=accept,
+                protected=() if in_place else model_io.data_files(source),
+            )
+        else:
+            files = model_io.copy(source, target, accept=accept)
+    except (RequirementError, VerificationError) as error:
+        error.conversion = done(())
+        raise
+    return done(files)
+
+
+def _check_requirements(requirements: Requirements, source: Path, found: Conversion) -> None:
+    rewrites = found.report.rewrites
+    if found.report.already_converted and not rewrites:
+        return
+    if requirements.complete and rewrites:
+        raise RequirementError(
+            f"'{source}' is not converted: {len(rewrites)} of its products can be rewritten, the "
+            f"first is '{rewrites[0].node}'; convert it with 'onnx-ternary optimize'."
         )
-    else:
-        files = model_io.copy(source, target, accept=accept)
-    return Conversion(
-        result.report,
-        files,
-        bytes_before,
-        checked["bytes_after"],
-        checked["verification"],
-        skipped,
-    )
+    if requirements.rewrite and not rewrites:
+        raise RequirementError(
+            f"No product of '{source}' was rewritten, but a rewrite is required; "
+            f"'onnx-ternary inspect {source}' says why each one stayed."
+        )
+    limit = requirements.max_size_ratio
+    before, after = found.bytes_before, found.bytes_after
+    if limit is not None and after > limit * before:
+        raise RequirementError(
+            f"'{source}' would go from {before} to {after} bytes, {after / before:.3f} of its "
+            f"size; at most {limit:g} is required."
+        )
 
 
 def _why_not_verified(asked: bool | None, rewritten: bool, num_bytes: int) -> str:
@@ -192,36 +246,3 @@ def _why_not_verified(asked: bool | None, rewritten: bool, num_bytes: int) -> st
     if asked is None and num_bytes > MAX_VERIFIED_BYTES:
         return f"the model is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it"
     return "" if asked is None or asked else "not asked for"
-
-
-@contextmanager
-def _staged_json(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Open a report before the work, give it its name after; nothing stays behind on failure."""
-    if path is None:
-        yield lambda content: None
-        return
-    # A pipe or a terminal is written to, not replaced.
-    ordinary = path.is_file() or not path.exists()
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        folder = tempfile.TemporaryDirectory(
-            prefix=f".{path.name}.", dir=path.resolve().parent if ordinary else None
-        )
-    except OSError as error:
-        raise ModelError(f"The report '{path}' cannot be written: {error.strerror}.") from error
-    with folder as name:
-        staged = Path(name) / path.name
-
-        def write(content: dict[str, Any]) -> None:
-            text = json.dumps(content, indent=2) + "\n"
-            try:
-                (staged if ordinary else path).write_text(text, encoding="utf-8")
-                if ordinary:
-                    staged.replace(path.resolve())
-            except OSError as error:
-                raise ModelError(
-                    f"The report '{path}' cannot be written: {error.strerror}."
-                ) from error
-
-        yield write

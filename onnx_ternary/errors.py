@@ -4,9 +4,36 @@ Every message names the place (file, node or tensor), what was expected, what wa
 to do next.
 """
 
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from onnx_ternary.convert import Conversion
+
+
+class ExitCode(IntEnum):
+    """What the command line returns."""
+
+    DONE = 0
+    ERROR = 1
+    USAGE = 2
+    VERIFICATION_FAILED = 3
+    REQUIREMENT_NOT_MET = 4
+
 
 class OnnxTernaryError(Exception):
-    """Base class of every error this package raises on purpose."""
+    """Base class of every error this package raises on purpose.
+
+    Attributes:
+        exit_code: what the command line returns for it.
+        conversion: where `convert` refused to write a model it had already converted, what it did
+            and found; no file was written. None elsewhere.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.ERROR
+    conversion: Conversion | None = None
 
 
 class ModelError(OnnxTernaryError):
@@ -24,6 +51,10 @@ class LibraryError(OnnxTernaryError, RuntimeError):
 class VerificationError(OnnxTernaryError):
     """The converted model does not give the original's answers within the stated bounds."""
 
+    exit_code = ExitCode.VERIFICATION_FAILED
+
 
 class RequirementError(OnnxTernaryError):
     """A condition the user set (for example ``--require-rewrite``) is not met."""
+
+    exit_code = ExitCode.REQUIREMENT_NOT_MET

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from onnx_ternary import model_io
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.report import Report
+from onnx_ternary.report import Kept, Report
 from onnx_ternary.schema import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def optimize(
         raise
     report = Report(
         rewrites=done.replaced.rewrites,
-        rejections=done.rejections,
+        rejections=_with_weights(converted, done.rejections),
         already_converted=done.already_converted,
         notes=done.replaced.notes,
         bytes_before=bytes_before,
@@ -117,3 +117,22 @@ def optimize(
         },
     )
     return OptimizeResult(converted, report, options)
+
+
+def _with_weights(model: ir.Model, rejections: Iterable[Kept]) -> tuple[Kept, ...]:
+    """The products that stay with the sizes of their weights, which are still in the model."""
+    stored = {
+        value.name: value.const_value
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    }
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "Constant" and "value" in node.attributes:
+            stored[node.outputs[0].name] = node.attributes["value"].as_tensor()
+    return tuple(
+        replace(kept, weight_shape=tuple(tensor.shape.numpy()), weight_bytes=int(tensor.nbytes))
+        if (tensor := stored.get(kept.weight)) is not None
+        else kept
+        for kept in rejections
+    )

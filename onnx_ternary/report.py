@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from onnx_ternary.schema import Activation, Alphabet, IndexFormat, Storage
+from onnx_ternary.schema import OP_TYPE, Activation, Alphabet, IndexFormat, Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,8 @@ class Kept:
         graph: as `Rewrite.graph`, or ``function domain::name``.
         weight: name of its constant operand, or an empty string.
         reason: why it stayed.
+        weight_shape: of the tensor of that name as the model stores it; None if there is none.
+        weight_bytes: its size; 0 if there is none.
     """
 
     node: str
@@ -74,6 +76,39 @@ class Kept:
     graph: str
     weight: str
     reason: str
+    weight_shape: tuple[int, ...] | None = None
+    weight_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One product as a reader sees it, whatever became of it.
+
+    Attributes:
+        node: its name.
+        pattern: op types of everything replaced, or of the product.
+        shape: of its weight, ``64 x 512`` for K x N, ``stored 512 x 64`` where it stays; empty if
+            unknown.
+        weights: alphabet and scales, ``ternary, scale tensor``; empty if it stays.
+        bytes_before: size of its weight; 0 if unknown.
+        bytes_after: size afterwards.
+        status: what became of it.
+        reason: why it stays, or whose index it shares; may be empty.
+    """
+
+    node: str
+    pattern: str
+    shape: str = ""
+    weights: str = ""
+    bytes_before: int = 0
+    bytes_after: int = 0
+    status: Literal["rewritten", "stays", "already converted"] = "rewritten"
+    reason: str = ""
+
+    @property
+    def result(self) -> str:
+        """Status and reason."""
+        return f"{self.status}: {self.reason}" if self.reason else self.status
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +147,37 @@ class Report:
         """Bytes of the new indices, shared ones counted once."""
         return sum(row.bytes_after for row in self.rewrites if row.shares_index_with is None)
 
+    def rows(self) -> list[Row]:
+        """Every product: the rewritten ones, those that stay, those converted before."""
+        rows = [
+            Row(
+                rewrite.node,
+                rewrite.pattern,
+                f"{rewrite.K} x {rewrite.N}",
+                f"{rewrite.alphabet}, scale {rewrite.scale}",
+                rewrite.bytes_before,
+                rewrite.bytes_after,
+                reason=f"shares the index of {rewrite.shares_index_with}"
+                if rewrite.shares_index_with
+                else "",
+            )
+            for rewrite in self.rewrites
+        ]
+        rows += [
+            Row(
+                kept.node,
+                kept.op_type,
+                f"stored {' x '.join(map(str, kept.weight_shape))}" if kept.weight_shape else "",
+                bytes_before=kept.weight_bytes,
+                bytes_after=kept.weight_bytes,
+                status="stays",
+                reason=kept.reason,
+            )
+            for kept in self.rejections
+        ]
+        rows += [Row(name, OP_TYPE, status="already converted") for name in self.already_converted]
+        return rows
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types: lists, dicts, strings, numbers, booleans and None.
 
@@ -132,3 +198,14 @@ class Report:
             "options": dict(self.options),
             "versions": dict(self.versions),
         }
+
+
+def format_size(num_bytes: int) -> str:
+    """A size in the unit that gives three significant digits, powers of 1000."""
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB"):
+        # 999.5 would be rounded to 1e+03.
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB" if size < 999.5 else f"{size:.0f} GB"

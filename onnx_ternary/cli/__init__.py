@@ -1,12 +1,12 @@
 """The command line: ``onnx-ternary optimize | inspect | verify | export | info``.
 
 Exit codes are a contract: 0 done, 1 error, 2 usage, 3 verification failed, 4 a requirement not met.
-Nothing is written unless the code is 0.
+A model is written only where its own code is 0; reports and summaries say what went wrong, so they
+are written with 1, 3 and 4 too.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Any
 
 import click
@@ -17,17 +17,7 @@ from onnx_ternary.cli.info import info_command
 from onnx_ternary.cli.inspect import inspect_command
 from onnx_ternary.cli.optimize import optimize_command
 from onnx_ternary.cli.verify import verify_command
-from onnx_ternary.errors import OnnxTernaryError, RequirementError, VerificationError
-
-
-class ExitCode(IntEnum):
-    """What the process returns."""
-
-    DONE = 0
-    ERROR = 1
-    USAGE = 2
-    VERIFICATION_FAILED = 3
-    REQUIREMENT_NOT_MET = 4
+from onnx_ternary.errors import OnnxTernaryError
 
 
 class Group(click.Group):
@@ -37,14 +27,9 @@ class Group(click.Group):
         """Runs the command; an error of this package becomes its exit code."""
         try:
             return super().invoke(ctx)
-        except VerificationError as error:
-            code, message = ExitCode.VERIFICATION_FAILED, str(error)
-        except RequirementError as error:
-            code, message = ExitCode.REQUIREMENT_NOT_MET, str(error)
         except OnnxTernaryError as error:
-            code, message = ExitCode.ERROR, str(error)
-        click.echo(f"Error: {message}", err=True)
-        return ctx.exit(code)
+            click.echo(f"Error: {error}", err=True)
+            return ctx.exit(error.exit_code)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

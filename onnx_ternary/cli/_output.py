@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+_NARROW_COLUMNS = 100
+_NUMBERS = frozenset(
+    ("before", "after", "ratio", "rows", "largest error / bound", "changed by", "rewritten")
+)
+# What a reader has to look at stands out; everything else has the terminal's own colour.
+_STYLES = {
+    "rewritten": "green",
+    "converted": "green",
+    "passed": "green",
+    "failed": "red",
+    "stays": "yellow",
+}
 
 
 class Output:
@@ -50,24 +64,32 @@ def make_console(quiet: bool = False) -> Console:
     return console
 
 
-def make_table(*columns: str) -> Table:
-    """A table whose cells fold where they are too long: names are never cut."""
-    table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+def print_table(
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[Mapping[str, str]],
+    *,
+    narrow: Sequence[str] = (),
+) -> None:
+    """Rows under those headings any of them has something for.
 
-
-def add_row(table: Table, *cells: str) -> None:
-    """Adds text as it is: names may look like markup."""
-    table.add_row(*map(Text, cells))
-
-
-def format_size(num_bytes: int) -> str:
-    """A size in the unit that gives three significant digits, powers of 1000."""
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
+    Args:
+        console: where to.
+        headings: the columns, the result last.
+        rows: text by heading, printed as it is: names may look like markup. It folds where it is
+            too long, names are never cut.
+        narrow: the columns of a narrow terminal; empty for the same.
+    """
+    if narrow and console.width < _NARROW_COLUMNS:
+        headings = narrow
+    shown = [heading for heading in headings if any(row.get(heading) for row in rows)]
+    if not shown:
+        return
+    table = Table(box=box.ROUNDED, header_style="bold")
+    for heading in shown:
+        justify: JustifyMethod = "right" if heading in _NUMBERS else "left"
+        table.add_column(heading, overflow="fold", justify=justify)
+    for row in rows:
+        *others, last = (row.get(heading, "") for heading in shown)
+        table.add_row(*map(Text, others), Text(last, style=_STYLES.get(last.split(":")[0], "")))
+    console.print(table)

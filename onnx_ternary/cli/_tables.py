@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from onnx_ternary.cli._output import Output, add_row, format_size, make_table
-from onnx_ternary.report import Report
-from onnx_ternary.schema import OP_TYPE
-from onnx_ternary.verify import VerificationReport
+from collections.abc import Sequence
 
-_NARROW_COLUMNS = 100
+from onnx_ternary.cli._output import Output, print_table
+from onnx_ternary.outcome import Outcome
+from onnx_ternary.report import Report, format_size
+from onnx_ternary.summary import verdict
+from onnx_ternary.verify import VerificationReport
 
 
 def print_rewrites(out: Output, report: Report) -> None:
@@ -16,43 +17,46 @@ def print_rewrites(out: Output, report: Report) -> None:
     headings += ["result"]
     rows: list[dict[str, str]] = [
         {
-            "node": rewrite.node,
-            "operator": rewrite.pattern,
-            "K x N": f"{rewrite.K} x {rewrite.N}",
-            "weights": f"{rewrite.alphabet}, scale {rewrite.scale}",
-            "before": format_size(rewrite.bytes_before),
-            "after": format_size(rewrite.bytes_after),
-            "graph": rewrite.graph,
-            "index": f"{rewrite.index_format} {rewrite.storage}, {rewrite.activation}",
-            "changed by": f"{rewrite.max_relative_change:.3g}",
-            "result": "rewritten",
+            "node": row.node,
+            "operator": row.pattern,
+            "K x N": row.shape,
+            "weights": row.weights,
+            "before": format_size(row.bytes_before) if row.bytes_before else "",
+            "after": format_size(row.bytes_after) if row.bytes_after else "",
+            "result": row.result,
         }
-        for rewrite in report.rewrites
+        for row in report.rows()
     ]
-    rows += [
-        {
-            "node": kept.node,
-            "operator": kept.op_type,
-            "graph": kept.graph,
-            "result": f"stays: {kept.reason}",
-        }
-        for kept in report.rejections
-    ]
-    rows += [
-        {"node": name, "operator": OP_TYPE, "result": "already converted"}
-        for name in report.already_converted
-    ]
+    for shown, rewrite in zip(rows, report.rewrites, strict=False):
+        shown["graph"] = rewrite.graph
+        shown["index"] = f"{rewrite.index_format} {rewrite.storage}, {rewrite.activation}"
+        shown["changed by"] = f"{rewrite.max_relative_change:.3g}"
+    for shown, kept in zip(rows[len(report.rewrites) :], report.rejections, strict=False):
+        shown["graph"] = kept.graph
     if not rows:
         out.console.print("The model has no matrix products.")
         return
     # A narrow terminal gets what matters most; the report has the rest.
-    if out.console.width < _NARROW_COLUMNS:
-        headings = ["node", "K x N", "result"]
-    shown = [heading for heading in headings if any(heading in row for row in rows)]
-    table = make_table(*shown)
-    for row in rows:
-        add_row(table, *(row.get(heading, "") for heading in shown))
-    out.console.print(table)
+    print_table(out.console, headings, rows, narrow=["node", "K x N", "result"])
+
+
+def print_outcomes(out: Output, outcomes: Sequence[Outcome]) -> None:
+    """One line a model."""
+    rows: list[dict[str, str]] = []
+    for outcome in outcomes:
+        row = {"model": str(outcome.source), "result": outcome.status}
+        if done := outcome.conversion:
+            products = len(done.report.rewrites) + len(done.report.rejections)
+            row |= {
+                "rewritten": f"{len(done.report.rewrites)} of {products}",
+                "before": format_size(done.bytes_before),
+                "after": format_size(done.bytes_after),
+                "ratio": f"{done.bytes_after / done.bytes_before:.1%}",
+                "verification": verdict(done),
+            }
+        rows.append(row)
+    headings = ["model", "rewritten", "before", "after", "ratio", "verification", "result"]
+    print_table(out.console, headings, rows, narrow=["model", "ratio", "result"])
 
 
 def print_notes(out: Output, report: Report) -> None:
@@ -62,17 +66,18 @@ def print_notes(out: Output, report: Report) -> None:
 
 def print_verification(out: Output, report: VerificationReport) -> None:
     if out.verbose:
-        table = make_table("product", "rows", "largest error / bound", "result", "compared with")
-        for product in report.products:
-            add_row(
-                table,
-                product.node,
-                str(product.rows),
-                f"{product.worst_error_over_bound:.3g}",
-                product.status,
-                product.compared_with or product.reason,
-            )
-        out.console.print(table)
+        rows = [
+            {
+                "product": product.node,
+                "rows": str(product.rows),
+                "largest error / bound": f"{product.worst_error_over_bound:.3g}",
+                "compared with": product.compared_with or product.reason,
+                "result": product.status,
+            }
+            for product in report.products
+        ]
+        headings = ["product", "rows", "largest error / bound", "compared with", "result"]
+        print_table(out.console, headings, rows, narrow=[headings[0], *headings[2:3], "result"])
         for note in report.notes:
             out.console.print("Note:", note, markup=False, highlight=False, soft_wrap=True)
     out.console.print(report.summary(), markup=False, highlight=False, soft_wrap=True)

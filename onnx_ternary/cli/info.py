@@ -7,7 +7,7 @@ import json
 import click
 
 import onnx_ternary
-from onnx_ternary.cli._output import add_row, make_console, make_table
+from onnx_ternary.cli._output import make_console, print_table
 
 
 @click.command("info")
@@ -21,21 +21,24 @@ def info_command(as_json: bool) -> None:
     console = make_console()
     console.print(f"onnx-ternary {onnx_ternary.__version__}", highlight=False)
     console.print(f"library: {onnx_ternary.get_library_path()}", highlight=False, soft_wrap=True)
-    console.print(f"processor: {', '.join(kernels['cpu']) or 'baseline'}", highlight=False)
-    table = make_table("kernel", "format", "activation", "isa", "supported", "selected for rows")
-    for kernel in kernels["kernels"]:
-        rows = [
-            f"{row['rows_min']}-{row['rows_max'] or ''}"
-            for row in kernels["selection"]
-            if row["kernel"] == kernel["name"]
-        ]
-        add_row(
-            table,
-            kernel["name"],
-            kernel["index_format"],
-            kernel["activation"],
-            kernel["isa"],
-            "yes" if kernel["supported"] else "no",
-            ", ".join(rows),
-        )
-    console.print(table)
+    cpu = ", ".join(kernels["cpu"]) or "baseline"
+    console.print(f"processor: {cpu}", highlight=False, soft_wrap=True)
+    rows = [
+        {
+            "kernel": kernel["name"],
+            "format": kernel["index_format"],
+            "activation": kernel["activation"],
+            "isa": kernel["isa"],
+            "supported": "yes" if kernel["supported"] else "no",
+            "selected for rows": ", ".join(
+                f"{row['rows_min']}-{row['rows_max'] or ''}"
+                for row in kernels["selection"]
+                if row["kernel"] == kernel["name"]
+            ),
+        }
+        for kernel in kernels["kernels"]
+    ]
+    headings = ["kernel", "format", "activation", "isa", "supported", "selected for rows"]
+    # The name has the rest in it.
+    narrow = ["kernel", "supported", "selected for rows"]
+    print_table(console, headings, rows, narrow=narrow)

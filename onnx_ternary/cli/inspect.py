@@ -8,12 +8,15 @@ from pathlib import Path
 import click
 
 from onnx_ternary import model_io
+from onnx_ternary._staged import staged_text
 from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import print_notes, print_rewrites
+from onnx_ternary.convert import check_distinct
 from onnx_ternary.nodes import check_indices
 from onnx_ternary.optimize import optimize
 from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.page import render_page
 
 
 @click.command("inspect")
@@ -21,19 +24,29 @@ from onnx_ternary.options import OptimizeOptions
 @rewrite_options
 @click.option("--deep", is_flag=True, help="Check every index already in the model, code by code.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option(
+    "--html",
+    "html_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page with the bytes of every product, before and after.",
+)
 @quiet_and_verbose
 def inspect_command(
     model: Path,
     options: OptimizeOptions,
     deep: bool,
     as_json: bool,
+    html_path: Path | None,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Say for every product of MODEL whether it would be rewritten, and if not, why."""
     out = Output(quiet, verbose)
-    with out.progress("Reading") as progress:
-        report = optimize(model, options, progress=progress).report
+    check_distinct({"page": html_path}, [model])
+    with staged_text(html_path, "page") as write_page:
+        with out.progress("Reading") as progress:
+            report = optimize(model, options, progress=progress).report
+        write_page("" if html_path is None else render_page(model.name, report))
     checked = check_indices(model_io.load(model)) if deep else ()
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
+from onnx_ternary.batch import Batch, convert_many, default_target, is_pattern
 from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options
-from onnx_ternary.cli._output import Output, format_size
-from onnx_ternary.cli._tables import print_notes, print_rewrites, print_verification
+from onnx_ternary.cli._output import Output
+from onnx_ternary.cli._tables import (
+    print_notes,
+    print_outcomes,
+    print_rewrites,
+    print_verification,
+)
 from onnx_ternary.convert import Conversion, Requirements, convert
 from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.report import format_size
 
 
 @click.command("optimize")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path), required=False)
+@click.argument("models", metavar="MODEL... [OUTPUT]", type=click.Path(), nargs=-1, required=True)
 @rewrite_options
 @click.option(
     "--verify/--no-verify",
@@ -29,7 +36,20 @@ from onnx_ternary.options import OptimizeOptions
     type=click.Path(path_type=Path),
     help="Inputs for the verification, an .npz by input name (default: generated).",
 )
-@click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Report what would be done; write no model.")
+@click.option("--in-place", is_flag=True, help="Replace every MODEL; there is no OUTPUT.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Write no model; exit 4 if one has products that can be rewritten. There is no OUTPUT.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Models at a time, at most, if there are several (default: one a processor, as far as "
+    "they fit into memory).",
+)
 @click.option(
     "--external-data",
     type=click.Choice(["auto", "always", "never"]),
@@ -43,62 +63,148 @@ from onnx_ternary.options import OptimizeOptions
     show_default=True,
     help="Carry a definition in standard operators, so that the model runs without the library.",
 )
-@click.option("--require-rewrite", is_flag=True, help="Exit 4 if there is nothing to rewrite.")
+@click.option(
+    "--require-rewrite",
+    is_flag=True,
+    help="Exit 4 if there is nothing to rewrite, unless the model was converted before.",
+)
 @click.option(
     "--max-size-ratio",
     type=click.FloatRange(0.0, min_open=True),
     metavar="R",
-    help="Exit 4 if the output is larger than R times the input.",
+    help="Exit 4 if the output is larger than R times the input, unless that was converted before.",
 )
 @click.option(
     "--report",
     "report_path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the report as JSON.",
+    help="Write the report as JSON, also where the command fails.",
+)
+@click.option(
+    "--summary",
+    "summary_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report as Markdown, also where the command fails.",
 )
 @quiet_and_verbose
+@click.pass_context
 def optimize_command(
-    model: Path,
-    output: Path | None,
+    ctx: click.Context,
+    models: tuple[str, ...],
     options: OptimizeOptions,
     run_verify: bool | None,
     inputs: Path | None,
     dry_run: bool,
+    in_place: bool,
+    check: bool,
+    jobs: int | None,
     require_rewrite: bool,
     max_size_ratio: float | None,
     report_path: Path | None,
+    summary_path: Path | None,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Rewrite the ternary products of MODEL and write OUTPUT (default: MODEL.ternary.onnx)."""
+    """Rewrite the ternary products of MODEL and write OUTPUT (default: MODEL.ternary.onnx).
+
+    Many models are converted in one call if MODEL is a folder or a pattern ('models/**/*.onnx'),
+    if there is more than one, if OUTPUT is a folder, or with --in-place or --check: each goes into
+    the folder OUTPUT (default: beside the model). One that fails does not stop the others; the exit
+    code is the most serious one, 3 before 1 before 4. A model that was converted before is copied
+    as it is, or left alone where its output would be itself.
+    """
     out = Output(quiet, verbose)
-    target = output or model.with_suffix(".ternary.onnx")
+    sources, target, many = _read_arguments(models, in_place or check)
+    requirements = Requirements(require_rewrite, max_size_ratio, complete=check)
+    dry_run = dry_run or check
+    if check and run_verify is None:
+        run_verify = False  # what is not written needs no proof
+    if many:
+        with out.progress("Converting") as progress:
+            try:
+                batch = convert_many(
+                    sources,
+                    target,
+                    options,
+                    in_place=in_place or check,
+                    dry_run=dry_run,
+                    requirements=requirements,
+                    verify_result=run_verify,
+                    inputs=inputs,
+                    jobs=jobs,
+                    report_path=report_path,
+                    summary_path=summary_path,
+                    progress=progress,
+                )
+            except ValueError as error:
+                raise click.UsageError(f"{error}.") from error
+        _print_batch(out, batch)
+        ctx.exit(batch.exit_code)
+    model = Path(sources[0])
+    output = None if dry_run else Path(target) if target else default_target(model)
     with out.progress("Converting") as progress:
         conversion = convert(
             model,
-            None if dry_run else target,
+            output,
             options,
-            requirements=Requirements(rewrite=require_rewrite, max_size_ratio=max_size_ratio),
+            requirements=requirements,
             verify_result=run_verify,
             inputs=inputs,
             report_path=report_path,
+            summary_path=summary_path,
             progress=progress,
         )
     print_rewrites(out, conversion.report)
     print_notes(out, conversion.report)
-    _print_conversion(out, conversion, None if dry_run else target)
+    _print_conversion(out, conversion, output)
+
+
+def _read_arguments(
+    models: tuple[str, ...], without_output: bool
+) -> tuple[tuple[str, ...], str | None, bool]:
+    """Sources, output, and whether they are many; as cp reads its arguments."""
+    if without_output:
+        return models, None, True
+    if len(models) == 1:
+        return models, None, _is_many(models[0])
+    *sources, output = models
+    many = len(sources) > 1 or _is_many(sources[0]) or Path(output).is_dir()
+    many = many or output.endswith("/")
+    if many and not Path(output).is_dir() and (Path(output).exists() or output.endswith(".onnx")):
+        raise click.UsageError(
+            f"'{output}' has to be a folder, because many models are converted; name one, or use "
+            "--in-place."
+        )
+    return tuple(sources), output, many
+
+
+def _is_many(source: str) -> bool:
+    return Path(source).is_dir() or is_pattern(source)
+
+
+def _print_batch(out: Output, batch: Batch) -> None:
+    for outcome in batch.outcomes:
+        if out.verbose and outcome.conversion is not None:
+            out.console.print(str(outcome.source), style="bold", markup=False, highlight=False)
+            print_rewrites(out, outcome.conversion.report)
+            print_notes(out, outcome.conversion.report)
+            if outcome.conversion.verification is not None:
+                print_verification(out, outcome.conversion.verification)
+    print_outcomes(out, batch.outcomes)
+    out.console.print(batch.total(), markup=False, highlight=False, soft_wrap=True)
+    for outcome in batch.outcomes:
+        if outcome.error:
+            click.echo(f"Error: {outcome.error}", err=True)
+        elif outcome.conversion is not None:
+            for warning in _warnings(outcome.conversion, outcome.target):
+                out.warn(f"'{outcome.source}': {warning}.")
 
 
 def _print_conversion(out: Output, conversion: Conversion, target: Path | None) -> None:
-    if conversion.bytes_after > conversion.bytes_before:
-        out.warn("the converted model is larger than the original.")
-    if not conversion.report.rewrites:
-        done = "nothing was written" if target is None else "the model was written unchanged"
-        out.warn(f"no product was rewritten; {done}.")
+    for warning in _warnings(conversion, target):
+        out.warn(f"{warning}.")
     if conversion.verification is not None:
         print_verification(out, conversion.verification)
-    elif conversion.report.rewrites:
-        out.warn(f"not verified: {conversion.verification_skipped}.")
     ratio = conversion.bytes_after / conversion.bytes_before
     where = "would be written" if target is None else str(target)
     out.console.print(
@@ -108,3 +214,14 @@ def _print_conversion(out: Output, conversion: Conversion, target: Path | None) 
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _warnings(conversion: Conversion, target: Path | None) -> Iterator[str]:
+    report = conversion.report
+    if conversion.bytes_after > conversion.bytes_before:
+        yield "the converted model is larger than the original"
+    if not report.rewrites and not report.already_converted:
+        done = "nothing was written" if target is None else "the model was written unchanged"
+        yield f"no product was rewritten; {done}"
+    if report.rewrites and conversion.verification is None:
+        yield f"not verified: {conversion.verification_skipped}"

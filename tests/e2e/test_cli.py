@@ -162,8 +162,6 @@ def test_optimize_bad_input_is_a_clear_error(
 def test_optimize_unwritable_targets(tmp_path: Path) -> None:
     missing = run("optimize", DIGITS, tmp_path / "missing" / "out.onnx", check=1)
     assert "no folder" in missing.stderr
-    directory = run("optimize", DIGITS, tmp_path, check=1)
-    assert "directory" in directory.stderr
     report = tmp_path / "missing" / "report.json"
     done = run("optimize", DIGITS, tmp_path / "out.onnx", "--report", report, check=1)
     assert "report" in done.stderr
@@ -295,6 +293,191 @@ def test_optimize_block_width_auto_is_the_default(tmp_path: Path) -> None:
     for wrong in ("automatic", "17"):
         done = run("optimize", DIGITS, "--format", "rsr", "--block-width", wrong, check=2)
         assert "--block-width" in done.stderr
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one model", "many"])
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4])
+def test_exit_codes_and_what_each_leaves_behind(tmp_path: Path, code: int, many: bool) -> None:
+    folder, out = tmp_path / "models", tmp_path / "out"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(DIGITS.read_bytes())
+    options: tuple[str, ...] = ()
+    if code == 1:
+        (folder / "model.onnx").write_bytes(DIGITS.read_bytes()[:1000])
+    elif code == 2:
+        options = ("--max-size-ratio", "-1")
+    elif code == 3:
+        _save_with_an_output_no_rounding_keeps(folder / "model.onnx")
+    elif code == 4:
+        options = ("--max-size-ratio", "0.01")
+    report, summary = tmp_path / "report.json", tmp_path / "summary.md"
+    arguments = (folder, out) if many else (folder / "model.onnx", tmp_path / "out.onnx")
+    done = run(
+        *("optimize", *arguments, *options, "--report", report, "--summary", summary), check=code
+    )
+    written = {path.name for path in tmp_path.iterdir()} - {"models"}
+    texts = set() if code == 2 else {"report.json", "summary.md"}
+    models = {"out" if many else "out.onnx"} if code == 0 else set()
+    assert written == texts | models
+    assert ("Error:" in done.stderr) == (code != 0)
+    assert "Traceback" not in done.stderr
+    if code == 2:
+        return
+    content = json.loads(report.read_text(encoding="utf-8"))
+    assert content["exit_code"] == code
+    (model,) = content["models"] if many else [content]
+    assert model["exit_code"] == code
+    assert (model["status"] == "failed") == bool(model["error"]) == (code != 0)
+    assert ("rewrites" in model) == (code != 1)
+    if code == 3:
+        assert model["verification"]["passed"] is False
+    assert (f"Exit code {code}" in summary.read_text(encoding="utf-8")) == (code != 0)
+
+
+def _save_with_an_output_no_rounding_keeps(path: Path) -> None:
+    """The digits with an output that enlarges the last bits of the logits."""
+    model = onnx.load(DIGITS)
+    (logits,) = model.graph.output
+    for name, value in (("large", 1e6), ("tiny", 1.0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    model.graph.node.extend(
+        [
+            helper.make_node("Mul", [logits.name, "large"], ["many"], name="enlarge"),
+            helper.make_node("Sin", ["many"], ["last_bits"], name="last_bits"),
+        ]
+    )
+    model.graph.output.append(
+        helper.make_tensor_value_info("last_bits", TensorProto.FLOAT, ["batch", 10])
+    )
+    onnx.save(model, path)
+
+
+def test_optimize_many_returns_the_most_serious_code(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "a.onnx").write_bytes(DIGITS.read_bytes())
+    (folder / "b.onnx").write_bytes(b"no model")
+    run("optimize", folder, tmp_path / "1", check=1)
+    _save_with_an_output_no_rounding_keeps(folder / "c.onnx")
+    done = run("optimize", folder, tmp_path / "3", "--jobs", "1", "-v", check=3)
+    assert {path.name for path in (tmp_path / "3").iterdir()} == {"a.onnx"}
+    assert done.stderr.count("Error:") == 2
+    assert "node_linear_2" in done.stdout
+    assert "3 models: 1 converted, 2 failed; 2.26 MB -> 184 kB (8.1%)" in done.stdout
+
+
+def test_optimize_many_warns_by_model(float_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "digits.onnx").write_bytes(DIGITS.read_bytes())
+    done = run("optimize", tmp_path, tmp_path / "out", "--no-verify", "-q")
+    assert done.stdout == ""
+    assert f"'{float_model}': no product was rewritten" in done.stderr
+    assert f"'{tmp_path / 'digits.onnx'}': not verified: not asked for" in done.stderr
+    assert (tmp_path / "out/float.onnx").read_bytes() == float_model.read_bytes()
+
+
+def test_optimize_many_by_pattern_list_and_folder(tmp_path: Path) -> None:
+    models = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for model in models:
+        model.write_bytes(DIGITS.read_bytes())
+    options = ("--no-verify", "--quiet")
+    run("optimize", tmp_path / "*.onnx", tmp_path / "pattern", *options)
+    run("optimize", *models, tmp_path / "list", *options)
+    run("optimize", models[0], f"{tmp_path}/one/", *options)
+    for name, expected in (("pattern", 2), ("list", 2), ("one", 1)):
+        assert len(list((tmp_path / name).iterdir())) == expected
+    for wrong in (models[1], tmp_path / "c.onnx"):
+        done = run("optimize", tmp_path / "*.onnx", wrong, check=2)
+        assert "has to be a folder" in done.stderr
+        assert "has to be a folder" in run("optimize", *models, wrong, check=2).stderr
+    twice = run("optimize", models[0], tmp_path / "list/a.onnx", tmp_path / "x", check=2)
+    assert "would both be written" in twice.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_optimize_in_place_and_check(tmp_path: Path) -> None:
+    model, plain = tmp_path / "model.onnx", tmp_path / "plain.ternary.onnx"
+    for path in (model, plain):
+        path.write_bytes(DIGITS.read_bytes())
+    done = run("optimize", "--check", model, plain, check=4)
+    assert done.stderr.count("3 of its products can be rewritten") == 2
+    assert model.read_bytes() == DIGITS.read_bytes()
+    run("optimize", "--in-place", model, plain, "--require-rewrite", "--max-size-ratio", "0.1")
+    assert {path.name for path in tmp_path.iterdir()} == {model.name, plain.name}
+    assert model.stat().st_size < 200_000
+    run("optimize", "--check", model, plain)
+    stamp = model.stat().st_mtime_ns
+    again = ("--require-rewrite", "--max-size-ratio", "0.1")
+    assert "2 already converted" in run("optimize", "--in-place", model, plain, *again).stdout
+    assert model.stat().st_mtime_ns == stamp
+
+
+def test_optimize_default_output_of_a_converted_model_is_itself(
+    converted: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.ternary.onnx"
+    model.write_bytes(converted.read_bytes())
+    run("optimize", model, "--require-rewrite")
+    assert list(tmp_path.iterdir()) == [model]
+    assert model.read_bytes() == converted.read_bytes()
+
+
+def test_optimize_many_interrupted_leaves_nothing_half(tmp_path: Path) -> None:
+    folder, out, inputs = tmp_path / "models", tmp_path / "out", tmp_path / "inputs.npz"
+    folder.mkdir()
+    for name in ("a.onnx", "b.onnx", "c.onnx"):
+        (folder / name).write_bytes(DIGITS.read_bytes())
+    os.mkfifo(inputs)
+    command = [sys.executable, "-m", "onnx_ternary", "optimize", folder, out, "--jobs", "2"]
+    command += ["--report", tmp_path / "report.json", "--inputs", inputs]
+    with subprocess.Popen(
+        list(map(str, command)),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        until = time.monotonic() + 60
+        while len(list(out.glob(".*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        staged = len(list(out.glob(".*")))
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, errors = process.communicate(timeout=60)
+    assert staged == 2
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "inputs.npz"}
+
+
+def test_tables_fit_narrow_terminals_and_lose_no_reason(tmp_path: Path) -> None:
+    for columns in ("40", "80", "120"):
+        done = subprocess.run(
+            [sys.executable, "-m", "onnx_ternary", "inspect", str(DIGITS)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", "COLUMNS": columns},
+        )
+        lines = done.stdout.splitlines()
+        assert max(map(len, lines)) <= int(columns)
+        words = " ".join(line.strip("│ ").split("│")[-1].strip() for line in lines)
+        assert "distinct magnitudes" in words.replace("  ", " ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "coloured"), [("FORCE_COLOR", True), ("NO_COLOR", False)], ids=str
+)
+def test_colour(variable: str, coloured: bool) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
+    environment |= {"PYTHONIOENCODING": "utf-8", "TERM": "xterm-256color", variable: "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "onnx_ternary", "inspect", str(DIGITS)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert ("\x1b[32m" in done.stdout) == coloured
+    assert ("\x1b[33m" in done.stdout) == coloured
 
 
 def test_inspect_says_why_the_float_layer_stays() -> None:
