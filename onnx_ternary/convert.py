@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -77,6 +77,7 @@ def convert(
     requirements: Requirements | None = None,
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
+    custom_op_libraries: Sequence[str | PathLike[str]] = (),
     report_path: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Conversion:
@@ -92,11 +93,14 @@ def convert(
         verify_result: Compare both models in onnxruntime; None for: where the model is not larger
             than `MAX_VERIFIED_BYTES`.
         inputs: Inputs to verify with, by name or in an .npz file; None for generated ones.
+        custom_op_libraries: Other libraries whose operators the model uses, as `verify` takes
+            them.
         report_path: Where `Conversion.to_dict` goes as JSON, after everything else.
         progress: Called for each product with its name, its index and their number, once while
             converting and once more while verifying.
 
     Raises:
+        LibraryError: If a library is missing or cannot be loaded.
         ModelError: If a file cannot be read or written, or the model is not valid.
         RequirementError: If a requirement is not met.
         VerificationError: If the converted model's answers are not within the stated bounds.
@@ -113,6 +117,7 @@ def convert(
             requirements or Requirements(),
             verify_result,
             inputs,
+            custom_op_libraries,
             progress,
         )
         write_report(conversion.to_dict())
@@ -126,6 +131,7 @@ def _convert(
     requirements: Requirements,
     verify_result: bool | None,
     inputs: Inputs | None,
+    custom_op_libraries: Sequence[str | PathLike[str]],
     progress: Callable[[str, int, int], None] | None,
 ) -> Conversion:
     result = optimize(source, options, progress=progress)
@@ -153,6 +159,7 @@ def _convert(
                 staged,
                 inputs=inputs,
                 weight_tolerance=result.options.tolerance,
+                custom_op_libraries=custom_op_libraries,
                 progress=progress,
             )
             if not verification.passed:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options
+from onnx_ternary.cli._options import library_option, quiet_and_verbose, rewrite_options
 from onnx_ternary.cli._output import Output, format_size
 from onnx_ternary.cli._tables import print_notes, print_rewrites, print_verification
 from onnx_ternary.convert import Conversion, Requirements, convert
@@ -29,6 +29,7 @@ from onnx_ternary.options import OptimizeOptions
     type=click.Path(path_type=Path),
     help="Inputs for the verification, an .npz by input name (default: generated).",
 )
+@library_option
 @click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
 @click.option(
     "--external-data",
@@ -63,6 +64,7 @@ def optimize_command(
     options: OptimizeOptions,
     run_verify: bool | None,
     inputs: Path | None,
+    libraries: tuple[str, ...],
     dry_run: bool,
     require_rewrite: bool,
     max_size_ratio: float | None,
@@ -81,6 +83,7 @@ def optimize_command(
             requirements=Requirements(rewrite=require_rewrite, max_size_ratio=max_size_ratio),
             verify_result=run_verify,
             inputs=inputs,
+            custom_op_libraries=libraries,
             report_path=report_path,
             progress=progress,
         )
