@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -22,6 +23,8 @@ _SIZES = ((2, 8), (1, 8), (1, 1))
 _PAST_SIZE = 4
 _IMAGE_SIZE = 32
 _NUM_INTEGERS = 8
+_WORDS = ("the", "a", "model", "answers", "reads", "text", "small", "and", "Zürich", "42", ".", "?")
+_NUM_WORDS = 8
 
 
 class InputsError(OnnxTernaryError, ValueError):
@@ -143,6 +146,9 @@ def _random(
     name = value.name.lower()
     if dtype.kind == "b" or (dtype.kind in "iu" and "mask" in name):
         return np.ones(shape, dtype)
+    if tensor.elem_type == TensorProto.STRING:
+        texts = [" ".join(rng.choice(_WORDS, _NUM_WORDS)) for _ in range(math.prod(shape))]
+        return np.array(texts, dtype=object).reshape(shape)
     if dtype.kind not in "iu":
         kind = TensorProto.DataType.Name(tensor.elem_type).lower()
         raise ModelError(

@@ -117,6 +117,7 @@ class _Task:
     requirements: Requirements
     verify_result: bool | None
     inputs: Inputs | None
+    custom_op_libraries: tuple[str | PathLike[str], ...]
     need: int
 
 
@@ -142,6 +143,7 @@ def convert_many(
     requirements: Requirements | None = None,
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
+    custom_op_libraries: Sequence[str | PathLike[str]] = (),
     jobs: int | None = None,
     report_path: str | PathLike[str] | None = None,
     summary_path: str | PathLike[str] | None = None,
@@ -168,6 +170,7 @@ def convert_many(
         requirements: As in `convert`, for each model.
         verify_result: As in `convert`.
         inputs: As in `convert`, the same for all.
+        custom_op_libraries: As in `convert`.
         jobs: Models at a time, at most; None for the number of processors.
         report_path: Where `Batch.to_dict` goes as JSON.
         summary_path: Where the same goes as Markdown.
@@ -194,6 +197,7 @@ def convert_many(
             requirements or Requirements(),
             verify_result,
             inputs,
+            tuple(custom_op_libraries),
             _need(source),
         )
         for source, goal in found.items()
@@ -324,6 +328,7 @@ def _convert_one(task: _Task) -> Outcome:
             requirements=task.requirements,
             verify_result=task.verify_result,
             inputs=task.inputs,
+            custom_op_libraries=task.custom_op_libraries,
         )
     except OnnxTernaryError as error:
         return Outcome.of_error(task.source, task.target, error)

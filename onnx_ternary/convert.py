@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -85,6 +85,7 @@ def convert(
     requirements: Requirements | None = None,
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
+    custom_op_libraries: Sequence[str | PathLike[str]] = (),
     report_path: str | PathLike[str] | None = None,
     summary_path: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -101,6 +102,8 @@ def convert(
         verify_result: Compare both models in onnxruntime; None for: where the model is not larger
             than `MAX_VERIFIED_BYTES`.
         inputs: Inputs to verify with, by name or in an .npz file; None for generated ones.
+        custom_op_libraries: Other libraries whose operators the model uses, as `verify` takes
+            them.
         report_path: Where `Outcome.to_dict` goes as JSON, after everything else. It says what went
             wrong, so it is written too where this function raises one of the errors below.
         summary_path: Where the same goes as Markdown, under the same rule.
@@ -108,6 +111,7 @@ def convert(
             converting and once more while verifying.
 
     Raises:
+        LibraryError: If a library is missing or cannot be loaded.
         ModelError: If a file cannot be read or written, or the model is not valid.
         RequirementError: If a requirement is not met.
         VerificationError: If the converted model's answers are not within the stated bounds.
@@ -133,6 +137,7 @@ def convert(
                 requirements or Requirements(),
                 verify_result,
                 inputs,
+                custom_op_libraries,
                 progress,
             )
         except OnnxTernaryError as error:
@@ -166,6 +171,7 @@ def _convert(
     requirements: Requirements,
     verify_result: bool | None,
     inputs: Inputs | None,
+    custom_op_libraries: Sequence[str | PathLike[str]],
     progress: Callable[[str, int, int], None] | None,
 ) -> Conversion:
     result = optimize(source, options, progress=progress)
@@ -188,6 +194,7 @@ def _convert(
                 staged,
                 inputs=inputs,
                 weight_tolerance=result.options.tolerance,
+                custom_op_libraries=custom_op_libraries,
                 progress=progress,
             )
             if not verification.passed:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import onnxruntime as ort
@@ -53,6 +55,51 @@ def register(session_options: ort.SessionOptions) -> ort.SessionOptions:
         ) from error
     _registered.add(session_options)
     return session_options
+
+
+def find_library(library: str | os.PathLike[str]) -> str:
+    """The path of another custom operator library, for models that use its operators too.
+
+    Args:
+        library: a path, or the name of a Python module whose ``get_library_path`` gives one, as
+            ``onnxruntime_extensions``.
+
+    Raises:
+        LibraryError: if it is neither.
+    """
+    if Path(library).is_file():
+        return str(Path(library).resolve())
+    expected = "expected a library's file or a Python module with a function get_library_path"
+    name = os.fspath(library)
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise LibraryError(f"There is no custom operator library '{name}'; {expected}.")
+    try:
+        return str(importlib.import_module(name).get_library_path())
+    except (ImportError, AttributeError) as error:
+        raise LibraryError(
+            f"There is no custom operator library '{name}' ({error}); {expected}."
+        ) from error
+
+
+def register_libraries(session_options: ort.SessionOptions, paths: Iterable[str]) -> None:
+    """Registers other custom operator libraries.
+
+    Args:
+        session_options: changed in place.
+        paths: as `find_library` gives them.
+
+    Raises:
+        LibraryError: if onnxruntime cannot load one.
+    """
+    path = ""
+    try:
+        for path in paths:
+            session_options.register_custom_ops_library(path)
+    except Exception as error:  # onnxruntime raises types of its own that share no base
+        raise LibraryError(
+            f"onnxruntime {ort.__version__} cannot load the custom operator library {path}: "
+            f"{error}."
+        ) from error
 
 
 def InferenceSession(  # noqa: N802 - takes the place of onnxruntime's class

@@ -239,6 +239,7 @@ def verify(
     weight_tolerance: float = 0.0,
     max_rows: int = 256,
     max_exposed_bytes: int = 1 << 28,
+    custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
 ) -> VerificationReport:
     """Compares a converted model with its original, product by product and end to end.
@@ -255,6 +256,8 @@ def verify(
         weight_tolerance: what conversion was allowed to change a weight by, relative to the scale.
         max_rows: rows a product is compared on at most, fewer where it is large; all are run.
         max_exposed_bytes: intermediate values held at once, roughly.
+        custom_op_libraries: other libraries whose operators the models use, as
+            `runtime.find_library` takes them.
         progress: called with the product's name, its number and how many there are.
 
     Returns:
@@ -266,7 +269,9 @@ def verify(
         LibraryError: if the library is missing or onnxruntime is too old.
         IndexFormatError: if a converted node's index breaks its format.
     """
-    before, after = _Loaded.load(original, "original"), _Loaded.load(converted, "converted")
+    libraries = tuple(map(runtime.find_library, custom_op_libraries))
+    before = _Loaded.load(original, "original", libraries)
+    after = _Loaded.load(converted, "converted", libraries)
     notes: list[str] = []
     feeds, used = verification_inputs(before.proto, inputs, seed, before.refusal)
     exact, num_rounding = _with_float_sums(before)
@@ -355,18 +360,20 @@ class _Loaded:
     proto: ModelProto
     path: Path | None
     role: str
+    libraries: tuple[str, ...]
 
     @classmethod
-    def load(cls, model: Model, role: str) -> _Loaded:
+    def load(cls, model: Model, role: str, libraries: tuple[str, ...]) -> _Loaded:
         if isinstance(model, ModelProto):
-            return cls(model, None, role)
+            return cls(model, None, role, libraries)
         if isinstance(model, ir.Model):
-            return cls(model_io.to_proto(model), None, role)
+            return cls(model_io.to_proto(model), None, role, libraries)
         if isinstance(model, bytes):
-            return cls(model_io.to_proto(model_io.from_bytes(model, f"{role} model")), None, role)
+            proto = model_io.to_proto(model_io.from_bytes(model, f"{role} model"))
+            return cls(proto, None, role, libraries)
         path = Path(model)
         try:
-            return cls(onnx.load(path, load_external_data=False), path, role)
+            return cls(onnx.load(path, load_external_data=False), path, role, libraries)
         except OSError as error:
             raise ModelError(f"The {role} model {path} cannot be read: {error}.") from error
         except Exception as error:  # protobuf's and onnx's decoding errors share no base
@@ -390,6 +397,7 @@ class _Loaded:
         """
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        runtime.register_libraries(options, self.libraries)
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
@@ -474,7 +482,8 @@ class _Loaded:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         advice = (
             "check it with onnx.checker.check_model, and that its operators exist in "
-            f"onnxruntime {ort.__version__} on CPU"
+            f"onnxruntime {ort.__version__} on CPU; operators of another library need --library "
+            "(custom_op_libraries)"
             if self.role == "original"
             else "convert it again with 'onnx-ternary optimize'"
         )
@@ -867,7 +876,9 @@ def _node_name(node: NodeProto) -> str:
 
 
 def _num_rows(feed: NDArray[Any]) -> int:
-    """Rows of X this input may lead to: one a token, one a vector."""
+    """Rows of X this input may lead to: one a character, a token or a vector."""
+    if feed.dtype.kind in "OSU":
+        return sum(map(len, feed.flat))
     return int(feed.size if feed.dtype.kind in "iu" else np.prod(feed.shape[:-1]))
 
 

@@ -24,6 +24,19 @@ def quiet_and_verbose(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("-q", "--quiet", is_flag=True, help="Errors and warnings only.")(command)
 
 
+def library_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Other custom operator libraries; the command gets them as ``libraries``."""
+    return click.option(
+        "--library",
+        "libraries",
+        multiple=True,
+        metavar="LIBRARY",
+        help="Also load these custom operators to run the models: a library's path, or the name "
+        "of a Python module with get_library_path, as onnxruntime_extensions (may be given more "
+        "than once).",
+    )(command)
+
+
 def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options that decide what is rewritten and how; the command gets `OptimizeOptions`."""
     options = [

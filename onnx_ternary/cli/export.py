@@ -8,10 +8,11 @@ from typing import get_args
 import click
 
 from onnx_ternary.cli._options import quiet_and_verbose
-from onnx_ternary.cli._output import Output, add_row, format_size, make_table
+from onnx_ternary.cli._output import Output, print_table
 from onnx_ternary.cli._tables import print_verification
 from onnx_ternary.export import ExportedFile, ExportedProduct, Form, export_file
 from onnx_ternary.options import ExternalData
+from onnx_ternary.report import format_size
 from onnx_ternary.schema import OP_TYPE
 
 
@@ -92,11 +93,16 @@ def export_command(
 
 
 def _print_products(out: Output, products: tuple[ExportedProduct, ...]) -> None:
-    table = make_table("node", "K x N", "type", "became")
-    for product in products:
-        size = f"{product.K} x {product.N}"
-        add_row(table, product.node, size, product.dtype, product.operator)
-    out.console.print(table)
+    rows = [
+        {
+            "node": product.node,
+            "K x N": f"{product.K} x {product.N}",
+            "type": product.dtype,
+            "became": product.operator,
+        }
+        for product in products
+    ]
+    print_table(out.console, list(rows[0]), rows, narrow=["node", "became"])
 
 
 def _print_result(out: Output, done: ExportedFile, output: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from onnx_ternary.batch import Batch, convert_many, default_target, is_pattern
-from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options
+from onnx_ternary.cli._options import library_option, quiet_and_verbose, rewrite_options
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import (
     print_notes,
@@ -36,6 +36,7 @@ from onnx_ternary.report import format_size
     type=click.Path(path_type=Path),
     help="Inputs for the verification, an .npz by input name (default: generated).",
 )
+@library_option
 @click.option("--dry-run", is_flag=True, help="Report what would be done; write no model.")
 @click.option("--in-place", is_flag=True, help="Replace every MODEL; there is no OUTPUT.")
 @click.option(
@@ -94,6 +95,7 @@ def optimize_command(
     options: OptimizeOptions,
     run_verify: bool | None,
     inputs: Path | None,
+    libraries: tuple[str, ...],
     dry_run: bool,
     in_place: bool,
     check: bool,
@@ -131,6 +133,7 @@ def optimize_command(
                     requirements=requirements,
                     verify_result=run_verify,
                     inputs=inputs,
+                    custom_op_libraries=libraries,
                     jobs=jobs,
                     report_path=report_path,
                     summary_path=summary_path,
@@ -150,6 +153,7 @@ def optimize_command(
             requirements=requirements,
             verify_result=run_verify,
             inputs=inputs,
+            custom_op_libraries=libraries,
             report_path=report_path,
             summary_path=summary_path,
             progress=progress,

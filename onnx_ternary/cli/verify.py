@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from onnx_ternary.cli._options import quiet_and_verbose
+from onnx_ternary.cli._options import library_option, quiet_and_verbose
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import print_verification
 from onnx_ternary.errors import VerificationError
@@ -22,6 +22,7 @@ from onnx_ternary.verify import verify
     type=click.Path(path_type=Path),
     help="Inputs, an .npz by input name (default: generated from --seed).",
 )
+@library_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--weight-tolerance",
@@ -36,6 +37,7 @@ def verify_command(
     original: Path,
     converted: Path,
     inputs: Path | None,
+    libraries: tuple[str, ...],
     seed: int,
     weight_tolerance: float,
     as_json: bool,
@@ -49,6 +51,7 @@ def verify_command(
             original,
             converted,
             inputs=inputs,
+            custom_op_libraries=libraries,
             seed=seed,
             weight_tolerance=weight_tolerance,
             progress=progress,

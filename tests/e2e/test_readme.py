@@ -1,5 +1,5 @@
-"""The README's commands and code run, in a copy of the examples. `.ci/run` runs the two that
-install the package and the tests."""
+"""The commands and code of the README and of docs/quickstart.md run, in a copy of the examples.
+`.ci/run` runs the two that install the package and the tests."""
 
 from __future__ import annotations
 
@@ -16,21 +16,14 @@ ROOT = Path(__file__).parents[2]
 INSTALLING = {"example", "test"}
 
 
-def commands() -> dict[str, tuple[str, str]]:
-    """Language and text of every named block of the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def commands(page: str) -> dict[str, tuple[str, str]]:
+    """Language and text of every named block of a page, in its order."""
+    text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"<!-- command: (\w+) -->\s*```(\w+)\n(.*?)```", text, re.DOTALL)
     return {name: (language, block) for name, language, block in blocks}
 
 
-def test_readme_names_every_command() -> None:
-    assert set(commands()) == {"example", "test", "optimize", "python", "ci"}
-
-
-@pytest.mark.parametrize("name", sorted(set(commands()) - INSTALLING))
-def test_readme_command_runs(name: str, tmp_path: Path) -> None:
-    language, block = commands()[name]
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+def run(language: str, block: str, folder: Path) -> None:
     script = Path(sys.executable).with_name("onnx-ternary")
     environment = dict(os.environ)
     if not script.exists():  # the package is on the path, not installed
@@ -39,7 +32,35 @@ def test_readme_command_runs(name: str, tmp_path: Path) -> None:
         environment["PATH"] = f"{script.parent}{os.pathsep}{environment['PATH']}"
     arguments = [sys.executable, "-c", block] if language == "python" else ["sh", "-euc", block]
     done = subprocess.run(
-        arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_every_block_has_a_name(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fences = re.findall(r"^```(?:bash|sh|shell|console|python|py)\b", text, re.MULTILINE)
+    assert len(commands(page)) == len(fences)
+
+
+def test_readme_names_every_command() -> None:
+    assert set(commands("README.md")) == {"example", "test", "optimize", "python", "ci"}
+
+
+@pytest.mark.parametrize("name", sorted(set(commands("README.md")) - INSTALLING))
+def test_readme_command_runs(name: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    run(*commands("README.md")[name], tmp_path)
     assert (tmp_path / "digits.onnx").stat().st_size < 200_000
+
+
+def test_quickstart_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    blocks = commands("docs/quickstart.md")
+    # The installation is the README's, which .ci/run runs.
+    assert blocks.pop("example") == commands("README.md")["example"]
+    for language, block in blocks.values():
+        run(language, block, tmp_path)
+    assert (tmp_path / "digits.onnx").stat().st_size < 200_000
+    assert (tmp_path / "digits_int8.onnx").exists()
