@@ -268,7 +268,8 @@ def save(
     Everything is written to a temporary folder beside the target and checked with onnx.checker
     before it takes the target's name, so converting a file in place is safe. Large tensors go to
     ``<name>.data`` (page-aligned) if ``external_data`` says so; with ``auto``, only when the model
-    would not fit into one file.
+    would not fit into one file. Where the model that is replaced reads that file, they go to
+    ``<name>.ternary.data``, and the old file is removed once the new model has its name.
 
     Args:
         model: what to write.
@@ -299,20 +300,25 @@ def save(
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
             staged = Path(temporary) / target.name
-            _write(model, staged, external)
+            data, old_data = _data_names(target)
+            _write(model, staged, data if external else None)
             _check(staged)
             if accept is not None:
                 accept(staged)
             names = [target.name]
-            if (Path(temporary) / _data_name(target)).exists():
-                names.append(_data_name(target))
+            if (Path(temporary) / data).exists():
+                names.append(data)
             for name in names:
                 _check_unprotected(target.parent / name, protected)
             _move(Path(temporary), target.parent, names)
-            _forget_replaced_data(model, [target.parent / name for name in names[1:]])
+            for each in old_data:
+                each.unlink(missing_ok=True)
+            _forget_replaced_data(model, [target.parent / data, *old_data])
             return tuple(path.parent / name for name in (path.name, *names[1:]))
     except OSError as error:
-        raise ModelError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+        # numpy says how much of a tensor it wrote, not why it stopped.
+        reason = error.strerror or f"the disk is full or a limit was met ({error})"
+        raise ModelError(f"'{path}' cannot be written: {reason}.") from error
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
@@ -331,19 +337,32 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
         raise ModelError(f"The model cannot be serialised: {error}") from error
 
 
-def _data_name(path: Path) -> str:
-    return f"{path.name}.data"
+def _data_names(target: Path) -> tuple[str, frozenset[Path]]:
+    """The name of a new data file, and the files of ours that the model at ``target`` lets go.
 
-
-def _write(model: ir.Model, path: Path, external: bool) -> None:
+    The new file never has the name of one that the present model reads, so that until the new
+    model takes its name, a kill leaves the old model whole.
+    """
+    names = (f"{target.name}.data", f"{target.name}.ternary.data")
     try:
-        with _embedded(model, initializers=not external):
-            if external:
+        read = data_files(target) if target.exists() else frozenset()
+    except ModelError:
+        read = frozenset()  # whatever it is, it opens no data file
+    old = read & {target.parent / name for name in names}
+    free = [name for name in names if target.parent / name not in old]
+    # A model that reads both is not one we wrote; it loses one, as it would to any writer.
+    return (free or names)[0], frozenset(old if free else ())
+
+
+def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
+    try:
+        with _embedded(model, initializers=data_name is None):
+            if data_name is not None:
                 ir.save(
                     model,
                     path,
                     format="protobuf",
-                    external_data=_data_name(path),
+                    external_data=data_name,
                     size_threshold_bytes=_MIN_EXTERNAL_BYTES,
                     alignment=ALIGNMENT,
                     align_threshold=ALIGNMENT,

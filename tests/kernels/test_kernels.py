@@ -230,7 +230,9 @@ def check_int8(node: Node, x: NDArray[np.float32], y: NDArray[np.float32]) -> No
         exact += term
         magnitude += np.abs(term)
     steps = node.attributes.num_groups + 4
-    assert np.all(np.abs(y - exact) <= steps * U / (1 - steps * U) * magnitude + 2.0**-149)
+    within = np.abs(y - exact) <= steps * U / (1 - steps * U) * magnitude + 2.0**-149
+    # Terms that leave float32's range may meet as infinities.
+    assert within[magnitude <= np.finfo(np.float32).max].all()
 
 
 def check(node: Node, x: NDArray[np.float32], y: NDArray[np.float32], kernel: str) -> None:

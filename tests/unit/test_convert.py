@@ -73,8 +73,10 @@ def test_in_place_with_external_data(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write(path, "model.onnx.data")
     files = convert(path, path, ALWAYS).files
-    assert files == (path, tmp_path / "model.onnx.data")
+    assert files == (path, tmp_path / "model.onnx.ternary.data")
     assert set(tmp_path.iterdir()) == set(files)
+    # And back to the first name, since the second is in use now.
+    assert convert(path, path, ALWAYS).files == (path,)
 
 
 def test_interrupted_move_puts_the_old_data_back(

@@ -1,0 +1,86 @@
+"""``python -m tests.fuzz nodes|sessions --seconds 600``: damage for as long as you like.
+
+Each attempt runs in a child process that a finding may end; the parent says which attempt it was.
+``--only SEED:ATTEMPT`` repeats one. For memory errors build the library with
+-DONNX_TERNARY_SANITIZE=ON and preload the sanitizers, as .ci/run does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import faulthandler
+import itertools
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+SECONDS_AN_ATTEMPT = 120
+
+
+def attempts(target: str) -> Callable[[np.random.Generator], str]:
+    """The target as a function of a generator."""
+    if target == "nodes":
+        from tests.fuzz import nodes
+
+        def try_node(rng: np.random.Generator) -> str:
+            variant = nodes.VARIANTS[rng.integers(len(nodes.VARIANTS))]
+            return nodes.try_node(*next(nodes.hostile_nodes(variant, rng)), rng)
+
+        return try_node
+    from tests.fuzz import sessions
+
+    models = sessions.base_models()
+    return lambda rng: sessions.try_model(models[rng.integers(len(models))], rng)
+
+
+def child(target: str, seed: int, first: int, seconds: float, place: Path) -> None:
+    """Attempts from ``first`` on; writes each one's number to ``place`` before it starts."""
+    attempt = attempts(target)
+    outcomes: collections.Counter[str] = collections.Counter()
+    until = time.monotonic() + seconds
+    for number in itertools.count(first):
+        place.write_text(str(number))
+        faulthandler.dump_traceback_later(SECONDS_AN_ATTEMPT, exit=True)
+        outcomes[attempt(np.random.default_rng((seed, number)))] += 1
+        if time.monotonic() > until:
+            break
+    faulthandler.cancel_dump_traceback_later()
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
+    print(f"{target}: {outcomes.total()} attempts from seed {seed}: {counts}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("target", choices=["nodes", "sessions"])
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", metavar="SEED:ATTEMPT")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        seed, first = map(int, arguments.only.split(":"))
+        with tempfile.NamedTemporaryFile() as place:
+            child(arguments.target, seed, first, 0, Path(place.name))
+        return 0
+    if arguments.child:
+        child(arguments.target, arguments.seed, 0, arguments.seconds, arguments.child)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "attempt"
+        command = [sys.executable, "-m", "tests.fuzz", arguments.target, "--child", str(place)]
+        command += ["--seconds", str(arguments.seconds), "--seed", str(arguments.seed)]
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            at = f"{arguments.seed}:{place.read_text() if place.exists() else '?'}"
+            print(f"finding (exit code {code}); repeat with {arguments.target} --only {at}")
+        return 1 if code else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
