@@ -29,6 +29,7 @@ from onnx_ternary.function_body import (
     make_function_body,
 )
 from onnx_ternary.index import Index, build_index, decode_index
+from onnx_ternary.model_io import Spool, release
 from onnx_ternary.nodes import (
     DIGEST_KEY,
     check_digest,
@@ -77,9 +78,12 @@ class Replaced:
 class Replacer:
     """Edits one model, one product after the other."""
 
-    def __init__(self, model: ir.Model, options: OptimizeOptions) -> None:
+    def __init__(
+        self, model: ir.Model, options: OptimizeOptions, spool: Spool | None = None
+    ) -> None:
         self._model = model
         self._options = options
+        self._spool = spool
         self._opset = model.opset_imports.get("", 0)
         self._functions = owning_functions(model)
         graphs = (model.graph, *(each.graph for each in local_functions(model)))
@@ -180,6 +184,8 @@ class Replacer:
             notes += self._unify_storage()
         for _, node in self._done:
             node.metadata_props[DIGEST_KEY] = index_digest(node)
+            for value in node.inputs[1:]:
+                release(_tensor(value))
         old_ir_version = self._model.ir_version
         reason = self._attach_body()
         if self._model.ir_version != old_ir_version:
@@ -260,18 +266,20 @@ class Replacer:
         graph = product.graph
         assert isinstance(graph, ir.Graph)
         name = _unique(name, self._names)
-        tensor = ir.Tensor(array, name=name)
         if id(graph) in self._functions:
             node = ir.Node(
                 "",
                 "Constant",
                 [],
-                [ir.AttrTensor("value", tensor)],
+                [ir.AttrTensor("value", ir.Tensor(array, name=name))],
                 outputs=[ir.Value(name=name)],
                 name=_unique(name, self._node_names),
             )
             graph.insert_before(product, node)
             return node.outputs[0]
+        tensor = (
+            ir.Tensor(array, name=name) if self._spool is None else self._spool.add(array, name)
+        )
         value = ir.Value(
             name=name,
             shape=ir.Shape(array.shape),
@@ -499,10 +507,14 @@ def _permuted(shape: ir.Shape | None, perm: tuple[int, ...]) -> ir.Shape | None:
     return ir.Shape([shape[axis] for axis in perm])
 
 
-def _array(value: ir.Value | None) -> NDArray[Any]:
+def _tensor(value: ir.Value | None) -> ir.TensorProtocol:
     tensor = constant_tensor(value)
     assert tensor is not None
-    return tensor.numpy()
+    return tensor
+
+
+def _array(value: ir.Value | None) -> NDArray[Any]:
+    return _tensor(value).numpy()
 
 
 def _set_array(value: ir.Value | None, array: NDArray[Any]) -> None:
@@ -524,7 +536,7 @@ def _refreshed(done: tuple[Rewrite, ir.Node]) -> Rewrite:
         row,
         storage=attributes.storage,
         alphabet=attributes.alphabet,
-        bytes_after=sum(_array(value).nbytes for value in node.inputs[1:4]),
+        bytes_after=sum(_tensor(value).nbytes for value in node.inputs[1:4]),
     )
 
 

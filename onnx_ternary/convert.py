@@ -105,7 +105,10 @@ def convert(
     for model in (source, target):
         if report is not None and model is not None and report.resolve() == Path(model).resolve():
             raise ModelError(f"The report '{report}' would replace the model; give another name.")
-    with _staged_json(report) as write_report:
+    with (
+        _staged_json(report) as write_report,
+        _scratch_folder(None if target is None else Path(target)) as scratch,
+    ):
         conversion = _convert(
             Path(source),
             None if target is None else Path(target),
@@ -114,6 +117,7 @@ def convert(
             verify_result,
             inputs,
             progress,
+            scratch,
         )
         write_report(conversion.to_dict())
     return conversion
@@ -127,8 +131,9 @@ def _convert(
     verify_result: bool | None,
     inputs: Inputs | None,
     progress: Callable[[str, int, int], None] | None,
+    scratch: Path,
 ) -> Conversion:
-    result = optimize(source, options, progress=progress)
+    result = optimize(source, options, progress=progress, spool=model_io.Spool(scratch))
     if requirements.rewrite and not result.report.rewrites:
         raise RequirementError(
             f"No product of '{source}' was rewritten, but a rewrite is required; "
@@ -161,16 +166,15 @@ def _convert(
 
     files: tuple[Path, ...] = ()
     if target is None:
-        with tempfile.TemporaryDirectory() as folder:
-            staged = Path(folder) / source.name
-            model_io.save(result.model, staged, external_data=result.options.external_data)
-            accept(staged)
+        staged = scratch / source.name
+        model_io.save(result.model, staged, external_data=result.external_data)
+        accept(staged)
     elif result.report.rewrites:
         in_place = target.resolve() == source.resolve()
         files = model_io.save(
             result.model,
             target,
-            external_data=result.options.external_data,
+            external_data=result.external_data,
             accept=accept,
             protected=() if in_place else model_io.data_files(source),
         )
@@ -192,6 +196,22 @@ def _why_not_verified(asked: bool | None, rewritten: bool, num_bytes: int) -> st
     if asked is None and num_bytes > MAX_VERIFIED_BYTES:
         return f"the model is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it"
     return "" if asked is None or asked else "not asked for"
+
+
+@contextmanager
+def _scratch_folder(target: Path | None) -> Iterator[Path]:
+    """A folder on the target's disk, gone afterwards; without a target, the system's."""
+    if target is not None:
+        model_io.check_target(target)
+    try:
+        folder = tempfile.TemporaryDirectory(
+            prefix=None if target is None else f".{target.name}.",
+            dir=None if target is None else target.resolve().parent,
+        )
+    except OSError as error:
+        raise ModelError(f"'{target}' cannot be written: {error.strerror}.") from error
+    with folder as name:
+        yield Path(name)
 
 
 @contextmanager

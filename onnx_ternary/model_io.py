@@ -6,25 +6,30 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 # The package ships no types, and its stubs are not among our development tools.
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.options import ExternalData
 
 # A protobuf message must stay below 2 GiB; the graph itself needs some of that.
 MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
+# Above it, a model whose tensors lie beside it keeps them there, where they can be mapped.
+MAX_JOINED_BYTES = 100_000_000
 # What the system maps is page-aligned, so the kernels read such tensors in place.
 ALIGNMENT = 4096
 _MIN_EXTERNAL_BYTES = 1024
+_MIN_SPOOLED_BYTES = 1 << 16
 
 
 def load(path: str | PathLike[str]) -> ir.Model:
@@ -165,6 +170,61 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     return (each for each in constant_tensors(model) if isinstance(each, ir.ExternalTensor))
 
 
+class Spool:
+    """Tensors on their way to a result, in a file of `folder` instead of in memory.
+
+    They are read, mapped, until the folder goes; saving a model copies them.
+    """
+
+    _NAME = "tensors"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, array: NDArray[Any], name: str) -> ir.TensorProtocol:
+        """``array`` as a tensor; small ones stay in memory.
+
+        Raises:
+            ModelError: if the file cannot be written.
+        """
+        tensor = ir.Tensor(array, name=name)
+        if array.nbytes < _MIN_SPOOLED_BYTES:
+            return tensor
+        try:
+            with (self._folder / self._NAME).open("ab") as file:
+                offset = file.tell()
+                file.write(np.ascontiguousarray(array).data)
+        except OSError as error:
+            raise ModelError(f"'{self._folder}' cannot be written: {error.strerror}.") from error
+        return ir.ExternalTensor(
+            self._NAME,
+            offset,
+            array.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(array.shape),
+            name=name,
+            base_dir=self._folder,
+        )
+
+
+def release(tensor: ir.TensorProtocol | None) -> None:
+    """Let go of the mapped file, if the tensor is external."""
+    if isinstance(tensor, ir.ExternalTensor):
+        # Somebody else may hold a view of the mapping, which then lives on.
+        with suppress(BufferError):
+            tensor.release()
+
+
+def prefetch(tensor: ir.TensorProtocol | None) -> None:
+    """Ask the system to read an external tensor's bytes; returns at once."""
+    if not isinstance(tensor, ir.ExternalTensor) or not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError), Path(tensor.path).open("rb") as file:
+        os.posix_fadvise(
+            file.fileno(), tensor.offset or 0, tensor.length or 0, os.POSIX_FADV_WILLNEED
+        )
+
+
 def check_external_data(model: ir.Model, name: str) -> None:
     """Look for every external file, without reading it.
 
@@ -232,7 +292,7 @@ def copy(
     others = data_files(source)
     if others and source.resolve() != target.resolve():
         return save(model, target, external_data="always", accept=accept, protected=others)
-    _check_target(target)
+    check_target(target)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             if accept is not None:
@@ -247,7 +307,12 @@ def copy(
     return (target,)
 
 
-def _check_target(path: Path) -> None:
+def check_target(path: Path) -> None:
+    """Look whether a model can take this name, without writing.
+
+    Raises:
+        ModelError: if it has no folder, or is something else than a file.
+    """
     if not path.parent.is_dir():
         raise ModelError(f"'{path}' cannot be written: there is no folder '{path.parent}'.")
     if path.is_dir():
@@ -295,7 +360,7 @@ def save(
             into one file and ``external_data`` is ``never``. No file is left behind.
     """
     path = Path(path)
-    _check_target(path)
+    check_target(path)
     size = constant_bytes(model)
     external = external_data == "always" or (external_data == "auto" and size > MAX_EMBEDDED_BYTES)
     if not external and size > MAX_EMBEDDED_BYTES:

@@ -39,8 +39,8 @@ class OptimizeOptions:
         activation: ``keep`` never quantises activations; ``int8`` quantises each row as BitNet
             b1.58 does, which changes the model's numbers.
         tolerance: largest relative distance of a weight from its level; 0.0: bitwise exact.
-        external_data: where tensors go on saving: ``auto`` (beside the model above 2 GB),
-            ``always`` or ``never``.
+        external_data: where tensors go on saving: ``auto`` (beside the model above 2 GB, and above
+            100 MB if the original has them there), ``always`` or ``never``.
         function_body: carry a body of standard operators, so that the model also runs without the
             library.
         fold: evaluate weights that are the end of a constant expression (quantised or unpacked in

@@ -1,12 +1,17 @@
 """The command line: ``onnx-ternary optimize | inspect | verify | info``.
 
 Exit codes are a contract: 0 done, 1 error, 2 usage, 3 verification failed, 4 a requirement not met.
-Nothing is written unless the code is 0.
+Nothing is written unless the code is 0; SIGTERM gives 143, as from a shell.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from types import FrameType
 from typing import Any
 
 import click
@@ -29,13 +34,33 @@ class ExitCode(IntEnum):
     REQUIREMENT_NOT_MET = 4
 
 
+@contextmanager
+def _cleaned_up_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that staged files go."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    # Python lets the main thread alone set handlers.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Group(click.Group):
     """Turns this package's errors into a message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; an error of this package becomes its exit code."""
         try:
-            return super().invoke(ctx)
+            with _cleaned_up_on_sigterm():
+                return super().invoke(ctx)
         except VerificationError as error:
             code, message = ExitCode.VERIFICATION_FAILED, str(error)
         except RequirementError as error:
