@@ -1,4 +1,4 @@
-"""The command line: ``onnx-ternary optimize | inspect | verify | info``.
+"""The command line: ``onnx-ternary optimize | inspect | verify | bench | info``.
 
 Exit codes are a contract: 0 done, 1 error, 2 usage, 3 verification failed, 4 a requirement not met.
 Nothing is written unless the code is 0; SIGTERM gives 143, as from a shell.
@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 import onnx_ternary
+from onnx_ternary.cli.bench import bench_command
 from onnx_ternary.cli.info import info_command
 from onnx_ternary.cli.inspect import inspect_command
 from onnx_ternary.cli.optimize import optimize_command
@@ -77,5 +78,11 @@ def main() -> None:
     """Make ONNX models with ternary weights smaller and faster, with the same answers."""
 
 
-for _command in (optimize_command, inspect_command, verify_command, info_command):
+for _command in (
+    optimize_command,
+    inspect_command,
+    verify_command,
+    bench_command,
+    info_command,
+):
     main.add_command(_command)
