@@ -13,7 +13,7 @@ from onnx_ternary.nodes import local_functions, node_label, op_nodes, owning_fun
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.report import Kept
 
-from . import conv, einsum, gemm, matmul, matmul_nbits, unhandled
+from . import conv, einsum, gemm, matmul, matmul_nbits, remaining, unhandled
 from .cones import folding
 from .match import Context, Rejection, Rule, TernaryMatMul
 from .replace import Replaced, Replacer
@@ -42,6 +42,7 @@ class PassResult:
 
     replaced: Replaced
     rejections: tuple[Kept, ...]
+    requantised: tuple[str, ...]
     already_converted: tuple[str, ...]
 
 
@@ -70,6 +71,7 @@ def _run(
     replacer = Replacer(model, options, spool)
     whole_model = _refusal_of_model(model)
     rejections: list[Kept] = []
+    requantised: list[str] = []
     already = [node_label(node) for node in op_nodes(model)]
     products = list(_products(model))
     functions = _Functions(model, with_body=options.function_body)
@@ -85,8 +87,28 @@ def _run(
         refused = replacer.replace(found, where) if isinstance(found, TernaryMatMul) else found
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
-            rejections.append(Kept(name, op_type, where, refused.weight, refused.reason))
-    return PassResult(replacer.finish(), tuple(rejections), tuple(already))
+            reason = refused.reason
+            in_function = where.startswith("function ")
+            if not in_function and (done := _requantise(refused.node, replacer, options)):
+                requantised.append(name)
+                reason = f"{reason}; {done}"
+            rejections.append(Kept(name, op_type, where, refused.weight, reason))
+    return PassResult(replacer.finish(), tuple(rejections), tuple(requantised), tuple(already))
+
+
+def _requantise(node: ir.Node, replacer: Replacer, options: OptimizeOptions) -> str:
+    """Hand a product to onnxruntime's quantiser if the user asks; what was done, or nothing."""
+    choice = options.remaining
+    if choice == "keep" or _excluded(node, options):
+        return ""
+    quantised = remaining.quantise(node, int(choice.removeprefix("int")))
+    if quantised is None:
+        return ""
+    replacer.requantise(node, quantised)
+    return (
+        f"quantised by onnxruntime to {choice} in blocks of {remaining.BLOCK_SIZE} (MatMulNBits), "
+        f"{quantised.weight.stored_bytes} -> {quantised.nbytes} bytes"
+    )
 
 
 def _prefetch(product: ir.Node) -> None:

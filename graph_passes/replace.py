@@ -47,6 +47,7 @@ from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE, OpAttributes
 from onnx_ternary.ternary import TernaryWeight
 
 from .match import Rejection, TernaryMatMul
+from .remaining import ACCURACY_LEVEL, BLOCK_SIZE, Quantised
 from .weights import FOLDER, Constant, leaf
 
 # Below opset 12 a body learns N from the shape of the scale or the bias only.
@@ -152,6 +153,49 @@ class Replacer:
         if match.note:
             self._notes.setdefault(match.note, []).append(f"'{name}'")
         return None
+
+    def requantise(self, node: ir.Node, quantised: Quantised) -> None:
+        """Put a MatMulNBits in the place of a MatMul (remaining.py)."""
+        graph, x, output = node.graph, node.inputs[0], node.outputs[0]
+        assert isinstance(graph, ir.Graph) and x is not None
+        weight = quantised.weight
+        K, N = weight.shape
+        tensors = {
+            f"{weight.name}_Q{quantised.bits}": quantised.codes,
+            f"{weight.name}_scales": quantised.scales.reshape(-1),
+            f"{weight.name}_zero_points": quantised.zero_points.reshape(-1),
+        }
+        sizes = {
+            "K": K,
+            "N": N,
+            "bits": quantised.bits,
+            "block_size": BLOCK_SIZE,
+            "accuracy_level": ACCURACY_LEVEL,
+        }
+        new = ir.Value(
+            name=output.name,
+            shape=output.shape or _output_shape(x.shape, N),
+            type=output.type or ir.TensorType(weight.dtype),
+            doc_string=output.doc_string,
+            metadata_props=dict(output.metadata_props),
+        )
+        product = ir.Node(
+            "com.microsoft",
+            "MatMulNBits",
+            [x, *(self._add(graph, name, array) for name, array in tensors.items())],
+            outputs=[new],
+            attributes=[ir.AttrInt64(name, size) for name, size in sizes.items()],
+            name=node.name,
+            doc_string=node.doc_string,
+            metadata_props=dict(node.metadata_props),
+        )
+        graph.insert_before(node, product)
+        output.replace_all_uses_with(new, replace_graph_outputs=True)
+        operand = node.inputs[1]
+        graph.remove(node, safe=True)
+        if operand is not None:
+            _prune(operand)
+        self._model.opset_imports.setdefault("com.microsoft", 1)
 
     def finish(self) -> Replaced:
         """Add imports, metadata and the function body, if anything was replaced."""

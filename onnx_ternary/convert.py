@@ -140,7 +140,8 @@ def _convert(
             f"'onnx-ternary inspect {source}' says why each one stayed."
         )
     bytes_before = model_io.file_bytes(source)
-    skipped = _why_not_verified(verify_result, bool(result.report.rewrites), bytes_before)
+    changed = bool(result.report.rewrites or result.report.requantised)
+    skipped = _why_not_verified(verify_result, changed, bytes_before)
     checked: dict[str, Any] = {"verification": None, "bytes_after": 0}
 
     def accept(staged: Path) -> None:
@@ -169,7 +170,7 @@ def _convert(
         staged = scratch / source.name
         model_io.save(result.model, staged, external_data=result.external_data)
         accept(staged)
-    elif result.report.rewrites:
+    elif changed:
         in_place = target.resolve() == source.resolve()
         files = model_io.save(
             result.model,

@@ -111,6 +111,7 @@ def optimize(
     report = Report(
         rewrites=done.replaced.rewrites,
         rejections=done.rejections,
+        requantised=done.requantised,
         already_converted=done.already_converted,
         notes=done.replaced.notes,
         bytes_before=bytes_before,

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from onnx_ternary.schema import MAX_BLOCK_WIDTH, STORAGES, Algorithm, IndexFormat, Storage
 
 ActivationChoice = Literal["keep", "int8"]
+RemainingChoice = Literal["keep", "int8", "int4"]
 ExternalData = Literal["auto", "always", "never"]
 
 # BitNet b1.58's rule: per-token absmax, the whole int8 range, absmax clamped from below.
@@ -38,6 +39,8 @@ class OptimizeOptions:
         algorithm: block product of an ``rsr`` index, ``rsr`` or ``rsr++``; None: ``rsr++``.
         activation: ``keep`` never quantises activations; ``int8`` quantises each row as BitNet
             b1.58 does, which changes the model's numbers.
+        remaining: ``int8`` and ``int4`` hand the float products that are left to onnxruntime's own
+            MatMulNBits quantiser, which changes the model's numbers; ``keep`` leaves them alone.
         tolerance: largest relative distance of a weight from its level; 0.0: bitwise exact.
         external_data: where tensors go on saving: ``auto`` (beside the model above 2 GB, and above
             100 MB if the original has them there), ``always`` or ``never``.
@@ -61,6 +64,7 @@ class OptimizeOptions:
     block_width: int | None = None
     algorithm: Algorithm | None = None
     activation: ActivationChoice = "keep"
+    remaining: RemainingChoice = "keep"
     tolerance: float = 0.0
     external_data: ExternalData = "auto"
     function_body: bool = True
@@ -74,6 +78,7 @@ class OptimizeOptions:
             ("storage", (None, *get_args(Storage))),
             ("algorithm", (None, *get_args(Algorithm))),
             ("activation", get_args(ActivationChoice)),
+            ("remaining", get_args(RemainingChoice)),
             ("external_data", get_args(ExternalData)),
         ):
             if getattr(self, name) not in choices:

@@ -66,6 +66,14 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             help="int8 quantises each activation row (BitNet W1.58A8): faster, answers change.",
         ),
         click.option(
+            "--remaining",
+            type=click.Choice(["keep", "int8", "int4"]),
+            default="keep",
+            show_default=True,
+            help="Hand float MatMuls that are left to onnxruntime's MatMulNBits quantiser: smaller "
+            "and faster, answers change.",
+        ),
+        click.option(
             "--tolerance",
             type=click.FloatRange(0.0),
             default=0.0,
