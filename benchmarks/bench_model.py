@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -277,12 +278,13 @@ def compare(
                 for name, remote in remotes.items()
             ]
             timings = measure(candidates, rounds=rounds, threads=threads)
-            speeds += [
-                _speed_row(case, threads, name, timing, timings) for name, timing in timings.items()
-            ]
+            for name, timing in timings.items():
+                speeds.append(_speed_row(case, threads, name, timing, timings))
+                print(*speeds[-1].values(), sep=", ", file=sys.stderr, flush=True)
         for row in sizes:
             memory = remotes[row["candidate"]].call("memory")
             row |= {f"{kind} MB": round(size, 1) for kind, size in memory.items()}
+            print(*row.values(), sep=", ", file=sys.stderr, flush=True)
         for row in speeds if profiled else ():
             case = next(each for each in cases if str(each) == row["case"])
             shares = remotes[row["candidate"]].call("profile", case)
