@@ -7,7 +7,7 @@ folder when they are not there yet.
 
 Usage: python benchmarks/bench_model.py FOLDER [--preset bitnet-2b] [--layers 30]
        [--vocabulary 2048] [--cases decode@128,decode@1024,prefill@128] [--threads 1,2]
-       [--rounds 5] [--candidates "float32,MatMulNBits 2-bit"] [--json out.json] [--plot out.svg]
+       [--rounds 5] [--candidates "float32;MatMulNBits 2-bit"] [--json out.json] [--plot out.svg]
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from rich.table import Table
 
 import onnx_ternary
 from onnx_ternary import OptimizeOptions, model_io
-from onnx_ternary.options import ActivationChoice
 
 _PRODUCTS = ("TernaryIndexedMatMul", "MatMulNBits", "MatMul", "FusedMatMul", "Gemm")
 _PROFILED_RUNS = 3
@@ -45,7 +44,7 @@ _HEAD_COLUMNS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """A form of the model; ``activation`` is set where the float32 form is converted.
+    """A form of the model; ``options`` are set where it is converted.
 
     ``min_cosine`` is the least cosine of its logits and float32's that is still right for it:
     every layer of random weights multiplies what rounding activations to int8 changes.
@@ -53,22 +52,30 @@ class Contestant:
 
     name: str
     form: Form
-    activation: ActivationChoice | None
+    options: OptimizeOptions | None
     min_cosine: float
 
     def path(self, folder: Path, stem: str) -> Path:
         """Where the model is."""
-        suffix = self.form if self.activation is None else f"ternary-{self.activation}"
+        suffix = self.form if self.options is None else self.name.replace(" ", "-")
         return folder / f"{stem}-{suffix}.onnx"
 
 
 CONTESTANTS = (
     Contestant("float32", "float32", None, 1.0 - 1e-6),
     Contestant("MatMulNBits 2-bit", "matmulnbits", None, 0.9),
-    Contestant("onnx-ternary float", "float32", "keep", 1.0 - 1e-6),
-    Contestant("onnx-ternary int8", "float32", "int8", 0.9),
+    Contestant("onnx-ternary float", "float32", OptimizeOptions(), 1.0 - 1e-6),
+    Contestant("onnx-ternary int8", "float32", OptimizeOptions(activation="int8"), 0.9),
 )
-OTHERS = (Contestant("float16", "float16", None, 0.99),)
+OTHERS = (
+    Contestant("float16", "float16", None, 0.99),
+    Contestant("float siblings", "float32", OptimizeOptions(fuse_siblings=True), 1.0 - 1e-6),
+    Contestant(
+        "int8 siblings", "float32", OptimizeOptions(activation="int8", fuse_siblings=True), 0.9
+    ),
+    Contestant("float, head int8", "float32", OptimizeOptions(remaining="int8"), 0.9),
+    Contestant("float, head int4", "float32", OptimizeOptions(remaining="int4"), 0.9),
+)
 BASELINE = CONTESTANTS[0].name
 
 
@@ -222,9 +229,8 @@ def prepare(folder: Path, stem: str, shape: Shape, contestants: Sequence[Contest
             continue
         if not source.exists():
             write_model(source, shape, contestant.form)
-        if contestant.activation is not None:
-            options = OptimizeOptions(activation=contestant.activation)
-            onnx_ternary.convert(source, path, options, verify_result=False)
+        if contestant.options is not None:
+            onnx_ternary.convert(source, path, contestant.options, verify_result=False)
 
 
 def check(outputs: dict[str, NDArray[np.float32]], contestants: Sequence[Contestant]) -> None:
@@ -345,7 +351,9 @@ def main() -> None:
     parser.add_argument("--cases", default="decode@128,decode@1024,prefill@128,prefill@512")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--candidates", help="names, comma-separated (default: all but float16)")
+    parser.add_argument(
+        "--candidates", help="names, semicolons between (default: those of CONTESTANTS)"
+    )
     parser.add_argument("--no-profile", dest="profile", action="store_false")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -357,7 +365,7 @@ def main() -> None:
     stem = f"{arguments.preset}-{shape.layers}x{shape.vocabulary}"
     contestants = CONTESTANTS
     if arguments.candidates:
-        names = arguments.candidates.split(",")
+        names = arguments.candidates.split(";")
         contestants = tuple(each for each in (*CONTESTANTS, *OTHERS) if each.name in names)
     cases = [Case.parse(text) for text in arguments.cases.split(",") if text]
     prepare(arguments.folder, stem, shape, contestants)

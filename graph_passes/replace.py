@@ -43,15 +43,17 @@ from onnx_ternary.nodes import (
 )
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
 from onnx_ternary.report import Rewrite
-from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE, OpAttributes
+from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, INPUT_NAMES, OP_TYPE, OpAttributes
 from onnx_ternary.ternary import TernaryWeight
 
+from . import siblings
 from .match import Rejection, TernaryMatMul
 from .remaining import ACCURACY_LEVEL, BLOCK_SIZE, Quantised
 from .weights import FOLDER, Constant, leaf
 
 # Below opset 12 a body learns N from the shape of the scale or the bias only.
 _FIRST_OPSET_WITH_SCALAR_BIAS = 12
+_FIRST_OPSET_WITH_SPLIT_INPUT = 13
 METADATA_VERSION = "onnx_ternary.version"
 METADATA_OPTIONS = "onnx_ternary.options"
 
@@ -226,7 +228,18 @@ class Replacer:
             )
         if self._options.function_body and self._options.storage is None:
             notes += self._unify_storage()
-        for _, node in self._done:
+        rewrites = tuple(map(_refreshed, self._done))
+        made = {id(node): node for _, node in self._done}
+        if self._options.fuse_siblings:
+            for group in siblings.groups(self._model):
+                notes.append(
+                    "one call of the operator computes "
+                    + ", ".join(f"'{node_label(node)}'" for node in group)
+                )
+                made[id(group[0])] = self._fuse(group)
+                for node in group[1:]:
+                    made.pop(id(node), None)
+        for node in made.values():
             node.metadata_props[DIGEST_KEY] = index_digest(node)
             for value in node.inputs[1:]:
                 release(_tensor(value))
@@ -239,7 +252,7 @@ class Replacer:
             )
         if reason:
             notes.append(f"no function body, so the model needs the library to run: {reason}")
-        return Replaced(tuple(map(_refreshed, self._done)), tuple(notes), not reason)
+        return Replaced(rewrites, tuple(notes), not reason)
 
     def _build(self, match: TernaryMatMul) -> Index:
         options = self._options
@@ -477,6 +490,61 @@ class Replacer:
             f"binary weights of {names} are stored as ternary ones, because one function body has "
             "to serve the whole model; without a body they take half the space"
         ]
+
+    def _fuse(self, nodes: tuple[ir.Node, ...]) -> ir.Node:
+        """Put one product and a Split in the place of several (siblings.py)."""
+        first, x = nodes[0], nodes[0].inputs[0]
+        graph = first.graph
+        assert isinstance(graph, ir.Graph) and x is not None
+        fused = siblings.fuse(nodes)
+        name = node_label(first)
+        arrays: dict[str, NDArray[Any]] = {"codes": fused.codes, "scale": fused.scale}
+        if fused.bias.ndim:
+            arrays["bias"] = fused.bias
+        inputs = list(first.inputs)
+        for role, array in arrays.items():
+            inputs[INPUT_NAMES.index(role)] = self._add(graph, f"{name}.fused.{role}", array)
+        outputs = [node.outputs[0] for node in nodes]
+        product = ir.Node(
+            DOMAIN,
+            OP_TYPE,
+            inputs,
+            outputs=[
+                ir.Value(
+                    name=_unique(f"{name}.fused", self._names),
+                    shape=_output_shape(x.shape, fused.attributes.N),
+                    type=outputs[0].type,
+                )
+            ],
+            attributes=_attributes(fused.attributes),
+            name=first.name,
+            metadata_props=dict(first.metadata_props),
+        )
+        lengths = [read_attributes(node).N for node in nodes]
+        operands, attributes = [product.outputs[0]], [ir.AttrInt64("axis", -1)]
+        if self._opset < _FIRST_OPSET_WITH_SPLIT_INPUT:
+            attributes.append(ir.AttrInt64s("split", lengths))
+        else:
+            sizes = np.array(lengths, np.int64)
+            operands.append(self._add(graph, f"{name}.fused.split", sizes))
+        split = ir.Node(
+            "",
+            "Split",
+            operands,
+            outputs=[
+                ir.Value(name=each.name, shape=each.shape, type=each.type) for each in outputs
+            ],
+            attributes=attributes,
+            name=_unique(f"{name}.split", self._node_names),
+        )
+        graph.insert_before(first, [product, split])
+        for old, new in zip(outputs, split.outputs, strict=True):
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+        unused = [value for node in nodes for value in node.inputs[1:] if value is not None]
+        graph.remove(nodes, safe=True)
+        for value in unused:
+            _prune(value)
+        return product
 
     def _attach_body(self) -> str:
         """Replace the model's bodies of the op; returns why there are none, or nothing."""

@@ -50,6 +50,8 @@ class OptimizeOptions:
             the graph); False leaves such products alone.
         convolutions: rewrite Conv with a 1 x 1 kernel as well: the file gets smaller, the model
             slower (docs/adr/0005-leave-convolutions-float.md).
+        fuse_siblings: compute products that share an input (query, key and value; gate and up) in
+            one call of the op, and split the result; the numbers are the same.
         min_elements: smaller weights stay as they are, and so does a weight whose ``packed`` index
             would not be smaller than its floats. 0: convert whatever can be converted.
 
@@ -70,6 +72,7 @@ class OptimizeOptions:
     function_body: bool = True
     fold: bool = True
     convolutions: bool = False
+    fuse_siblings: bool = False
     min_elements: int = DEFAULT_MIN_ELEMENTS
 
     def __post_init__(self) -> None:
