@@ -73,8 +73,8 @@ OTHERS = (
     Contestant(
         "int8 siblings", "float32", OptimizeOptions(activation="int8", fuse_siblings=True), 0.9
     ),
-    Contestant("float, head int8", "float32", OptimizeOptions(remaining="int8"), 0.9),
-    Contestant("float, head int4", "float32", OptimizeOptions(remaining="int4"), 0.9),
+    Contestant("float head int8", "float32", OptimizeOptions(remaining="int8"), 0.9),
+    Contestant("float head int4", "float32", OptimizeOptions(remaining="int4"), 0.9),
 )
 BASELINE = CONTESTANTS[0].name
 
