@@ -86,3 +86,21 @@ def test_decoding_with_the_cache_is_the_prompt_at_once(folder: Path) -> None:
     tail |= dict(zip(names, cache, strict=True))
     found = session.run(["logits"], tail)[0][:, -1]
     assert relative_difference(found, expected) <= 1e-5
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system has no /proc")
+def test_a_session_maps_the_codes(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    options = onnx_ternary.OptimizeOptions(external_data="always")
+    onnx_ternary.optimize(folder / "float32.onnx", options).save(path)
+    session = onnx_ternary.InferenceSession(path)
+    session.run(["logits"], make_bitnet.feeds(SHAPE, 1, 3))
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    mapped = {int(line.split()[2], 16) for line in maps if line.endswith("model.onnx.data")}
+    codes = [
+        each
+        for each in model_io.external_tensors(model_io.load(path))
+        if str(each.name).endswith(".codes")
+    ]
+    assert len(codes) == 7 * SHAPE.layers
+    assert {each.offset for each in codes} <= mapped
