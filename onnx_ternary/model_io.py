@@ -30,6 +30,7 @@ MAX_JOINED_BYTES = 100_000_000
 ALIGNMENT = 4096
 _MIN_EXTERNAL_BYTES = 1024
 _MIN_SPOOLED_BYTES = 1 << 16
+_UNKNOWN_DOMAIN = "onnx_ternary.unknown"
 
 
 def load(path: str | PathLike[str]) -> ir.Model:
@@ -487,10 +488,13 @@ def _check(path: Path) -> None:
         stand_in = path.with_name(f"{path.name}.checked")
         proto = onnx.load(path, load_external_data=False)
         known = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
+        proto.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
+        for function in proto.functions:
+            function.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
         for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
             for node in _all_nodes(nodes):
                 if node.domain in ("", "ai.onnx") and node.op_type not in known:
-                    node.domain = "com.microsoft"
+                    node.domain = _UNKNOWN_DOMAIN
         stand_in.write_bytes(proto.SerializeToString())
         error = _checker_error(stand_in)
         stand_in.unlink()

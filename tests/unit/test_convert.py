@@ -131,3 +131,22 @@ def test_spooled_conversion_is_the_one_in_memory(tmp_path: Path) -> None:
     spooled = optimize(path, spool=model_io.Spool(spool))
     assert any(model_io.external_tensors(spooled.model))
     assert spooled.to_proto() == kept
+
+
+@pytest.mark.parametrize("relu_inputs", [1, 2])
+def test_operators_onnx_does_not_know_hide_no_other_fault(tmp_path: Path, relu_inputs: int) -> None:
+    nodes = [
+        helper.make_node("SimplifiedLayerNormalization", ["x", "w"], ["h"], axis=-1),
+        helper.make_node("Relu", ["h", "w"][:relu_inputs], ["y"], name="relu"),
+    ]
+    proto = model([matmul()], {"w": np.ones((48,), np.float32)})
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    loaded = model_io.from_proto(proto)
+    if relu_inputs == 1:
+        model_io.save(loaded, tmp_path / "model.onnx")
+        assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+        return
+    with pytest.raises(ModelError, match=r"not valid ONNX: .*relu"):
+        model_io.save(loaded, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
