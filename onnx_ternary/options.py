@@ -43,7 +43,7 @@ class OptimizeOptions:
             MatMulNBits quantiser, which changes the model's numbers; ``keep`` leaves them alone.
         tolerance: largest relative distance of a weight from its level; 0.0: bitwise exact.
         external_data: where tensors go on saving: ``auto`` (beside the model above 2 GB, and above
-            100 MB if the original has them there), ``always`` or ``never``.
+            10 MB if the original has them there), ``always`` or ``never``.
         function_body: carry a body of standard operators, so that the model also runs without the
             library.
         fold: evaluate weights that are the end of a constant expression (quantised or unpacked in

@@ -35,7 +35,7 @@ from onnx_ternary.options import OptimizeOptions
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Keep tensors in a file beside the model (auto: above 2 GB, or above 100 MB if the "
+    help="Keep tensors in a file beside the model (auto: above 2 GB, or above 10 MB if the "
     "original does).",
 )
 @click.option(

@@ -134,7 +134,7 @@ def test_spooled_conversion_is_the_one_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("relu_inputs", [1, 2])
-def test_operators_onnx_does_not_know_hide_no_other_fault(tmp_path: Path, relu_inputs: int) -> None:
+def test_operators_of_onnxruntime_hide_no_other_fault(tmp_path: Path, relu_inputs: int) -> None:
     nodes = [
         helper.make_node("SimplifiedLayerNormalization", ["x", "w"], ["h"], axis=-1),
         helper.make_node("Relu", ["h", "w"][:relu_inputs], ["y"], name="relu"),
