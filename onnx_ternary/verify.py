@@ -393,8 +393,6 @@ class _Loaded:
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
         )
-        if not optimised:  # float weights stay where their file is mapped
-            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             if proto is None and self.path is not None:
                 return runtime.InferenceSession(str(self.path), options)
