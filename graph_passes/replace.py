@@ -184,7 +184,7 @@ class Replacer:
         product = ir.Node(
             "com.microsoft",
             "MatMulNBits",
-            [x, *(self._add(graph, name, array) for name, array in tensors.items())],
+            [x, *(self._add(node, name, array) for name, array in tensors.items())],
             outputs=[new],
             attributes=[ir.AttrInt64(name, size) for name, size in sizes.items()],
             name=node.name,
@@ -503,7 +503,7 @@ class Replacer:
             arrays["bias"] = fused.bias
         inputs = list(first.inputs)
         for role, array in arrays.items():
-            inputs[INPUT_NAMES.index(role)] = self._add(graph, f"{name}.fused.{role}", array)
+            inputs[INPUT_NAMES.index(role)] = self._add(first, f"{name}.fused.{role}", array)
         outputs = [node.outputs[0] for node in nodes]
         product = ir.Node(
             DOMAIN,
@@ -526,7 +526,7 @@ class Replacer:
             attributes.append(ir.AttrInt64s("split", lengths))
         else:
             sizes = np.array(lengths, np.int64)
-            operands.append(self._add(graph, f"{name}.fused.split", sizes))
+            operands.append(self._add(first, f"{name}.fused.split", sizes))
         split = ir.Node(
             "",
             "Split",

@@ -43,6 +43,8 @@ def groups(model: ir.Model) -> list[tuple[ir.Node, ...]]:
         attributes = read_attributes(node)
         codes, bias = node.inputs[1], node.inputs[4]
         assert codes is not None and bias is not None
+        if not codes.is_initializer():  # in a local function
+            continue
         if attributes.index_format == "packed" and len(codes.uses()) == 1:
             kind = dataclasses.replace(attributes, N=1)
             has_bias = bias.shape is not None and len(bias.shape) > 0

@@ -92,6 +92,8 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             default=False,
             show_default=True,
             help="Rewrite Conv with a 1 x 1 kernel too: smaller, but slower.",
+        ),
+        click.option(
             "--fuse-siblings",
             is_flag=True,
             help="Compute products that share an input in one call; the same numbers.",
