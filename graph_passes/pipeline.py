@@ -8,11 +8,21 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
+from onnx_ternary.model_io import Spool, prefetch
 from onnx_ternary.nodes import local_functions, node_label, op_nodes, owning_functions
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.report import Kept
 
-from . import conv, einsum, gemm, matmul, matmul_integer, matmul_nbits, unhandled
+from . import (
+    conv,
+    einsum,
+    gemm,
+    matmul,
+    matmul_integer,
+    matmul_nbits,
+    remaining,
+    unhandled,
+)
 from .cones import folding
 from .match import Context, Rejection, Rule, TernaryMatMul
 from .replace import Replaced, Replacer
@@ -31,6 +41,7 @@ RULES: tuple[Rule, ...] = (
 # Gemm and Add broadcast differently before; models below IR 4 cannot hold a constant initializer.
 _MIN_OPSET = 7
 _MIN_IR_VERSION = 4
+_READ_THROUGH = ("Cast", "DequantizeLinear", "Identity", "Transpose")
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,32 +52,44 @@ class PassResult:
 
     replaced: Replaced
     rejections: tuple[Kept, ...]
+    requantised: tuple[str, ...]
     already_converted: tuple[str, ...]
 
 
-def run(model: ir.Model, options: OptimizeOptions, progress: Progress | None = None) -> PassResult:
+def run(
+    model: ir.Model,
+    options: OptimizeOptions,
+    progress: Progress | None = None,
+    spool: Spool | None = None,
+) -> PassResult:
     """Replace the ternary products of ``model``, in place.
 
     Args:
         model: is changed only if something is replaced.
         options: the user's choices.
         progress: called before each product with its name, its index and their number.
+        spool: where the tensors of indices go; None keeps them in memory.
     """
     with folding(model, fold=options.fold):
-        return _run(model, options, progress)
+        return _run(model, options, progress, spool)
 
 
-def _run(model: ir.Model, options: OptimizeOptions, progress: Progress | None) -> PassResult:
+def _run(
+    model: ir.Model, options: OptimizeOptions, progress: Progress | None, spool: Spool | None
+) -> PassResult:
     context = Context(options)
-    replacer = Replacer(model, options)
+    replacer = Replacer(model, options, spool)
     whole_model = _refusal_of_model(model)
     rejections: list[Kept] = []
+    requantised: list[str] = []
     already = [node_label(node) for node in op_nodes(model)]
     products = list(_products(model))
     functions = _Functions(model, with_body=options.function_body)
     for position, (node, where) in enumerate(products):
         if progress is not None:
             progress(node_label(node), position, len(products))
+        for following, _ in products[position + 1 : position + 2]:
+            _prefetch(following)
         refusal = whole_model or functions.refusal(node) or _excluded(node, options)
         found = Rejection(node, refusal) if refusal else _match(node, context)
         if not refusal and isinstance(found, Rejection):
@@ -74,8 +97,38 @@ def _run(model: ir.Model, options: OptimizeOptions, progress: Progress | None) -
         refused = replacer.replace(found, where) if isinstance(found, TernaryMatMul) else found
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
-            rejections.append(Kept(name, op_type, where, refused.weight, refused.reason))
-    return PassResult(replacer.finish(), tuple(rejections), tuple(already))
+            reason = refused.reason
+            in_function = where.startswith("function ")
+            if not in_function and (done := _requantise(refused.node, replacer, options)):
+                requantised.append(name)
+                reason = f"{reason}; {done}"
+            rejections.append(Kept(name, op_type, where, refused.weight, reason))
+    return PassResult(replacer.finish(), tuple(rejections), tuple(requantised), tuple(already))
+
+
+def _requantise(node: ir.Node, replacer: Replacer, options: OptimizeOptions) -> str:
+    """Hand a product to onnxruntime's quantiser if the user asks; what was done, or nothing."""
+    choice = options.remaining
+    if choice == "keep" or _excluded(node, options):
+        return ""
+    quantised = remaining.quantise(node, int(choice.removeprefix("int")))
+    if quantised is None:
+        return ""
+    replacer.requantise(node, quantised)
+    return (
+        f"quantised by onnxruntime to {choice} in blocks of {remaining.BLOCK_SIZE} (MatMulNBits), "
+        f"{quantised.weight.stored_bytes} -> {quantised.nbytes} bytes"
+    )
+
+
+def _prefetch(product: ir.Node) -> None:
+    """Have a product's stored weight read: the disk is the slowest part of a conversion."""
+    for operand in product.inputs:
+        value = operand
+        while value is not None and (step := value.producer()) and step.op_type in _READ_THROUGH:
+            value = step.inputs[0]
+        if value is not None:
+            prefetch(value.const_value)
 
 
 def _products(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:

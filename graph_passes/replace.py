@@ -29,6 +29,7 @@ from onnx_ternary.function_body import (
     make_function_body,
 )
 from onnx_ternary.index import Index, build_index, decode_index
+from onnx_ternary.model_io import Spool, release
 from onnx_ternary.nodes import (
     DIGEST_KEY,
     check_digest,
@@ -42,14 +43,17 @@ from onnx_ternary.nodes import (
 )
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
 from onnx_ternary.report import Rewrite
-from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE, OpAttributes
+from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, INPUT_NAMES, OP_TYPE, OpAttributes
 from onnx_ternary.ternary import TernaryWeight
 
+from . import siblings
 from .match import Rejection, TernaryMatMul
+from .remaining import ACCURACY_LEVEL, BLOCK_SIZE, Quantised
 from .weights import FOLDER, Constant, leaf
 
 # Below opset 12 a body learns N from the shape of the scale or the bias only.
 _FIRST_OPSET_WITH_SCALAR_BIAS = 12
+_FIRST_OPSET_WITH_SPLIT_INPUT = 13
 METADATA_VERSION = "onnx_ternary.version"
 METADATA_OPTIONS = "onnx_ternary.options"
 
@@ -77,9 +81,12 @@ class Replaced:
 class Replacer:
     """Edits one model, one product after the other."""
 
-    def __init__(self, model: ir.Model, options: OptimizeOptions) -> None:
+    def __init__(
+        self, model: ir.Model, options: OptimizeOptions, spool: Spool | None = None
+    ) -> None:
         self._model = model
         self._options = options
+        self._spool = spool
         self._opset = model.opset_imports.get("", 0)
         self._functions = owning_functions(model)
         graphs = (model.graph, *(each.graph for each in local_functions(model)))
@@ -149,6 +156,49 @@ class Replacer:
             self._notes.setdefault(match.note, []).append(f"'{name}'")
         return None
 
+    def requantise(self, node: ir.Node, quantised: Quantised) -> None:
+        """Put a MatMulNBits in the place of a MatMul (remaining.py)."""
+        graph, x, output = node.graph, node.inputs[0], node.outputs[0]
+        assert isinstance(graph, ir.Graph) and x is not None
+        weight = quantised.weight
+        K, N = weight.shape
+        tensors = {
+            f"{weight.name}_Q{quantised.bits}": quantised.codes,
+            f"{weight.name}_scales": quantised.scales.reshape(-1),
+            f"{weight.name}_zero_points": quantised.zero_points.reshape(-1),
+        }
+        sizes = {
+            "K": K,
+            "N": N,
+            "bits": quantised.bits,
+            "block_size": BLOCK_SIZE,
+            "accuracy_level": ACCURACY_LEVEL,
+        }
+        new = ir.Value(
+            name=output.name,
+            shape=output.shape or _output_shape(x.shape, N),
+            type=output.type or ir.TensorType(weight.dtype),
+            doc_string=output.doc_string,
+            metadata_props=dict(output.metadata_props),
+        )
+        product = ir.Node(
+            "com.microsoft",
+            "MatMulNBits",
+            [x, *(self._add(node, name, array) for name, array in tensors.items())],
+            outputs=[new],
+            attributes=[ir.AttrInt64(name, size) for name, size in sizes.items()],
+            name=node.name,
+            doc_string=node.doc_string,
+            metadata_props=dict(node.metadata_props),
+        )
+        graph.insert_before(node, product)
+        output.replace_all_uses_with(new, replace_graph_outputs=True)
+        operand = node.inputs[1]
+        graph.remove(node, safe=True)
+        if operand is not None:
+            _prune(operand)
+        self._model.opset_imports.setdefault("com.microsoft", 1)
+
     def finish(self) -> Replaced:
         """Add imports, metadata and the function body, if anything was replaced."""
         if not self._done:
@@ -178,8 +228,21 @@ class Replacer:
             )
         if self._options.function_body and self._options.storage is None:
             notes += self._unify_storage()
-        for _, node in self._done:
+        rewrites = tuple(map(_refreshed, self._done))
+        made = {id(node): node for _, node in self._done}
+        if self._options.fuse_siblings:
+            for group in siblings.groups(self._model):
+                notes.append(
+                    "one call of the operator computes "
+                    + ", ".join(f"'{node_label(node)}'" for node in group)
+                )
+                made[id(group[0])] = self._fuse(group)
+                for node in group[1:]:
+                    made.pop(id(node), None)
+        for node in made.values():
             node.metadata_props[DIGEST_KEY] = index_digest(node)
+            for value in node.inputs[1:]:
+                release(_tensor(value))
         old_ir_version = self._model.ir_version
         reason = self._attach_body()
         if self._model.ir_version != old_ir_version:
@@ -189,7 +252,7 @@ class Replacer:
             )
         if reason:
             notes.append(f"no function body, so the model needs the library to run: {reason}")
-        return Replaced(tuple(map(_refreshed, self._done)), tuple(notes), not reason)
+        return Replaced(rewrites, tuple(notes), not reason)
 
     def _build(self, match: TernaryMatMul) -> Index:
         options = self._options
@@ -261,18 +324,20 @@ class Replacer:
         graph = product.graph
         assert isinstance(graph, ir.Graph)
         name = _unique(name, self._names)
-        tensor = ir.Tensor(array, name=name)
         if id(graph) in self._functions:
             node = ir.Node(
                 "",
                 "Constant",
                 [],
-                [ir.AttrTensor("value", tensor)],
+                [ir.AttrTensor("value", ir.Tensor(array, name=name))],
                 outputs=[ir.Value(name=name)],
                 name=_unique(name, self._node_names),
             )
             graph.insert_before(product, node)
             return node.outputs[0]
+        tensor = (
+            ir.Tensor(array, name=name) if self._spool is None else self._spool.add(array, name)
+        )
         value = ir.Value(
             name=name,
             shape=ir.Shape(array.shape),
@@ -430,6 +495,61 @@ class Replacer:
             "to serve the whole model; without a body they take half the space"
         ]
 
+    def _fuse(self, nodes: tuple[ir.Node, ...]) -> ir.Node:
+        """Put one product and a Split in the place of several (siblings.py)."""
+        first, x = nodes[0], nodes[0].inputs[0]
+        graph = first.graph
+        assert isinstance(graph, ir.Graph) and x is not None
+        fused = siblings.fuse(nodes)
+        name = node_label(first)
+        arrays: dict[str, NDArray[Any]] = {"codes": fused.codes, "scale": fused.scale}
+        if fused.bias.ndim:
+            arrays["bias"] = fused.bias
+        inputs = list(first.inputs)
+        for role, array in arrays.items():
+            inputs[INPUT_NAMES.index(role)] = self._add(first, f"{name}.fused.{role}", array)
+        outputs = [node.outputs[0] for node in nodes]
+        product = ir.Node(
+            DOMAIN,
+            OP_TYPE,
+            inputs,
+            outputs=[
+                ir.Value(
+                    name=_unique(f"{name}.fused", self._names),
+                    shape=_output_shape(x.shape, fused.attributes.N),
+                    type=outputs[0].type,
+                )
+            ],
+            attributes=_attributes(fused.attributes),
+            name=first.name,
+            metadata_props=dict(first.metadata_props),
+        )
+        lengths = [read_attributes(node).N for node in nodes]
+        operands, attributes = [product.outputs[0]], [ir.AttrInt64("axis", -1)]
+        if self._opset < _FIRST_OPSET_WITH_SPLIT_INPUT:
+            attributes.append(ir.AttrInt64s("split", lengths))
+        else:
+            sizes = np.array(lengths, np.int64)
+            operands.append(self._add(first, f"{name}.fused.split", sizes))
+        split = ir.Node(
+            "",
+            "Split",
+            operands,
+            outputs=[
+                ir.Value(name=each.name, shape=each.shape, type=each.type) for each in outputs
+            ],
+            attributes=attributes,
+            name=_unique(f"{name}.split", self._node_names),
+        )
+        graph.insert_before(first, [product, split])
+        for old, new in zip(outputs, split.outputs, strict=True):
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+        unused = [value for node in nodes for value in node.inputs[1:] if value is not None]
+        graph.remove(nodes, safe=True)
+        for value in unused:
+            _prune(value)
+        return product
+
     def _attach_body(self) -> str:
         """Replace the model's bodies of the op; returns why there are none, or nothing."""
         functions = self._model.functions
@@ -503,10 +623,14 @@ def _permuted(shape: ir.Shape | None, perm: tuple[int, ...]) -> ir.Shape | None:
     return ir.Shape([shape[axis] for axis in perm])
 
 
-def _array(value: ir.Value | None) -> NDArray[Any]:
+def _tensor(value: ir.Value | None) -> ir.TensorProtocol:
     tensor = constant_tensor(value)
     assert tensor is not None
-    return tensor.numpy()
+    return tensor
+
+
+def _array(value: ir.Value | None) -> NDArray[Any]:
+    return _tensor(value).numpy()
 
 
 def _set_array(value: ir.Value | None, array: NDArray[Any]) -> None:
@@ -528,7 +652,7 @@ def _refreshed(done: tuple[Rewrite, ir.Node]) -> Rewrite:
         row,
         storage=attributes.storage,
         alphabet=attributes.alphabet,
-        bytes_after=sum(_array(value).nbytes for value in node.inputs[1:4]),
+        bytes_after=sum(_tensor(value).nbytes for value in node.inputs[1:4]),
     )
 
 

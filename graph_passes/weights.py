@@ -13,7 +13,6 @@ whose ``evaluate`` computes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_ternary import model_io
 from onnx_ternary.errors import ModelError
 from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarise
 
@@ -137,11 +137,7 @@ class Constant:
 
     def release(self) -> None:
         """Let go of the mapped file, if the tensor is external."""
-        tensor = self.root.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            # Somebody else may hold a view of the mapping, which then lives on.
-            with suppress(BufferError):
-                tensor.release()
+        model_io.release(self.root.const_value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -130,16 +131,18 @@ def convert(
             write_summary(summarise(outcome))
 
         try:
-            conversion = _convert(
-                source,
-                target,
-                options,
-                requirements or Requirements(),
-                verify_result,
-                inputs,
-                custom_op_libraries,
-                progress,
-            )
+            with _scratch_folder(target) as scratch:
+                conversion = _convert(
+                    source,
+                    target,
+                    options,
+                    requirements or Requirements(),
+                    verify_result,
+                    inputs,
+                    custom_op_libraries,
+                    progress,
+                    scratch,
+                )
         except OnnxTernaryError as error:
             write(Outcome.of_error(source, target, error))
             raise
@@ -173,11 +176,13 @@ def _convert(
     inputs: Inputs | None,
     custom_op_libraries: Sequence[str | PathLike[str]],
     progress: Callable[[str, int, int], None] | None,
+    scratch: Path,
 ) -> Conversion:
-    result = optimize(source, options, progress=progress)
+    result = optimize(source, options, progress=progress, spool=model_io.Spool(scratch))
     report = result.report
     bytes_before = model_io.file_bytes(source)
-    skipped = _why_not_verified(verify_result, bool(report.rewrites), bytes_before)
+    changed = bool(report.rewrites or report.requantised)
+    skipped = _why_not_verified(verify_result, changed, bytes_before)
     bytes_after = bytes_before
     verification: VerificationReport | None = None
 
@@ -202,17 +207,16 @@ def _convert(
 
     try:
         if target is None:
-            with tempfile.TemporaryDirectory() as folder:
-                staged = Path(folder) / source.name
-                model_io.save(result.model, staged, external_data=result.options.external_data)
-                accept(staged)
+            staged = scratch / source.name
+            model_io.save(result.model, staged, external_data=result.external_data)
+            accept(staged)
             files: tuple[Path, ...] = ()
-        elif report.rewrites:
+        elif changed:
             in_place = target.resolve() == source.resolve()
             files = model_io.save(
                 result.model,
                 target,
-                external_data=result.options.external_data,
+                external_data=result.external_data,
                 accept=accept,
                 protected=() if in_place else model_io.data_files(source),
             )
@@ -253,3 +257,19 @@ def _why_not_verified(asked: bool | None, rewritten: bool, num_bytes: int) -> st
     if asked is None and num_bytes > MAX_VERIFIED_BYTES:
         return f"the model is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it"
     return "" if asked is None or asked else "not asked for"
+
+
+@contextmanager
+def _scratch_folder(target: Path | None) -> Iterator[Path]:
+    """A folder on the target's disk, gone afterwards; without a target, the system's."""
+    if target is not None:
+        model_io.check_target(target)
+    try:
+        folder = tempfile.TemporaryDirectory(
+            prefix=None if target is None else f".{target.name}.",
+            dir=None if target is None else target.resolve().parent,
+        )
+    except OSError as error:
+        raise ModelError(f"'{target}' cannot be written: {error.strerror}.") from error
+    with folder as name:
+        yield Path(name)

@@ -5,26 +5,34 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 # The package ships no types, and its stubs are not among our development tools.
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.options import ExternalData
 
 # A protobuf message must stay below 2 GiB; the graph itself needs some of that.
 MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
+# Above it, a model whose tensors lie beside it keeps them there, where they can be mapped.
+MAX_JOINED_BYTES = 10_000_000
 # What the system maps is page-aligned, so the kernels read such tensors in place.
 ALIGNMENT = 4096
 _MIN_EXTERNAL_BYTES = 1024
+_MIN_SPOOLED_BYTES = 1 << 16
+_UNKNOWN_DOMAIN = "onnx_ternary.unknown"
+# In the default domain; ONNX has none, or has it in later opsets only.
+_ONNXRUNTIME_OPERATORS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
 
 
 def load(path: str | PathLike[str]) -> ir.Model:
@@ -112,6 +120,15 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(each)
 
 
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(graph.node)
+
+
 def why_invalid(model: str | PathLike[str] | bytes | onnx.ModelProto | ir.Model) -> str:
     """What onnx.checker has against a model; empty if nothing, or if it cannot tell."""
     if isinstance(model, ir.Model):
@@ -154,6 +171,61 @@ def constant_bytes(model: ir.Model) -> int:
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Every constant tensor that lies in another file."""
     return (each for each in constant_tensors(model) if isinstance(each, ir.ExternalTensor))
+
+
+class Spool:
+    """Tensors on their way to a result, in a file of `folder` instead of in memory.
+
+    They are read, mapped, until the folder goes; saving a model copies them.
+    """
+
+    _NAME = "tensors"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, array: NDArray[Any], name: str) -> ir.TensorProtocol:
+        """``array`` as a tensor; small ones stay in memory.
+
+        Raises:
+            ModelError: if the file cannot be written.
+        """
+        tensor = ir.Tensor(array, name=name)
+        if array.nbytes < _MIN_SPOOLED_BYTES:
+            return tensor
+        try:
+            with (self._folder / self._NAME).open("ab") as file:
+                offset = file.tell()
+                file.write(np.ascontiguousarray(array).data)
+        except OSError as error:
+            raise ModelError(f"'{self._folder}' cannot be written: {error.strerror}.") from error
+        return ir.ExternalTensor(
+            self._NAME,
+            offset,
+            array.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(array.shape),
+            name=name,
+            base_dir=self._folder,
+        )
+
+
+def release(tensor: ir.TensorProtocol | None) -> None:
+    """Let go of the mapped file, if the tensor is external."""
+    if isinstance(tensor, ir.ExternalTensor):
+        # Somebody else may hold a view of the mapping, which then lives on.
+        with suppress(BufferError):
+            tensor.release()
+
+
+def prefetch(tensor: ir.TensorProtocol | None) -> None:
+    """Ask the system to read an external tensor's bytes; returns at once."""
+    if not isinstance(tensor, ir.ExternalTensor) or not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError), Path(tensor.path).open("rb") as file:
+        os.posix_fadvise(
+            file.fileno(), tensor.offset or 0, tensor.length or 0, os.POSIX_FADV_WILLNEED
+        )
 
 
 def check_external_data(model: ir.Model, name: str) -> None:
@@ -223,7 +295,7 @@ def copy(
     others = data_files(source)
     if others and source.resolve() != target.resolve():
         return save(model, target, external_data="always", accept=accept, protected=others)
-    _check_target(target)
+    check_target(target)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             if accept is not None:
@@ -238,7 +310,12 @@ def copy(
     return (target,)
 
 
-def _check_target(path: Path) -> None:
+def check_target(path: Path) -> None:
+    """Look whether a model can take this name, without writing.
+
+    Raises:
+        ModelError: if it has no folder, or is something else than a file.
+    """
     if not path.parent.is_dir():
         raise ModelError(f"'{path}' cannot be written: there is no folder '{path.parent}'.")
     if path.is_dir():
@@ -287,7 +364,7 @@ def save(
             into one file and ``external_data`` is ``never``. No file is left behind.
     """
     path = Path(path)
-    _check_target(path)
+    check_target(path)
     size = constant_bytes(model)
     external = external_data == "always" or (external_data == "auto" and size > MAX_EMBEDDED_BYTES)
     if not external and size > MAX_EMBEDDED_BYTES:
@@ -425,13 +502,32 @@ def _forget_replaced_data(model: ir.Model, replaced: list[Path]) -> None:
 
 
 def _check(path: Path) -> None:
+    error = _checker_error(path)
+    if error.startswith("No Op registered for"):
+        # A copy in which onnxruntime's operators are nobody's says what else is wrong.
+        stand_in = path.with_name(f"{path.name}.checked")
+        proto = onnx.load(path, load_external_data=False)
+        proto.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
+        for function in proto.functions:
+            function.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
+        for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+            for node in _all_nodes(nodes):
+                if node.domain in ("", "ai.onnx") and node.op_type in _ONNXRUNTIME_OPERATORS:
+                    node.domain = _UNKNOWN_DOMAIN
+        stand_in.write_bytes(proto.SerializeToString())
+        error = _checker_error(stand_in)
+        stand_in.unlink()
+    # Users' models have outputs of unknown rank; every runtime takes them.
+    if error and "Field 'shape' of 'type' is required but missing" not in error:
+        raise ModelError(f"The model '{path.name}' is not valid ONNX: {error}")
+
+
+def _checker_error(path: Path) -> str:
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError) as error:
-        # Users' models have outputs of unknown rank; every runtime takes them.
-        if "Field 'shape' of 'type' is required but missing" in str(error):
-            return
-        raise ModelError(f"The model '{path.name}' is not valid ONNX: {error}") from error
+        return str(error)
+    return ""
 
 
 def _move(source: Path, folder: Path, names: list[str]) -> None:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ternary import model_io
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
-from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.options import ExternalData, OptimizeOptions
 from onnx_ternary.report import Kept, Report
 from onnx_ternary.schema import FORMAT_VERSION
 
@@ -37,11 +37,14 @@ class OptimizeResult:
         model: the converted model; what was not converted may still be in the source's files.
         report: what was rewritten, what was not, and why.
         options: as given to `optimize`.
+        external_data: where tensors go on saving: as the options say; ``auto`` has become
+            ``always`` for a large model whose original has external data.
     """
 
     model: ir.Model
     report: Report
     options: OptimizeOptions
+    external_data: ExternalData = "auto"
 
     def save(self, path: str | PathLike[str]) -> tuple[Path, ...]:
         """Write the model, all of it or nothing; the source's own path is fine.
@@ -52,7 +55,7 @@ class OptimizeResult:
         Raises:
             ModelError: as `onnx_ternary.model_io.save`.
         """
-        return model_io.save(self.model, path, external_data=self.options.external_data)
+        return model_io.save(self.model, path, external_data=self.external_data)
 
     def to_proto(self) -> onnx.ModelProto:
         """The model as a message with all tensors in it.
@@ -68,6 +71,7 @@ def optimize(
     options: OptimizeOptions | None = None,
     *,
     progress: Callable[[str, int, int], None] | None = None,
+    spool: model_io.Spool | None = None,
 ) -> OptimizeResult:
     """Replace every product with a ternary or binary weight by `TernaryIndexedMatMul`.
 
@@ -75,6 +79,7 @@ def optimize(
         model: a path, a serialised model, or a model in memory, which is left as it is.
         options: None for the defaults.
         progress: called before each product with its name, its index and their number.
+        spool: where the tensors of indices go until the model is saved; None keeps them in memory.
 
     Raises:
         ModelError: if the model cannot be read or is not valid.
@@ -90,7 +95,8 @@ def optimize(
         converted = model_io.load(model)
     try:
         bytes_before = model_io.constant_bytes(converted)
-        done = pipeline.run(converted, options, progress)
+        had_external_data = any(model_io.external_tensors(converted))
+        done = pipeline.run(converted, options, progress, spool)
     except OnnxTernaryError:
         raise
     except Exception as error:
@@ -98,13 +104,18 @@ def optimize(
         if reason := model_io.why_invalid(model):
             raise ModelError(f"The model is not valid ONNX: {reason}") from error
         raise
+    bytes_after = model_io.constant_bytes(converted)
+    external_data = options.external_data
+    if external_data == "auto" and had_external_data and bytes_after > model_io.MAX_JOINED_BYTES:
+        external_data = "always"
     report = Report(
         rewrites=done.replaced.rewrites,
         rejections=_with_weights(converted, done.rejections),
+        requantised=done.requantised,
         already_converted=done.already_converted,
         notes=done.replaced.notes,
         bytes_before=bytes_before,
-        bytes_after=model_io.constant_bytes(converted),
+        bytes_after=bytes_after,
         has_function_body=done.replaced.has_function_body,
         options=options.to_dict(),
         versions={
@@ -116,7 +127,7 @@ def optimize(
             "python": platform.python_version(),
         },
     )
-    return OptimizeResult(converted, report, options)
+    return OptimizeResult(converted, report, options, external_data)
 
 
 def _with_weights(model: ir.Model, rejections: Iterable[Kept]) -> tuple[Kept, ...]:

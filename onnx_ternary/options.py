@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from onnx_ternary.schema import MAX_BLOCK_WIDTH, STORAGES, Algorithm, IndexFormat, Storage
 
 ActivationChoice = Literal["keep", "int8"]
+RemainingChoice = Literal["keep", "int8", "int4"]
 ExternalData = Literal["auto", "always", "never"]
 
 # BitNet b1.58's rule: per-token absmax, the whole int8 range, absmax clamped from below.
@@ -38,9 +39,11 @@ class OptimizeOptions:
         algorithm: block product of an ``rsr`` index, ``rsr`` or ``rsr++``; None: ``rsr++``.
         activation: ``keep`` quantises no activations the model does not; ``int8`` quantises each
             row as BitNet b1.58 does, which changes the model's numbers.
+        remaining: ``int8`` and ``int4`` hand the float products that are left to onnxruntime's own
+            MatMulNBits quantiser, which changes the model's numbers; ``keep`` leaves them alone.
         tolerance: largest relative distance of a weight from its level; 0.0: bitwise exact.
-        external_data: where tensors go on saving: ``auto`` (beside the model above 2 GB),
-            ``always`` or ``never``.
+        external_data: where tensors go on saving: ``auto`` (beside the model above 2 GB, and above
+            10 MB if the original has them there), ``always`` or ``never``.
         function_body: carry a body of standard operators, so that the model also runs without the
             library.
         fold: evaluate weights that are the end of a constant expression (quantised or unpacked in
@@ -49,6 +52,8 @@ class OptimizeOptions:
             slower (docs/adr/0005-leave-convolutions-float.md).
         fuse_activation: where the model quantises activations itself by a rule the op has, the op
             does it, with the same integers; False keeps the model's nodes for it.
+        fuse_siblings: compute products that share an input (query, key and value; gate and up) in
+            one call of the op, and split the result; the numbers are the same.
         min_elements: smaller weights stay as they are, and so does a weight whose ``packed`` index
             would not be smaller than its floats. 0: convert whatever can be converted.
 
@@ -63,12 +68,14 @@ class OptimizeOptions:
     block_width: int | None = None
     algorithm: Algorithm | None = None
     activation: ActivationChoice = "keep"
+    remaining: RemainingChoice = "keep"
     tolerance: float = 0.0
     external_data: ExternalData = "auto"
     function_body: bool = True
     fold: bool = True
     convolutions: bool = False
     fuse_activation: bool = True
+    fuse_siblings: bool = False
     min_elements: int = DEFAULT_MIN_ELEMENTS
 
     def __post_init__(self) -> None:
@@ -77,6 +84,7 @@ class OptimizeOptions:
             ("storage", (None, *get_args(Storage))),
             ("algorithm", (None, *get_args(Algorithm))),
             ("activation", get_args(ActivationChoice)),
+            ("remaining", get_args(RemainingChoice)),
             ("external_data", get_args(ExternalData)),
         ):
             if getattr(self, name) not in choices:

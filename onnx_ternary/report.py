@@ -118,6 +118,8 @@ class Report:
     Attributes:
         rewrites: products that were replaced, in graph order.
         rejections: products that stayed, with their reasons, in graph order.
+        requantised: names of those rejections that onnxruntime's own quantiser was given
+            (`OptimizeOptions.remaining`).
         already_converted: names of the `TernaryIndexedMatMul` nodes the model came with.
         notes: what else a user should know (a weight kept, a function body left out).
         bytes_before: all constant tensors of the original model.
@@ -129,6 +131,7 @@ class Report:
 
     rewrites: tuple[Rewrite, ...] = ()
     rejections: tuple[Kept, ...] = ()
+    requantised: tuple[str, ...] = ()
     already_converted: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     bytes_before: int = 0
@@ -188,6 +191,7 @@ class Report:
         return {
             "rewrites": [asdict(row) for row in self.rewrites],
             "rejections": [asdict(row) for row in self.rejections],
+            "requantised": list(self.requantised),
             "already_converted": list(self.already_converted),
             "notes": list(self.notes),
             "bytes_before": self.bytes_before,

@@ -18,6 +18,7 @@ from onnx_ternary.schema import MAX_K, MAX_N, Alphabet
 
 # Elements looked at in one step: the temporaries of a step stay in the second-level cache.
 _TILE_ELEMENTS = 1 << 17
+_FIRST_COLUMNS = 1024
 SMALLEST_NORMAL = np.finfo(np.float32).tiny
 _DTYPES = tuple(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
 
@@ -105,6 +106,8 @@ def ternarise(
     refusal = _refuse_form(weight)
     if refusal is not None:
         return refusal
+    if tolerance == 0 and (plain := _misfit_in_first_rows(weight, min(group_sizes, default=1))):
+        return NotTernary(_misfit_reason(weight, plain, tolerance))
     magnitudes = _column_magnitudes(weight)
     if not np.isfinite(magnitudes).all():
         if np.isnan(magnitudes).any():
@@ -131,6 +134,19 @@ def ternarise(
         return _finish(found, 0 if group_size == K else group_size)
     assert isinstance(misfit, _Misfit)
     return NotTernary(_misfit_reason(weight, misfit, tolerance))
+
+
+def _misfit_in_first_rows(weight: NDArray[Any], num_rows: int) -> _Misfit | None:
+    """A column with two magnitudes in rows that every scale group has together.
+
+    Most float matrices show it at once, and need not be read any further.
+    """
+    with np.errstate(over="ignore"):
+        size = np.abs(_float32(weight[:num_rows, :_FIRST_COLUMNS]))
+    if not np.isfinite(size).all():
+        return None
+    misfits = ((size != 0) & (size != size.max(axis=0))).any(axis=0)
+    return _Misfit(int(misfits.argmax())) if misfits.any() else None
 
 
 def _refuse_form(weight: NDArray[Any]) -> NotTernary | None:

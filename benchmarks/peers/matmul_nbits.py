@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import helper
 
 from peers import Layer, onnx_peer, serialise
@@ -15,15 +16,21 @@ from peers import Layer, onnx_peer, serialise
 BLOCK = 128
 
 
-def model(layer: Layer, bits: int) -> bytes:
-    """Codes level + 2^(bits - 1), the default zero point; K is a multiple of the block."""
-    K, N = layer.levels.shape
-    codes = (layer.levels.T + np.int16(2 ** (bits - 1))).astype(np.uint8)
+def pack(levels: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """B (N, blocks, bytes) of levels (K, N): codes level + 2^(bits - 1); K is a whole of blocks."""
+    K, N = levels.shape
+    codes = (levels.T + np.int16(2 ** (bits - 1))).astype(np.uint8)
     in_byte = 8 // bits
     codes = codes.reshape(N, K // BLOCK, BLOCK // in_byte, in_byte)
     packed = np.zeros(codes.shape[:-1], np.uint8)
     for place in range(in_byte):
         packed |= codes[..., place] << np.uint8(bits * place)
+    return packed
+
+
+def model(layer: Layer, bits: int) -> bytes:
+    """One scale a block, the default zero point; K is a multiple of the block."""
+    K, N = layer.levels.shape
     node = helper.make_node(
         "MatMulNBits",
         ["X", "B", "scales"],
@@ -36,7 +43,7 @@ def model(layer: Layer, bits: int) -> bytes:
         accuracy_level=4,
     )
     scales = np.repeat(layer.scale, K // BLOCK)
-    return serialise([node], layer, {"B": packed, "scales": scales})
+    return serialise([node], layer, {"B": pack(layer.levels, bits), "scales": scales})
 
 
 PEERS = (

@@ -1,17 +1,23 @@
-"""The command line: ``onnx-ternary optimize | inspect | verify | export | info``.
+"""The command line: ``onnx-ternary optimize | inspect | verify | export | bench | info``.
 
 Exit codes are a contract: 0 done, 1 error, 2 usage, 3 verification failed, 4 a requirement not met.
 A model is written only where its own code is 0; reports and summaries say what went wrong, so they
-are written with 1, 3 and 4 too.
+are written with 1, 3 and 4 too. SIGTERM gives 143, as from a shell.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import click
 
 import onnx_ternary
+from onnx_ternary.cli.bench import bench_command
 from onnx_ternary.cli.export import export_command
 from onnx_ternary.cli.info import info_command
 from onnx_ternary.cli.inspect import inspect_command
@@ -20,13 +26,33 @@ from onnx_ternary.cli.verify import verify_command
 from onnx_ternary.errors import OnnxTernaryError
 
 
+@contextmanager
+def _cleaned_up_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that staged files go."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    # Python lets the main thread alone set handlers.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Group(click.Group):
     """Turns this package's errors into a message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; an error of this package becomes its exit code."""
         try:
-            return super().invoke(ctx)
+            with _cleaned_up_on_sigterm():
+                return super().invoke(ctx)
         except OnnxTernaryError as error:
             click.echo(f"Error: {error}", err=True)
             return ctx.exit(error.exit_code)
@@ -38,6 +64,13 @@ def main() -> None:
     """Make ONNX models with ternary weights smaller and faster, with the same answers."""
 
 
-_COMMANDS = (optimize_command, inspect_command, verify_command, export_command, info_command)
+_COMMANDS = (
+    optimize_command,
+    inspect_command,
+    verify_command,
+    export_command,
+    bench_command,
+    info_command,
+)
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -79,6 +79,14 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             help="int8 quantises each activation row (BitNet W1.58A8): faster, answers change.",
         ),
         click.option(
+            "--remaining",
+            type=click.Choice(["keep", "int8", "int4"]),
+            default="keep",
+            show_default=True,
+            help="Hand float MatMuls that are left to onnxruntime's MatMulNBits quantiser: smaller "
+            "and faster, answers change.",
+        ),
+        click.option(
             "--tolerance",
             type=click.FloatRange(0.0),
             default=0.0,
@@ -103,6 +111,11 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             default=True,
             show_default=True,
             help="Let the op quantise activations where the model does it by a rule the op has.",
+        ),
+        click.option(
+            "--fuse-siblings",
+            is_flag=True,
+            help="Compute products that share an input in one call; the same numbers.",
         ),
         click.option(
             "--min-elements",

@@ -56,7 +56,8 @@ from onnx_ternary.report import format_size
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Keep tensors in a file beside the model (auto: above 2 GB).",
+    help="Keep tensors in a file beside the model (auto: above 2 GB, or above 10 MB if the "
+    "original does).",
 )
 @click.option(
     "--function-body/--no-function-body",

@@ -219,7 +219,11 @@ def test_optimize_special_files(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
-def test_optimize_interrupted_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_optimize_interrupted_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     folder, inputs = tmp_path / "folder", tmp_path / "inputs.npz"
     folder.mkdir()
     os.mkfifo(inputs)
@@ -229,7 +233,7 @@ def test_optimize_interrupted_leaves_nothing(tmp_path: Path) -> None:
         list(map(str, command)),
         stderr=subprocess.PIPE,
         # A parent in the background may have passed on that it ignores the signal.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     ) as process:
         # Model and report are staged beside their targets when verification opens its inputs.
         until = time.monotonic() + 60
@@ -240,12 +244,29 @@ def test_optimize_interrupted_leaves_nothing(tmp_path: Path) -> None:
             time.sleep(0.01)
         assert writer is not None, "verification never opened its inputs"
         staged = len(list(folder.iterdir()))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         process.communicate(timeout=60)
         os.close(writer)
-    assert staged == 2
-    assert process.returncode == 1
+    assert staged == 3  # model, report and the indices' tensors
+    assert process.returncode == code
     assert list(folder.iterdir()) == []
+
+
+# The first limit is met by the tensors of an index, the second by the model.
+@pytest.mark.parametrize("limit", [50_000, 150_000])
+def test_optimize_full_disk_leaves_nothing(tmp_path: Path, limit: int) -> None:
+    resource = pytest.importorskip("resource")
+    command = [sys.executable, "-m", "onnx_ternary", "optimize", DIGITS, tmp_path / "out.onnx"]
+    done = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 1
+    assert "cannot be written: File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_that_look_like_markup(tmp_path: Path) -> None:

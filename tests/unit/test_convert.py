@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnx_ternary import OptimizeOptions, convert, model_io
+from onnx_ternary import OptimizeOptions, convert, model_io, optimize
 from onnx_ternary.errors import ModelError
-from tests.models import matmul, model, ternary
+from tests.models import matmul, model, simple, ternary
 
 ALWAYS = OptimizeOptions(external_data="always")
 
@@ -110,3 +110,45 @@ def test_file_bytes_counts_every_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write(path, "weights.bin")
     assert model_io.file_bytes(path) == sum(each.stat().st_size for each in tmp_path.iterdir())
+
+
+def test_large_external_data_stays_external(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_io, "MAX_JOINED_BYTES", 0)
+    path = tmp_path / "model.onnx"
+    write(path, "weights.bin")
+    files = convert(path, tmp_path / "out.onnx").files
+    assert [each.name for each in files] == ["out.onnx", "out.onnx.data"]
+    for tensor in model_io.external_tensors(model_io.load(files[0])):
+        assert tensor.nbytes <= model_io.ALIGNMENT or tensor.offset % model_io.ALIGNMENT == 0
+
+
+def test_spooled_conversion_is_the_one_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    onnx.save(simple(ternary(512, 512), x_shape=("batch", 512)), path)
+    kept = optimize(path).to_proto()
+    spooled = optimize(path, spool=model_io.Spool(spool))
+    assert any(model_io.external_tensors(spooled.model))
+    assert spooled.to_proto() == kept
+
+
+@pytest.mark.parametrize("relu_inputs", [1, 2])
+def test_operators_of_onnxruntime_hide_no_other_fault(tmp_path: Path, relu_inputs: int) -> None:
+    nodes = [
+        helper.make_node("SimplifiedLayerNormalization", ["x", "w"], ["h"], axis=-1),
+        helper.make_node("Relu", ["h", "w"][:relu_inputs], ["y"], name="relu"),
+    ]
+    proto = model([matmul()], {"w": np.ones((48,), np.float32)})
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    loaded = model_io.from_proto(proto)
+    if relu_inputs == 1:
+        model_io.save(loaded, tmp_path / "model.onnx")
+        assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+        return
+    with pytest.raises(ModelError, match=r"not valid ONNX: .*relu"):
+        model_io.save(loaded, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []

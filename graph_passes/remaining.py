@@ -1,0 +1,98 @@
+"""Products that stay float, in the hands of ONNX Runtime's own quantiser, where the user asks.
+
+    MatMul(X, W)   =>   com.microsoft.MatMulNBits(X, B, scales, zero_points)
+
+1. MatMul with a constant float32 or float16 W (K, N) on the right that no rule rewrote and the user
+   did not exclude; everything else stays as it is.
+2. 4 or 8 bits, one scale and zero point a block of 32 rows, accuracy_level 4: activations are
+   rounded to int8. Answers change; the report names every such product.
+3. W is read a few columns at a time. It stays in the model where something else uses it (the
+   embedding a head is tied to).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_ternary.errors import OnnxTernaryError
+
+from .weights import Constant, resolve
+
+BLOCK_SIZE = 32
+ACCURACY_LEVEL = 4
+_COLUMNS_AT_ONCE = 4096
+_DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A weight as MatMulNBits takes it.
+
+    Attributes:
+        weight: what it was, (K, N).
+        bits: 4 or 8.
+        codes: uint8 (N, blocks, bytes of a block).
+        scales: of the weight's dtype, (N, blocks).
+        zero_points: uint8 (N, bytes of a column's).
+    """
+
+    weight: Constant
+    bits: int
+    codes: NDArray[np.uint8]
+    scales: NDArray[Any]
+    zero_points: NDArray[np.uint8]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return self.codes.nbytes + self.scales.nbytes + self.zero_points.nbytes
+
+
+def quantise(node: ir.Node, bits: int) -> Quantised | None:
+    """The weight of a product in blocks, or None where case 1 does not hold.
+
+    Raises:
+        OnnxTernaryError: if onnxruntime has no quantiser for these bits.
+        ModelError: if the weight cannot be read.
+    """
+    if (node.domain, node.op_type) != ("", "MatMul") or node.inputs[1] is None:
+        return None
+    weight = resolve(node.inputs[1])
+    if not isinstance(weight, Constant) or len(weight.shape) != 2 or weight.dtype not in _DTYPES:
+        return None
+    if not weight.size:
+        return None
+    quantiser = _quantiser(bits)
+    numbers = weight.numpy()
+    parts = [
+        quantiser.qbits_block_quant(
+            np.ascontiguousarray(numbers[:, start : start + _COLUMNS_AT_ONCE])
+        )
+        for start in range(0, weight.shape[1], _COLUMNS_AT_ONCE)
+    ]
+    weight.release()
+    codes, scales, zero_points = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Quantised(weight, bits, codes, scales, zero_points)
+
+
+def _quantiser(bits: int) -> Any:
+    try:
+        from onnxruntime.quantization.matmul_nbits_quantizer import (
+            DefaultWeightOnlyQuantConfig,
+            DefaultWeightOnlyQuantizer,
+        )
+
+        config = DefaultWeightOnlyQuantConfig(
+            block_size=BLOCK_SIZE, is_symmetric=False, accuracy_level=ACCURACY_LEVEL, bits=bits
+        )
+    except (ImportError, TypeError) as error:
+        raise OnnxTernaryError(
+            f"This onnxruntime has no quantiser for {bits} bits ({error}); upgrade it with "
+            "'pip install -U onnxruntime', or leave out --remaining."
+        ) from error
+    return DefaultWeightOnlyQuantizer(config)

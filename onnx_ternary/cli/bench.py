@@ -1,0 +1,71 @@
+"""``onnx-ternary bench``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from onnx_ternary.bench import bench
+from onnx_ternary.cli._output import make_console, print_table
+from onnx_ternary.report import format_size
+
+
+@click.command("bench")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("converted", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    help="Inputs, an .npz by input name (default: generated from --seed).",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
+@click.option(
+    "--max-difference",
+    type=click.FloatRange(0.0),
+    default=0.1,
+    show_default=True,
+    help="Exit 3 if the outputs differ by more, relative to their largest magnitude.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def bench_command(
+    model: Path,
+    converted: Path | None,
+    inputs: Path | None,
+    seed: int,
+    threads: int,
+    rounds: int,
+    max_difference: float,
+    as_json: bool,
+) -> None:
+    """Time MODEL against CONVERTED (default: MODEL, converted to a temporary file)."""
+    result = bench(
+        model,
+        converted,
+        inputs=inputs,
+        seed=seed,
+        threads=threads,
+        rounds=rounds,
+        max_difference=max_difference,
+    )
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+        return
+    console = make_console()
+    rows = [
+        {
+            "model": name,
+            "ms a run": f"{speed.median * 1e3:.3g}",
+            "spread": f"{speed.spread:.0%}",
+            "load ms": f"{speed.load_seconds * 1e3:.3g}",
+            "size": format_size(speed.file_bytes),
+        }
+        for name, speed in (("original", result.original), ("converted", result.converted))
+    ]
+    print_table(console, list(rows[0]), rows)
+    for name, source in result.inputs.items():
+        console.print(f"{name}: {source}", markup=False, highlight=False, soft_wrap=True)
+    console.print(result.verdict(), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,128 @@
+"""Float products handed to onnxruntime's own quantiser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+import onnx_ternary
+from onnx_ternary import OptimizeOptions, model_io
+from onnx_ternary.options import RemainingChoice
+from tests.models import matmul, model, node, ternary
+
+pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
+
+K, N = 96, 80
+
+
+def two_products() -> onnx.ModelProto:
+    """A ternary product, then a float one."""
+    weight = np.random.default_rng(0).standard_normal((K, N)).astype(np.float32)
+    return model(
+        [matmul("x", "w", "h", "ternary"), matmul("h", "v", "y", "float")],
+        {"w": ternary(64, K), "v": weight},
+        x_shape=("batch", 64),
+    )
+
+
+def tied() -> onnx.ModelProto:
+    """A float table read by rows, and the head that multiplies by its transpose."""
+    table = np.random.default_rng(0).standard_normal((N, K)).astype(np.float32)
+    nodes = [
+        node("Transpose", ["v"], "turned", perm=[1, 0]),
+        matmul("x", "turned", "h", "float"),
+        node("Gather", ["v", "rows"], "z"),
+        node("Slice", ["z", "zero", "columns", "one"], "short"),
+        node("Add", ["h", "short"], "y"),
+    ]
+    constants = {
+        "v": table,
+        "rows": np.array([1], np.int64),
+        "zero": np.array([0], np.int64),
+        "columns": np.array([N], np.int64),
+        "one": np.array([1], np.int64),
+    }
+    return model(nodes, constants, x_shape=("batch", K))
+
+
+def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    (y,) = onnx_ternary.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
+    return np.asarray(y)
+
+
+@pytest.mark.parametrize(("choice", "bits", "limit"), [("int8", 8, 2e-2), ("int4", 4, 2e-1)])
+def test_float_products_are_quantised_as_onnxruntime_does(
+    choice: RemainingChoice, bits: int, limit: float
+) -> None:
+    original = two_products()
+    result = onnx_ternary.optimize(original, OptimizeOptions(remaining=choice))
+    proto = result.to_proto()
+    (product,) = (each for each in proto.graph.node if each.op_type == "MatMulNBits")
+    assert (product.name, product.output[0]) == ("float", "y")
+    assert "v" not in {each.name for each in proto.graph.initializer}
+    (kept,) = result.report.rejections
+    assert f"quantised by onnxruntime to {choice}" in kept.reason
+    assert result.report.requantised == ("float",)
+    assert [row.node for row in result.report.rewrites] == ["ternary"]
+
+    x = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
+    expected, found = run(original, x), run(proto, x)
+    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    assert 0 < difference <= limit
+
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        DefaultWeightOnlyQuantizer,
+    )
+
+    config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=False, bits=bits)
+    weight = numpy_helper.to_array(original.graph.initializer[1])
+    tensors = {each.name: numpy_helper.to_array(each) for each in proto.graph.initializer}
+    theirs = DefaultWeightOnlyQuantizer(config).qbits_block_quant(weight)
+    for name, array in zip(product.input[1:], theirs, strict=True):
+        np.testing.assert_array_equal(tensors[name].reshape(-1), array.reshape(-1))
+
+
+def test_columns_are_quantised_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnx_ternary.graph_passes import remaining
+
+    options = OptimizeOptions(remaining="int4")
+    whole = onnx_ternary.optimize(two_products(), options).to_proto()
+    monkeypatch.setattr(remaining, "_COLUMNS_AT_ONCE", 7)
+    assert onnx_ternary.optimize(two_products(), options).to_proto() == whole
+
+
+def test_a_tied_table_stays_for_its_other_user() -> None:
+    original = tied()
+    proto = onnx_ternary.optimize(original, OptimizeOptions(remaining="int8")).to_proto()
+    assert "v" in {each.name for each in proto.graph.initializer}
+    assert "Transpose" not in {each.op_type for each in proto.graph.node}
+    x = np.random.default_rng(1).standard_normal((1, K)).astype(np.float32)
+    expected, found = run(original, x), run(proto, x)
+    assert np.abs(found - expected).max() <= 2e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "options", [OptimizeOptions(), OptimizeOptions(remaining="int8", exclude=("float",))]
+)
+def test_float_products_stay_unless_asked_for(options: OptimizeOptions) -> None:
+    result = onnx_ternary.optimize(two_products(), options)
+    assert "MatMulNBits" not in {each.op_type for each in result.model.graph}
+    assert result.report.requantised == ()
+
+
+def test_convert_writes_and_verifies_what_only_the_quantiser_changed(tmp_path: Path) -> None:
+    path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(tied(), path)
+    done = onnx_ternary.convert(path, out, OptimizeOptions(remaining="int8"))
+    assert any(each.op_type == "MatMulNBits" for each in model_io.load(out).graph)
+    assert done.verification is not None
+    assert done.verification.passed
+    assert all(check.tolerance is None for check in done.verification.outputs)
+    assert any("--remaining" in note for note in done.verification.notes)
+    ort.InferenceSession(out, providers=["CPUExecutionProvider"])
