@@ -159,7 +159,9 @@ def test_a_report_that_would_replace_a_model_is_refused(tmp_path: Path) -> None:
 
 def task(source: Path, need: int = 0) -> batch._Task:
     requirements = onnx_ternary.Requirements()
-    return batch._Task(source, source.with_suffix(".out.onnx"), ALL, requirements, None, None, need)
+    return batch._Task(
+        source, source.with_suffix(".out.onnx"), ALL, requirements, None, None, (), need
+    )
 
 
 def die_or_name(task: batch._Task) -> Outcome:

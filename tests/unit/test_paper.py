@@ -407,7 +407,9 @@ def test_every_form_of_model_converts_to_rsr(name: str) -> None:
     """What the default format rewrites, `--format rsr` rewrites too, to the same weights."""
     case = HITS[name]()
     for algorithm in ALGORITHMS:
-        options = OptimizeOptions(index_format="rsr", algorithm=algorithm, min_elements=0)
+        options = OptimizeOptions(
+            index_format="rsr", algorithm=algorithm, min_elements=0, **case.options
+        )
         result = optimize(case.model, options)
         assert tuple(row.pattern for row in result.report.rewrites) == case.patterns
         for node, expected in zip(op_nodes(result.model), case.weights, strict=True):
