@@ -7,16 +7,22 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # ships no types
 
+from onnx_ternary import _native
 from onnx_ternary._library import get_library_path
 from onnx_ternary.errors import LibraryError
+from onnx_ternary.schema import DOMAIN, OP_TYPE
 
 MIN_ONNXRUNTIME = (1, 17)
 
 Provider: TypeAlias = "str | tuple[str, Mapping[str, Any]]"
+
+_PLAIN_ISAS = ("scalar", "portable")
 
 # ONNX Runtime accepts the library twice and then refuses to make the session.
 _registered: weakref.WeakSet[ort.SessionOptions] = weakref.WeakSet()
@@ -102,6 +108,24 @@ def register_libraries(session_options: ort.SessionOptions, paths: Iterable[str]
         ) from error
 
 
+def _float_product_is_faster(model: str | bytes) -> bool:
+    """Whether this processor has portable kernels only, and the model can do without them.
+
+    docs/platforms.md has the measurement. Who names kernels in the environment has decided.
+    """
+    if os.environ.get("ONNX_TERNARY_ISA") or os.environ.get("ONNX_TERNARY_KERNEL"):
+        return False
+    kernels = _native.kernels()["kernels"]
+    if any(each["supported"] and each["isa"] not in _PLAIN_ISAS for each in kernels):
+        return False
+    try:
+        content = model if isinstance(model, bytes) else Path(model).read_bytes()
+        functions = onnx.ModelProto.FromString(content).functions
+    except (OSError, DecodeError):
+        return False  # onnxruntime says what is wrong
+    return any((each.domain, each.name) == (DOMAIN, OP_TYPE) for each in functions)
+
+
 def InferenceSession(  # noqa: N802 - takes the place of onnxruntime's class
     path_or_bytes: str | bytes | os.PathLike[str],
     sess_options: ort.SessionOptions | None = None,
@@ -109,6 +133,7 @@ def InferenceSession(  # noqa: N802 - takes the place of onnxruntime's class
     provider_options: Sequence[Mapping[str, Any]] | None = None,
     *,
     disabled_optimizers: Sequence[str] | None = None,
+    library: Literal["auto", "always"] = "auto",
 ) -> ort.InferenceSession:
     """``onnxruntime.InferenceSession`` with the library registered.
 
@@ -119,14 +144,19 @@ def InferenceSession(  # noqa: N802 - takes the place of onnxruntime's class
             the op's inputs and outputs between devices.
         provider_options: as onnxruntime's.
         disabled_optimizers: as onnxruntime's.
+        library: ``auto`` leaves the library out where this processor has no hand-written kernel
+            and the model carries its definition in standard operators, whose float product is then
+            faster; it takes the float weights' memory. ``always`` registers it there too.
 
     Raises:
         LibraryError: as `register`, and if the library was registered on `sess_options` by hand
             as well.
         Exception: whatever onnxruntime raises for a model it cannot load.
     """
-    options = register(ort.SessionOptions() if sess_options is None else sess_options)
+    options = ort.SessionOptions() if sess_options is None else sess_options
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
+    if library == "always" or not _float_product_is_faster(model):
+        register(options)
     try:
         return ort.InferenceSession(
             model,

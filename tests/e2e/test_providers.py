@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
 import onnx_ternary
+from onnx_ternary import _native
 from onnx_ternary.schema import OP_TYPE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -62,3 +64,52 @@ def test_missing_provider_changes_no_bit(converted: bytes) -> None:
     (y,) = session.run(None, {"image": IMAGES})
     (expected,) = onnx_ternary.InferenceSession(converted).run(None, {"image": IMAGES})
     np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("library", "body", "environment", "uses_library"),
+    [
+        ("auto", True, {}, False),
+        ("auto", False, {}, True),
+        ("always", True, {}, True),
+        ("auto", True, {"ONNX_TERNARY_ISA": "portable"}, True),
+    ],
+    ids=["auto", "no body", "always", "environment"],
+)
+def test_float_product_is_preferred_to_portable_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    library: Literal["auto", "always"],
+    body: bool,
+    environment: dict[str, str],
+    uses_library: bool,
+) -> None:
+    """A processor without hand-written kernels is made by hiding them: this machine has some."""
+    kernels = _native.kernels()
+    plain = [each for each in kernels["kernels"] if each["isa"] in ("scalar", "portable")]
+    monkeypatch.setattr(_native, "kernels", lambda: {**kernels, "kernels": plain})
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    options = onnx_ternary.OptimizeOptions(function_body=body)
+    model = onnx_ternary.optimize(EXAMPLES / "digits_mlp.onnx", options).to_proto()
+    session_options = ort.SessionOptions()
+    session_options.enable_profiling = True
+    session_options.profile_file_prefix = str(tmp_path / "profile")
+    session = onnx_ternary.InferenceSession(
+        model.SerializeToString(), session_options, library=library
+    )
+    assert (OP_TYPE in placement(session)) is uses_library
+
+
+def test_hand_written_kernels_are_used(converted: bytes, tmp_path: Path) -> None:
+    if all(each["isa"] in ("scalar", "portable") for each in supported_kernels()):
+        pytest.skip("this processor has portable kernels only")
+    session_options = ort.SessionOptions()
+    session_options.enable_profiling = True
+    session_options.profile_file_prefix = str(tmp_path / "profile")
+    session = onnx_ternary.InferenceSession(converted, session_options)
+    assert OP_TYPE in placement(session)
+
+
+def supported_kernels() -> list[Any]:
+    return [each for each in onnx_ternary.list_kernels()["kernels"] if each["supported"]]
