@@ -221,22 +221,22 @@ std::unique_ptr<const IndexView> ReadIndex(const OrtApi& api, const NodeReader& 
 }
 
 // The number of threads of a session's pool, which the C API does not tell: items that wait for
-// each other show how many run at the same time. Threads may be slow to wake, so the largest of a
-// few counts is kept.
+// each other show how many run at the same time. Threads may be slow to wake or busy elsewhere, so
+// the largest of a few counts is kept: at the first three calls, then at the 10th, 100th and so on.
 class ThreadCount {
  public:
   int64_t Get(Host* host) {
     int64_t most = count_.load(std::memory_order_relaxed);
-    if (counts_left_.load(std::memory_order_relaxed) <= 0) return most;
+    if (complete_.load(std::memory_order_relaxed)) return most;
+    const int64_t call = calls_.fetch_add(1, std::memory_order_relaxed) + 1;
+    int64_t power = 1;
+    while (power < call) power *= 10;
+    if (call > 3 && call != power) return most;
     const int64_t processors = std::max<int64_t>(1, std::thread::hardware_concurrency());
     const int64_t count = processors == 1 ? 1 : Count(host, processors);
     while (count > most && !count_.compare_exchange_weak(most, count)) {
     }
-    if (count == processors) {
-      counts_left_.store(0, std::memory_order_relaxed);
-    } else {
-      counts_left_.fetch_sub(1, std::memory_order_relaxed);
-    }
+    if (count == processors) complete_.store(true, std::memory_order_relaxed);
     return std::max(count, most);
   }
 
@@ -272,7 +272,8 @@ class ThreadCount {
   }
 
   std::atomic<int64_t> count_{1};
-  std::atomic<int> counts_left_{3};
+  std::atomic<int64_t> calls_{0};
+  std::atomic<bool> complete_{false};
 };
 
 // Scratch from the session's arena, threads from its pool, for the time of one Compute call.

@@ -346,7 +346,9 @@ class Runner {
   // Rows of a tile: as many tiles as keep every thread busy with all columns, so that no table is
   // built twice, but in whole steps.
   int64_t TileRows(const Kernel& kernel, int64_t num_rows) const {
-    if (request_.num_parts > 0 || kernel.max_rows <= kRowStep) return kernel.max_rows;
+    // A kernel of few rows may add in an order that depends on how many there are, which must not
+    // depend on the threads.
+    if (request_.num_parts > 0 || kernel.max_rows <= 2 * kRowStep) return kernel.max_rows;
     const int64_t threads = host_->NumThreads();
     const int64_t num_tiles = CeilDiv(CeilDiv(num_rows, kernel.max_rows), threads) * threads;
     const int64_t rows = CeilDiv(CeilDiv(num_rows, kRowStep), num_tiles) * kRowStep;

@@ -170,6 +170,18 @@ def test_int8_is_compared_with_its_rule() -> None:
     assert any("quantised activations" in note for note in report.notes)
 
 
+def test_weights_count_where_the_user_asks_for_int8() -> None:
+    """The original rounds nothing, so its float product tells its weights."""
+    weight = random_weight(np.random.default_rng(2), 300, 20)
+    original = original_model([Product.make(weight, activation=INT8)])
+    weight.levels[7, 11] = 1 if weight.levels[7, 11] != 1 else 0
+    (check,) = verify(original, converted_model([Product.make(weight, activation=INT8)])).products
+    assert check.status == "failed"
+    assert check.worst_is_probe
+    assert check.worst_index is not None
+    assert check.worst_index[1] == 11
+
+
 def test_int8_with_another_epsilon_or_scale_fails() -> None:
     rng = np.random.default_rng(1)
     products = [Product.make(random_weight(rng, 130, 37), activation=INT8)]

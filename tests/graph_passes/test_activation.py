@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -155,6 +156,25 @@ def test_verification_sees_another_rule(name: str, attribute: str, value: float)
     assert not report.passed
     (check,) = report.products
     assert check.worst_error_over_bound > 10
+
+
+@pytest.mark.parametrize("weight_tolerance", [0.0, 1e-3])
+@pytest.mark.parametrize("name", HITS)
+def test_verification_sees_a_wrong_weight(name: str, weight_tolerance: float) -> None:
+    case = HITS[name]()
+    skip_where_too_new(case.model)
+    result = optimize(case.model, ALL)
+    new = next(iter(op_nodes(result.model)))
+    codes = new.inputs[1]
+    assert codes is not None and codes.const_value is not None
+    changed = codes.const_value.numpy().copy()
+    # Input 0 of column 0: level -1 and 0 become 1, level 1 becomes 0.
+    changed[0, 0, 0, 0] ^= 1 if changed[0, 0, 0, 0] & 3 == 2 else 2
+    if changed[0, 0, 0, 0] & 3 == 3:
+        changed[0, 0, 0, 0] ^= 1
+    codes.const_value = ir.Tensor(changed, name=codes.name)
+    report = verify(case.model, result.to_proto(), weight_tolerance=weight_tolerance)
+    assert not report.products_passed
 
 
 @pytest.mark.parametrize("name", HITS)

@@ -305,6 +305,21 @@ def test_thread_count_does_not_change_bits(rng: np.random.Generator, rows: int, 
     np.testing.assert_array_equal(outputs[2], outputs[0])
 
 
+@pytest.mark.parametrize("rows", [24, 32, 48, 70])
+@pytest.mark.parametrize("base", attribute_variants(512, 64)[8:], ids=label)
+def test_thread_count_does_not_change_bits_of_rsr(
+    rng: np.random.Generator, base: OpAttributes, rows: int
+) -> None:
+    model = make_model(make_node(rng, base))
+    x = rng.standard_normal((rows, 512)).astype(np.float32)
+    sessions = [make_session(model, threads=threads) for threads in (1, 2, 4)]
+    expected = run(sessions[0], x)
+    # Sessions learn how many threads they have in their first calls.
+    for session in sessions:
+        for _ in range(4):
+            np.testing.assert_array_equal(run(session, x), expected)
+
+
 @pytest.mark.parametrize("attributes", [VARIANTS[0], VARIANTS[9], int8(VARIANTS[1])], ids=label)
 def test_concurrent_runs_share_one_session(
     rng: np.random.Generator, attributes: OpAttributes
