@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -220,60 +219,35 @@ std::unique_ptr<const IndexView> ReadIndex(const OrtApi& api, const NodeReader& 
   return std::make_unique<const IndexView>(node, reader.name());
 }
 
-// The number of threads of a session's pool, which the C API does not tell: items that wait for
-// each other show how many run at the same time. Threads may be slow to wake or busy elsewhere, so
-// the largest of a few counts is kept: at the first three calls, then at the 10th, 100th and so on.
+// The number of threads of a session's pool, which the C API does not tell: how many bodies have
+// been seen to run at the same time. Threads sleep, wake late or are busy elsewhere, so work is cut
+// for all processors at first and now and then; cut too fine it costs little, too coarse it would
+// leave threads idle for ever.
 class ThreadCount {
  public:
-  int64_t Get(Host* host) {
-    int64_t most = count_.load(std::memory_order_relaxed);
-    if (complete_.load(std::memory_order_relaxed)) return most;
-    const int64_t call = calls_.fetch_add(1, std::memory_order_relaxed) + 1;
-    int64_t power = 1;
-    while (power < call) power *= 10;
-    if (call > 3 && call != power) return most;
-    const int64_t processors = std::max<int64_t>(1, std::thread::hardware_concurrency());
-    const int64_t count = processors == 1 ? 1 : Count(host, processors);
-    while (count > most && !count_.compare_exchange_weak(most, count)) {
+  int64_t Plan() {
+    const int64_t call = calls_.fetch_add(1, std::memory_order_relaxed);
+    const int64_t seen = seen_.load(std::memory_order_relaxed);
+    return call < kTrials || call % kRetry == 0 ? std::max(Processors(), seen) : seen;
+  }
+
+  void Saw(int64_t running) {
+    int64_t seen = seen_.load(std::memory_order_relaxed);
+    while (running > seen && !seen_.compare_exchange_weak(seen, running)) {
     }
-    if (count == processors) complete_.store(true, std::memory_order_relaxed);
-    return std::max(count, most);
   }
 
  private:
-  struct Meeting {
-    int64_t expected;
-    std::chrono::steady_clock::time_point deadline;
-    std::atomic<int64_t> present{0};
-    std::atomic<bool> over{false};
-  };
+  static constexpr int64_t kTrials = 32;
+  static constexpr int64_t kRetry = 64;
 
-  static int64_t Count(Host* host, int64_t expected) {
-    Meeting meeting;
-    meeting.expected = expected;
-    meeting.deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
-    host->ParallelFor(
-        static_cast<size_t>(expected),
-        [](void* context, size_t) {
-          Meeting& shared = *static_cast<Meeting*>(context);
-          // Whoever comes after the end may be a thread that has been counted.
-          if (shared.over.load(std::memory_order_acquire)) return;
-          const int64_t present = shared.present.fetch_add(1) + 1;
-          while (present < shared.expected && !shared.over.load(std::memory_order_acquire)) {
-            if (shared.present.load() >= shared.expected ||
-                std::chrono::steady_clock::now() > shared.deadline) {
-              break;
-            }
-          }
-          shared.over.store(true, std::memory_order_release);
-        },
-        &meeting);
-    return meeting.present.load();
+  static int64_t Processors() {
+    static const int64_t processors = std::max<int64_t>(1, std::thread::hardware_concurrency());
+    return processors;
   }
 
-  std::atomic<int64_t> count_{1};
   std::atomic<int64_t> calls_{0};
-  std::atomic<bool> complete_{false};
+  std::atomic<int64_t> seen_{1};
 };
 
 // Scratch from the session's arena, threads from its pool, for the time of one Compute call.
@@ -289,11 +263,26 @@ class SessionHost : public Host {
   SessionHost& operator=(const SessionHost&) = delete;
 
   void ParallelFor(size_t count, void (*body)(void*, size_t), void* context) override {
+    struct Watched {
+      void (*body)(void*, size_t);
+      void* context;
+      ThreadCount* thread_count;
+      std::atomic<int64_t> running{0};
+    };
+    Watched watched{body, context, thread_count_};
     // One batch an item: threads take the next item when they are free.
-    Check(api_, api_.KernelContext_ParallelFor(context_, body, count, count, context));
+    Check(api_, api_.KernelContext_ParallelFor(
+                    context_,
+                    [](void* raw, size_t item) {
+                      Watched& watched = *static_cast<Watched*>(raw);
+                      watched.thread_count->Saw(watched.running.fetch_add(1) + 1);
+                      watched.body(watched.context, item);
+                      watched.running.fetch_sub(1);
+                    },
+                    count, count, &watched));
   }
   int64_t NumThreads() override {
-    if (num_threads_ == 0) num_threads_ = thread_count_->Get(this);
+    if (num_threads_ == 0) num_threads_ = thread_count_->Plan();
     return num_threads_;
   }
   void* Allocate(size_t bytes) override {
