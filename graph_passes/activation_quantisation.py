@@ -13,8 +13,9 @@
    scales, in any order, are the op's.
 5. The op repeats q bit for bit, so the integer sums are the same. Nodes that something else uses as
    well stay, the others go.
-6. Any other rule (static scales, another rounding, axis or type, no epsilon) stays in the graph and
-   only the product is rewritten: it sees whole numbers times a scale, as any float.
+6. Any other rule (static scales, another rounding, axis or type, no epsilon, a zero point nobody
+   subtracts) stays in the graph and only the product is rewritten: it sees whole numbers times a
+   scale, as any float.
 
 Called by product.py for every product; `OptimizeOptions.fuse_activation` turns it off. In subgraphs
 the same, where all of it is in one graph.
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 from onnx_ternary.schema import MAX_UINT8_K
 
-from .weights import Constant, resolve
+from .weights import Constant, call_attribute, resolve
 
 UINT8_RULE: Mapping[str, Any] = {
     "activation": "uint8",
@@ -125,13 +126,10 @@ def read(x: ir.Value, dtype: ir.DataType) -> Quantised | NotFused | None:
 
 def _read(value: ir.Value, dtype: ir.DataType, steps: int) -> Quantised | NotFused | None:
     node = value.producer()
-    if node is None or node.domain != "" or steps == 0:
+    if node is None or node.domain != "" or steps == 0 or call_attribute(node):
         return None
     if node.op_type == "DequantizeLinear":
         return _dynamic(node)  # case 3
-    if node.op_type == "DynamicQuantizeLinear" and value is node.outputs[0]:
-        source = node.inputs[0]
-        return None if source is None else dynamic_quantisation(source, node.outputs[1])  # case 4
     core = _rounded(value)
     if isinstance(core, NotFused):
         return core
@@ -183,7 +181,7 @@ def _units(
         numbers = positive(constant, num_columns, rank)
         return None if numbers is None else Term(numbers, 0)
     node = value.producer()
-    if node is None or node.domain != "":
+    if node is None or node.domain != "" or call_attribute(node):
         return None
     operands = [_units(each, known, num_columns, rank, steps - 1) for each in node.inputs]
     if any(each is None for each in operands):
@@ -203,8 +201,13 @@ def _units(
 
 
 def positive(constant: Constant, num_columns: int, rank: int | None) -> NDArray[np.float64] | None:
-    """Positive finite numbers, () or (N,), that multiply columns; None for everything else."""
+    """Positive finite floats, () or (N,), that multiply columns; None for everything else.
+
+    Not integers: a Div by those truncates.
+    """
     shape = constant.shape
+    if constant.dtype not in _FLOATS:
+        return None
     if constant.size not in (1, num_columns) or any(dim != 1 for dim in shape[:-1]):
         return None
     if len(shape) > (1 if rank is None else rank):  # it would add axes
@@ -219,7 +222,18 @@ def _is_float_cast(node: ir.Node) -> bool:
     return node.attributes.get_int("to", 0) == int(ir.DataType.FLOAT)
 
 
-# Case 3 and 4
+# Cases 3 and 4
+
+
+def dynamic_quantiser(value: ir.Value | None) -> ir.Node | None:
+    """The DynamicQuantizeLinear whose integers ``value`` is.
+
+    They are not the op's before their zero point is subtracted, which the caller has to look for.
+    """
+    node = None if value is None else value.producer()
+    if node is None or (node.domain, node.op_type) != ("", "DynamicQuantizeLinear"):
+        return None
+    return node if value is node.outputs[0] and node.inputs[0] is not None else None
 
 
 def dynamic_quantisation(source: ir.Value, scale: ir.Value | None = None) -> Quantised:
@@ -229,21 +243,17 @@ def dynamic_quantisation(source: ir.Value, scale: ir.Value | None = None) -> Qua
 
 def _dynamic(node: ir.Node) -> Quantised | NotFused | None:
     operands = [*node.inputs, None, None][:3]
-    producers = [None if each is None else each.producer() for each in operands]
-    maker = producers[0]
-    if maker is None or maker.op_type != "DynamicQuantizeLinear" or maker.domain != "":
+    maker = dynamic_quantiser(operands[0])
+    if maker is None:
         return None  # static scales: they stay
     if operands != list(maker.outputs):
         return NotFused(
             f"DequantizeLinear '{node.name}' does not use the scale and zero point of "
             f"DynamicQuantizeLinear '{maker.name}'"
         )
-    source = maker.inputs[0]
-    return (
-        None
-        if source is None
-        else replace(dynamic_quantisation(source, maker.outputs[1]), term=replace(ONE, power=1))
-    )
+    assert maker.inputs[0] is not None
+    found = dynamic_quantisation(maker.inputs[0], maker.outputs[1])
+    return replace(found, term=replace(ONE, power=1))
 
 
 # Cases 1 and 2
@@ -266,6 +276,8 @@ def _rounded(value: ir.Value) -> _Rounded | NotFused | None:
     while True:
         node = value.producer()
         if node is None or node.domain != "" or not node.inputs or node.inputs[0] is None:
+            break
+        if call_attribute(node):
             break
         operand = node.inputs[0]
         if node.op_type in _ROUNDING and rounding is None:
@@ -294,6 +306,8 @@ def _rounded(value: ir.Value) -> _Rounded | NotFused | None:
 
 def _bounded(node: ir.Node) -> tuple[ir.Value, float, float] | None:
     """The operand of a Clip, or of a Max or Min with a constant, and its bounds."""
+    if call_attribute(node):
+        return None
     if node.op_type == "Clip":
         bounds = [-math.inf, math.inf]
         for at, name in enumerate(("min", "max")):
@@ -420,6 +434,8 @@ def _absmax(value: ir.Value) -> _Absmax | NotFused:
     reduce = reduced.producer()
     if reduce is None or reduce.op_type != "ReduceMax":
         return NotFused(f"'{reduced.name}' is not the largest magnitude of a row")
+    if refused := call_attribute(reduce):
+        return NotFused(f"'{reduced.name}' is computed by {refused}")
     absolute = None if reduce.inputs[0] is None else reduce.inputs[0].producer()
     source = None if absolute is None or absolute.op_type != "Abs" else absolute.inputs[0]
     if source is None:

@@ -32,6 +32,7 @@ from .activation_quantisation import (
     NotFused,
     Quantised,
     dynamic_quantisation,
+    dynamic_quantiser,
     positive,
     read,
 )
@@ -122,7 +123,12 @@ def _activations(node: ir.Node, operands: dict[str, ir.Value | None]) -> Quantis
     assert x is not None  # constant_weight refuses it
     if node.op_type == "DynamicQuantizeMatMul":
         return replace(dynamic_quantisation(x), term=replace(ONE, power=1))
-    found = read(x, ir.DataType.FLOAT)
+    found: Quantised | NotFused | None
+    if (quantiser := dynamic_quantiser(x)) is not None:
+        assert quantiser.inputs[0] is not None
+        found = dynamic_quantisation(quantiser.inputs[0], quantiser.outputs[1])
+    else:
+        found = read(x, ir.DataType.FLOAT)
     if found is None:
         maker = x.producer()
         origin = "are given" if maker is None else f"come from {maker.op_type} '{maker.name}'"
@@ -130,9 +136,8 @@ def _activations(node: ir.Node, operands: dict[str, ir.Value | None]) -> Quantis
     if isinstance(found, NotFused):
         return found
     zero = operands.get("x_zero")
-    maker = x.producer()
-    if found.attributes["activation"] == "uint8":
-        if maker is None or zero is not maker.outputs[2]:
+    if quantiser is not None:
+        if zero is not quantiser.outputs[2]:
             return NotFused(f"the zero point of '{x.name}' is not the one it is quantised with")
     elif zero is not None:  # case 4
         constant = resolve(zero)

@@ -29,7 +29,7 @@ from onnx_ternary.ternary import NotTernary, TernaryWeight
 
 from .activation_quantisation import ONE, NotFused, Quantised, Term, limits, read
 from .match import Addend, Context, Rejection, TernaryMatMul
-from .weights import Constant, NotConstant, resolve
+from .weights import Constant, NotConstant, call_attribute, resolve
 
 _DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -250,7 +250,7 @@ def _unit_factor(
     node: ir.Node, value: ir.Value, product: Product, quantised: Quantised
 ) -> Term | None:
     """What a Cast, Mul or Div does to the sums, if no more than scale them."""
-    if node.domain != "":
+    if node.domain != "" or call_attribute(node):
         return None
     if node.op_type == "Cast":
         return ONE if node.attributes.get_int("to", 0) == int(product.weight.dtype) else None

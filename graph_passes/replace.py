@@ -203,7 +203,13 @@ class Replacer:
         """Add imports, metadata and the function body, if anything was replaced."""
         if not self._done:
             has_body = any(key[:2] == (DOMAIN, OP_TYPE) for key in self._model.functions)
-            return Replaced((), (), has_body)
+            notes = []
+            if self._options.fuse_siblings and siblings.groups(self._model):
+                notes.append(
+                    "products that share an input stay apart, because the model was converted "
+                    "before: convert the original with fuse_siblings"
+                )
+            return Replaced((), tuple(notes), has_body)
         owners = (self._functions.get(id(node.graph)) for _, node in self._done)
         functions = [each for each in dict.fromkeys(owners) if each is not None]
         for imports in (self._model.opset_imports, *(each.opset_imports for each in functions)):
@@ -500,6 +506,8 @@ class Replacer:
         first, x = nodes[0], nodes[0].inputs[0]
         graph = first.graph
         assert isinstance(graph, ir.Graph) and x is not None
+        for node in nodes:
+            check_digest(node)  # of earlier conversions
         fused = siblings.fuse(nodes)
         name = node_label(first)
         arrays: dict[str, NDArray[Any]] = {"codes": fused.codes, "scale": fused.scale}
@@ -541,7 +549,9 @@ class Replacer:
             attributes=attributes,
             name=_unique(f"{name}.split", self._node_names),
         )
-        graph.insert_before(first, [product, split])
+        # Not ``first``, whose columns lie first: others may be used ahead of it.
+        earliest = next(node for node in graph if node in nodes)
+        graph.insert_before(earliest, [product, split])
         for old, new in zip(outputs, split.outputs, strict=True):
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         unused = [value for node in nodes for value in node.inputs[1:] if value is not None]

@@ -37,7 +37,7 @@ class Fused:
 
 
 def groups(model: ir.Model) -> list[tuple[ir.Node, ...]]:
-    """Products that can run as one call (cases 1 to 3), two or more a group, in graph order."""
+    """Products that can run as one call (cases 1 to 3), two or more a group, in column order."""
     found: dict[Hashable, list[ir.Node]] = {}
     for node in op_nodes(model):
         attributes = read_attributes(node)

@@ -463,6 +463,14 @@ def _changed(case: Case, **inputs: tuple[int, str]) -> onnx.ModelProto:
     return made
 
 
+def _inserted(made: onnx.ModelProto, new: onnx.NodeProto, before: str) -> onnx.ModelProto:
+    """The model with a node of one input between two others."""
+    (at,) = (i for i, each in enumerate(made.graph.node) if each.name == before)
+    made.graph.node[at].input[0] = new.output[0]
+    made.graph.node.insert(at, new)
+    return made
+
+
 def _with_constant(made: onnx.ModelProto, name: str, array: Array) -> onnx.ModelProto:
     made.graph.initializer.append(numpy_helper.from_array(array, name))
     return made
@@ -524,6 +532,21 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     "given_integers": lambda: Miss(
         given_integers(),
         INTEGERS + "'x' are given; DynamicQuantizeLinear or absmax would be handled",
+    ),
+    "dynamic_through_identity": lambda: Miss(
+        _inserted(quantize_dynamic().model, node("Identity", ["q"], "same"), "product"),
+        INTEGERS + "'same' come from Identity 'Identity_same'; DynamicQuantizeLinear or absmax "
+        "would be handled",
+    ),
+    "dynamic_truncating_division": lambda: Miss(
+        _with_constant(
+            _inserted(
+                quantize_dynamic().model, node("Div", ["sums", "two"], "halved"), "Cast_wide"
+            ),
+            "two",
+            np.array(2, np.int32),
+        ),
+        INTEGERS + "'sums' is not multiplied by the activations' scale alone",
     ),
     "matmul_integer_absmax_zero_point": lambda: Miss(
         _with_constant(_changed(absmax_integer(), product=(2, "one")), "one", np.array(1, np.int8)),
@@ -643,6 +666,14 @@ KEPT: dict[str, Callable[[], tuple[onnx.ModelProto, str]]] = {
     "other_scale_back": lambda: (
         _swapped_scale(),
         "Div 'Div_dequantised' combines the integers with 'other', which is not their scale",
+    ),
+    "truncating_division": lambda: (
+        _with_constant(
+            _inserted(packed().model, node("Div", ["narrow", "two"], "halved"), "Cast_wide"),
+            "two",
+            np.array(2, np.int8),
+        ),
+        "Div 'Div_halved' combines the integers with 'two', which is not their scale",
     ),
     "divides_by_scale": lambda: (
         _divides_by_scale(),

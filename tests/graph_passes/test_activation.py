@@ -10,14 +10,23 @@ import onnx
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper
 
 from onnx_ternary.nodes import read_attributes
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.reference import quantise_rows, quantise_tensor
 from onnx_ternary.schema import OP_TYPE, OpAttributes
 from onnx_ternary.verify import verify
-from tests.activation_models import HITS, INT8, KEPT, absmax, offline, quantize_dynamic
+from tests.activation_models import (
+    HITS,
+    INT8,
+    KEPT,
+    absmax,
+    dynamic,
+    offline,
+    quantize_dynamic,
+)
+from tests.function_models import call, calling, constant, function, referring
 from tests.graph_passes.test_catalogue import (
     ALL,
     exposed,
@@ -228,6 +237,59 @@ def test_rule_the_op_lacks_stays_in_the_graph(name: str) -> None:
     for op_type in ("Abs", "ReduceMax", "Round", "Floor", "Reciprocal"):
         assert kinds[op_type] == before[op_type]
     assert verify(made, result.to_proto()).products_passed
+
+
+@pytest.mark.parametrize("scaled", ["before", "behind"])
+@pytest.mark.parametrize("op_type", ["MatMul", "Gemm"])
+def test_integers_keep_a_zero_point_nobody_subtracts(op_type: str, scaled: str) -> None:
+    nodes = [*dynamic(), node("Cast", ["q"], "wide", to=TensorProto.FLOAT)]
+    if scaled == "before":
+        nodes.append(node("Mul", ["wide", "x_scale"], "h"))
+        nodes.append(node(op_type, ["h", "w"], "y"))
+    else:
+        nodes.append(node(op_type, ["wide", "w"], "sums"))
+        nodes.append(node("Mul", ["sums", "x_scale"], "y"))
+    made = model(nodes, {"w": ternary()})
+    result = optimize(made, ALL)
+    (row,) = result.report.rewrites
+    assert row.activation == "float"
+    feeds = feeds_of(made, whole_numbers=False)
+    assert feeds["x"].min() < 0
+    expected = run(made, feeds)["y"]
+    for library in (False, True):
+        found = run(result.to_proto(), feeds, library=library)["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "kind", "value"),
+    [
+        ("Cast", "to", AttributeProto.INT, int(TensorProto.FLOAT)),
+        ("ReduceMax", "axes", AttributeProto.INTS, [-1]),
+        ("ReduceMax", "keepdims", AttributeProto.INT, 1),
+    ],
+)
+def test_rule_that_calls_of_a_function_give_stays(
+    of: str, name: str, kind: Any, value: Any
+) -> None:
+    nodes, constants = absmax()
+    nodes += [
+        node("Div", ["q", "s"], "dequantised"),
+        node("Cast", ["dequantised"], "cast", to=TensorProto.FLOAT),
+        matmul("cast"),
+    ]
+    (given,) = (each for each in nodes if each.op_type == of)
+    (old,) = (each for each in given.attribute if each.name == name)
+    given.attribute.remove(old)
+    referring(given, name, kind)
+    makers = [constant(each, key) for key, each in {**constants, "w": ternary()}.items()]
+    made = calling([function([*makers, *nodes], attributes=[name])], [call(**{name: value})])
+    result = optimize(made, ALL)
+    (row,) = result.report.rewrites
+    assert row.activation == "float"
+    feeds = feeds_of(made, whole_numbers=False)
+    found, expected = run(result.to_proto(), feeds)["y"], run(made, feeds)["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_weight_shared_with_float_activations() -> None:

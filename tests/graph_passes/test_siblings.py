@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import onnx_ternary
 from onnx_ternary import OptimizeOptions
+from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.nodes import check_indices, op_nodes
 from tests.models import column_scales, matmul, model, node, ternary
 
@@ -125,6 +126,45 @@ def test_products_of_other_inputs_and_shared_indices_stay_apart() -> None:
     )
     for original in (chain, shared):
         assert len(list(op_nodes(onnx_ternary.optimize(original, FUSED).model))) == 2
+
+
+def test_columns_that_come_last_may_be_used_first() -> None:
+    """The first product ends in part of a tile, and its user is ahead of the second."""
+    original = model(
+        [
+            matmul("x", "w", "a", "one"),
+            node("Relu", ["a"], "b"),
+            matmul("x", "v", "c", "two"),
+            node("Concat", ["b", "c"], "y", axis=-1),
+        ],
+        {"w": ternary(160, 33), "v": ternary(160, 32, seed=1)},
+        x_shape=("batch", 160),
+    )
+    fused = onnx_ternary.optimize(original, FUSED)
+    assert len(list(op_nodes(fused.model))) == 1
+    onnx.checker.check_model(fused.to_proto())
+    x = np.random.default_rng(1).standard_normal((3, 160)).astype(np.float32)
+    np.testing.assert_array_equal(
+        run(fused.to_proto(), x), run(onnx_ternary.optimize(original).to_proto(), x)
+    )
+
+
+def test_converted_before_without_fusing_is_said() -> None:
+    once = onnx_ternary.optimize(siblings((64, 32))).to_proto()
+    (note,) = onnx_ternary.optimize(once, FUSED).report.notes
+    assert "convert the original with fuse_siblings" in note
+    assert not onnx_ternary.optimize(once).report.notes
+
+
+def test_damaged_product_is_not_fused_with_new_ones() -> None:
+    once = onnx_ternary.optimize(siblings((64, 32)), OptimizeOptions(exclude=("product1",)))
+    proto = once.to_proto()
+    (codes,) = (each for each in proto.graph.initializer if each.name.endswith(".codes"))
+    damaged = onnx.numpy_helper.to_array(codes).copy()
+    damaged.flat[0] ^= 1
+    codes.CopyFrom(onnx.numpy_helper.from_array(damaged, codes.name))
+    with pytest.raises(IndexFormatError, match="digest differs"):
+        onnx_ternary.optimize(proto, FUSED)
 
 
 def test_fused_model_is_verified_end_to_end(tmp_path: Path) -> None:
