@@ -3,7 +3,8 @@
 #
 #   examples/cpp/run.sh [PYTHON]
 #
-# PYTHON (default python3) has onnx-ternary installed; cmake and a C++ compiler are on the PATH.
+# PYTHON (default python3) has onnx-ternary installed; cmake, ninja or make, and a C++ compiler are
+# on the PATH.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="${1:-python3}"
@@ -22,6 +23,9 @@ data["images"].tofile(folder / "images.bin")
 data["labels"].tofile(folder / "labels.bin")
 PYTHON
 library="$("${python}" -c 'import onnx_ternary; print(onnx_ternary.get_library_path())')"
+if [[ -z "${CMAKE_GENERATOR:-}" ]] && command -v ninja >/dev/null; then
+  export CMAKE_GENERATOR=Ninja
+fi
 cmake -S "${here}" -B "${work}/build" -DPython_EXECUTABLE="$(command -v "${python}")" >"${work}/log" ||
   { cat "${work}/log" >&2; exit 1; }
 cmake --build "${work}/build" >"${work}/log" || { cat "${work}/log" >&2; exit 1; }
