@@ -111,6 +111,7 @@ def bench(
     rounds: int = 15,
     seconds_a_round: float = 0.05,
     max_difference: float = 0.1,
+    custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
 ) -> Benchmark:
     """Time two models in one process, in rounds that take turns.
 
@@ -125,13 +126,16 @@ def bench(
         seconds_a_round: a round repeats runs for at least this long.
         max_difference: of the outputs, to the largest magnitude of each. It tells wrong answers
             from rounding; `verify` judges.
+        custom_op_libraries: other libraries whose operators the models use, as
+            `runtime.find_library` takes them.
 
     Raises:
         ModelError: if a model cannot be read or run.
         InputsError: if `inputs` do not fit the original's inputs.
-        LibraryError: if the library is missing or onnxruntime is too old.
+        LibraryError: if a library is missing or cannot be loaded, or onnxruntime is too old.
         VerificationError: if the outputs differ by more than `max_difference`.
     """
+    libraries = tuple(map(runtime.find_library, custom_op_libraries))
     with ExitStack() as stack:
         if converted is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -142,7 +146,7 @@ def bench(
         sessions, load_seconds = [], []
         for path in paths:
             start = time.perf_counter()
-            sessions.append(_session(path, threads))
+            sessions.append(_session(path, threads, libraries))
             load_seconds.append(time.perf_counter() - start)
         feeds, used = _feeds(paths[0], sessions[0], inputs, seed)
         names = [value.name for value in sessions[0].get_outputs()]
@@ -190,15 +194,19 @@ def _why_not(path: Path, session: ort.InferenceSession, feeds: Feeds) -> ModelEr
     return None
 
 
-def _session(path: Path, threads: int) -> ort.InferenceSession:
+def _session(path: Path, threads: int, libraries: Sequence[str]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    runtime.register_libraries(options, libraries)
     try:
         return runtime.InferenceSession(path, options)
     except OnnxTernaryError:
         raise
     except Exception as error:  # onnxruntime raises types of its own that share no base
-        raise ModelError(f"'{path}' cannot be loaded: {error}") from error
+        raise ModelError(
+            f"'{path}' cannot be loaded: {error}; operators of another library need --library "
+            "(custom_op_libraries)."
+        ) from error
 
 
 def _difference(one: NDArray[Any], other: NDArray[Any]) -> float:

@@ -205,6 +205,7 @@ def export_file(
     external_data: ExternalData = "auto",
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
+    custom_op_libraries: Sequence[str | PathLike[str]] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> ExportedFile:
     """Export the model in ``source`` and write it to ``target``, or write nothing.
@@ -221,11 +222,14 @@ def export_file(
         verify_result: compare both models in onnxruntime; None for: where the exported one's
             tensors take at most `MAX_VERIFIED_BYTES`.
         inputs: inputs to verify with, by name or in an .npz file; None for generated ones.
+        custom_op_libraries: other libraries whose operators the model uses, as `verify` takes
+            them.
         progress: called for each product, once while exporting and once more while verifying.
 
     Raises:
         ModelError: as `export`, or if a file cannot be written, or onnxruntime cannot run one of
             the models.
+        LibraryError: if a library is missing or cannot be loaded.
         IndexFormatError: if an index is damaged.
         VerificationError: if the answers of the two models differ by more than the stated bounds.
         ValueError: for an unknown choice.
@@ -239,7 +243,9 @@ def export_file(
     def accept(staged: Path) -> None:
         checked["bytes_after"] = model_io.file_bytes(staged)
         if not skipped:
-            checked["verification"] = _verified(staged, source, inputs, progress)
+            checked["verification"] = _verified(
+                staged, source, inputs, custom_op_libraries, progress
+            )
 
     if result.products:
         in_place = target.resolve() == source.resolve()
@@ -274,11 +280,18 @@ def _verified(
     exported: Path,
     converted: Path,
     inputs: Inputs | None,
+    custom_op_libraries: Sequence[str | PathLike[str]],
     progress: Callable[[str, int, int], None] | None,
 ) -> VerificationReport:
     """The comparison: what the exported model computes is what the op is held against."""
     try:
-        report = verify(exported, converted, inputs=inputs, progress=progress)
+        report = verify(
+            exported,
+            converted,
+            inputs=inputs,
+            custom_op_libraries=custom_op_libraries,
+            progress=progress,
+        )
     except ModelError as error:
         raise ModelError(
             f"The exported model (here the original) cannot be compared with '{converted}': "

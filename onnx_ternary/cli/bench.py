@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from onnx_ternary.bench import bench
+from onnx_ternary.cli._options import library_option
 from onnx_ternary.cli._output import make_console, print_table
 from onnx_ternary.report import format_size
 
@@ -20,6 +21,7 @@ from onnx_ternary.report import format_size
     type=click.Path(path_type=Path),
     help="Inputs, an .npz by input name (default: generated from --seed).",
 )
+@library_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
@@ -35,6 +37,7 @@ def bench_command(
     model: Path,
     converted: Path | None,
     inputs: Path | None,
+    libraries: tuple[str, ...],
     seed: int,
     threads: int,
     rounds: int,
@@ -50,6 +53,7 @@ def bench_command(
         threads=threads,
         rounds=rounds,
         max_difference=max_difference,
+        custom_op_libraries=libraries,
     )
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))

@@ -7,7 +7,7 @@ from typing import get_args
 
 import click
 
-from onnx_ternary.cli._options import quiet_and_verbose
+from onnx_ternary.cli._options import library_option, quiet_and_verbose
 from onnx_ternary.cli._output import Output, print_table
 from onnx_ternary.cli._tables import print_verification
 from onnx_ternary.export import ExportedFile, ExportedProduct, Form, export_file
@@ -51,6 +51,7 @@ from onnx_ternary.schema import OP_TYPE
     type=click.Path(path_type=Path),
     help="Inputs for the verification, an .npz by input name (default: generated).",
 )
+@library_option
 @click.option(
     "--external-data",
     type=click.Choice(get_args(ExternalData)),
@@ -67,6 +68,7 @@ def export_command(
     accuracy_level: int,
     run_verify: bool | None,
     inputs: Path | None,
+    libraries: tuple[str, ...],
     external_data: ExternalData,
     quiet: bool,
     verbose: bool,
@@ -83,6 +85,7 @@ def export_command(
             external_data=external_data,
             verify_result=run_verify,
             inputs=inputs,
+            custom_op_libraries=libraries,
             progress=progress,
         )
     if not done.products:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -89,6 +90,27 @@ def test_verification_generates_strings_or_takes_them(converted: Path, tmp_path:
 def test_missing_library_says_what_to_do(converted: Path) -> None:
     with pytest.raises(ModelError, match=r"--library \(custom_op_libraries\)"):
         onnx_ternary.verify(MODEL, converted)
+
+
+def test_export_verifies_with_the_library(converted: Path, tmp_path: Path) -> None:
+    target = tmp_path / "float.onnx"
+    done = cli("export", converted, target, "--to", "float", "--verify")
+    assert (done.returncode, target.exists()) == (1, False)
+    assert "--library" in done.stderr
+    done = cli("export", converted, target, "--to", "float", "--verify", "--library", LIBRARY)
+    assert done.returncode == 0, done.stderr
+    types = [node.op_type for node in model_io.load(target).graph]
+    assert "GPT2Tokenizer" in types
+    assert OP_TYPE not in types
+
+
+def test_bench_runs_with_the_library(converted: Path) -> None:
+    done = cli("bench", MODEL, converted, "--rounds", 1)
+    assert done.returncode == 1
+    assert "--library" in done.stderr
+    done = cli("bench", MODEL, converted, "--rounds", 1, "--library", LIBRARY, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["inputs"]["text"].startswith("generated, seed 0: object")
 
 
 def test_command_line_takes_the_library(tmp_path: Path) -> None:
