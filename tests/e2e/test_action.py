@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 import onnx_ternary
@@ -196,6 +197,37 @@ def test_action_runs_no_module_of_the_workspace(workspace: Path) -> None:
     done = run_action(workspace, model="models", output="out", **INSTALLED)
     assert done.code == 0, done.log
     assert not (workspace / "ran").exists()
+
+
+def obeyed(log: str) -> list[str]:
+    """The workflow commands in a log that the runner obeys."""
+    commands, token = [], ""
+    for line in map(str.strip, log.splitlines()):
+        if token:
+            token = "" if line == f"::{token}::" else token
+        elif line.startswith("::"):
+            commands.append(line)
+            token = line.removeprefix("::stop-commands::") if "stop-commands" in line else ""
+    assert not token, "commands were not resumed"
+    return commands
+
+
+def test_action_obeys_no_command_of_a_model(workspace: Path) -> None:
+    """An error names a node, and a node may be called anything."""
+    model = onnx.load(DIGITS)
+    for node in model.graph.node:
+        node.name = "x\n::stop-commands::t\n::t::\n::error::injected"
+    onnx.save(model, workspace / "named.onnx")
+    commands = []
+    for _ in range(2):
+        done = run_action(workspace, model="named.onnx", options="--check", **INSTALLED)
+        assert done.code == 4, done.log
+        assert done.outputs["exit-code"] == "4"
+        assert "\n::error::injected" in done.log
+        commands += obeyed(done.log)
+        shutil.rmtree(done.temporary)
+    assert len(set(commands)) == 2, commands
+    assert all(re.fullmatch("::stop-commands::[0-9a-f]{32}", line) for line in commands)
 
 
 def test_action_keeps_inputs_out_of_its_scripts() -> None:
