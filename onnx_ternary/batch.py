@@ -426,7 +426,11 @@ def _scratch_folder(tasks: Iterable[_Task]) -> Iterator[str | None]:
     if all(task.target is not None for task in tasks):
         yield None
         return
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    try:
+        made = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ModelError(f"No temporary folder can be made: {error.strerror}.") from error
+    with made as folder:
         yield folder
 
 

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from onnx_ternary import OptimizeOptions, convert, model_io, optimize
 from onnx_ternary.errors import ModelError
+from onnx_ternary.export import export_file
 from tests.models import matmul, model, simple, ternary
 
 ALWAYS = OptimizeOptions(external_data="always")
@@ -160,6 +161,16 @@ def test_data_of_the_original_is_not_removed(tmp_path: Path, options: OptimizeOp
     model_io.load(target)
 
 
+def test_data_of_an_exported_model_is_not_removed(tmp_path: Path) -> None:
+    original, target, source = (tmp_path / name for name in ("a.onnx", "m.onnx", "src.onnx"))
+    onnx.save(two_products(), original)
+    convert(original, target, ALWAYS, verify_result=False)
+    shutil.copyfile(target, source)
+    export_file(source, target, verify_result=False)
+    assert model_io.data_files(source) == {tmp_path / "m.onnx.data"}
+    assert not model_io.data_files(target)
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_data_another_model_reads_is_neither_removed_nor_replaced(
     tmp_path: Path, damaged: bool
@@ -210,7 +221,7 @@ def test_link_to_another_folder_takes_no_external_data(tmp_path: Path) -> None:
     folder.mkdir()
     onnx.save(two_products(), source)
     (tmp_path / "link.onnx").symlink_to(folder / "real.onnx")
-    with pytest.raises(ModelError, match="is a link to .*real.onnx"):
+    with pytest.raises(ModelError, match=r"is a link to .*real\.onnx"):
         convert(source, tmp_path / "link.onnx", ALWAYS, verify_result=False)
     assert list(folder.iterdir()) == []
     convert(source, tmp_path / "link.onnx")
