@@ -466,9 +466,10 @@ def _prepare_child(scratch: str | None) -> None:
     """Lets Ctrl-C and SIGTERM end a process without a trace, after it removed what it had begun."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # A second signal, of the parent after the group's, must not cut the removal short.
+        # A second signal, of the parent after the group's, must not cut the removal short. Not
+        # SIG_IGN: Python complains where the second one is pending already.
         for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
+            signal.signal(each, lambda number, frame: None)
         sys.exit(1)
 
     for each in (signal.SIGINT, signal.SIGTERM):
