@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -38,6 +40,9 @@ _BYTES_PER_MODEL_BYTE = 8
 _BYTES_PER_PROCESS = 200_000_000
 # The rest of the memory is left to others.
 _SHARE_OF_MEMORY = 0.8
+
+# For processes that are told to stop; shorter than what systemd and Docker give to us.
+_STOP_SECONDS = 5.0
 
 _MAGIC = frozenset("*?[")
 
@@ -355,21 +360,30 @@ def _convert_all(tasks: Sequence[_Task], jobs: int, finish: Callable[[Outcome], 
     memory = available_memory()
     limit = None if memory is None else int(memory * _SHARE_OF_MEMORY)
     before = {task.source: _staging_folders(task) for task in tasks}
-    while waiting:
-        # A process that dies takes the pool with it; whose fault it was shows when each of those
-        # that were running runs alone.
-        for task in _run_pool(waiting, jobs, limit, finish):
-            died = _run_pool([task], 1, None, finish)
-            for folder in _staging_folders(task) - before[task.source]:
-                shutil.rmtree(folder, ignore_errors=True)
-            if died:
-                finish(
-                    _error(
-                        task,
-                        f"The process that converted '{task.source}' died; it may have run out of "
-                        "memory. Try --no-verify.",
+
+    def clean(task: _Task) -> None:
+        for folder in _staging_folders(task) - before[task.source]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    try:
+        while waiting:
+            # A process that dies takes the pool with it; whose fault it was shows when each of
+            # those that were running runs alone.
+            for task in _run_pool(waiting, jobs, limit, finish):
+                died = _run_pool([task], 1, None, finish)
+                clean(task)
+                if died:
+                    finish(
+                        _error(
+                            task,
+                            f"The process that converted '{task.source}' died; it may have run out "
+                            "of memory. Try --no-verify.",
+                        )
                     )
-                )
+    except BaseException:  # an interrupt too
+        for task in tasks:
+            clean(task)
+        raise
 
 
 def _run_pool(
@@ -382,8 +396,7 @@ def _run_pool(
     """
     running: dict[Future[Outcome], _Task] = {}
     lost: list[_Task] = []
-    context = get_context("spawn")  # a fork would copy onnxruntime's threads half
-    with ProcessPoolExecutor(jobs, context, _stop_quietly) as pool:
+    with _scratch_folder(waiting) as scratch, _pool(jobs, scratch) as pool:
         while (waiting and not lost) or running:
             while waiting and not lost and len(running) < jobs:
                 used = sum(task.need for task in running.values())
@@ -393,7 +406,7 @@ def _run_pool(
                 task = fits[0] if fits else waiting[0]
                 waiting.remove(task)
                 try:
-                    running[pool.submit(_convert_one, task)] = task
+                    running[pool.submit(_run_in_child, _convert_one, task)] = task
                 except BrokenProcessPool:
                     lost.append(task)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -407,16 +420,66 @@ def _run_pool(
     return lost
 
 
+@contextmanager
+def _scratch_folder(tasks: Iterable[_Task]) -> Iterator[str | None]:
+    """Where the processes of dry runs keep files; gone afterwards, however they end."""
+    if all(task.target is not None for task in tasks):
+        yield None
+        return
+    try:
+        made = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ModelError(f"No temporary folder can be made: {error.strerror}.") from error
+    with made as folder:
+        yield folder
+
+
+@contextmanager
+def _pool(jobs: int, scratch: str | None) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose processes end with the block: what is still running is stopped."""
+    context = get_context("spawn")  # a fork would copy onnxruntime's threads half
+    with ProcessPoolExecutor(jobs, context, _prepare_child, (scratch,)) as pool:
+        try:
+            yield pool
+        except BaseException:  # an interrupt too
+            children = list(pool._processes.values())  # public only in Python 3.14
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in children:
+                child.terminate()
+            deadline = time.monotonic() + _STOP_SECONDS
+            for child in children:
+                child.join(max(0.0, deadline - time.monotonic()))
+            for child in children:
+                child.kill()
+                child.join()
+            raise
+
+
 def _staging_folders(task: _Task) -> set[Path]:
     if task.target is None:
-        return set()
-    return set(task.target.parent.glob(f".{glob.escape(task.target.name)}.*"))
+        return set()  # those of dry runs are in a scratch folder
+    target = task.target.resolve()
+    return set(target.parent.glob(f".{glob.escape(target.name)}.*"))
 
 
-def _stop_quietly() -> None:
-    """Ends a process on Ctrl-C without a trace, after it removed what it had begun to write."""
+def _prepare_child(scratch: str | None) -> None:
+    """Lets Ctrl-C and SIGTERM end a process without a trace, after it removed what it had begun."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        # A second signal, of the parent after the group's, must not cut the removal short. Not
+        # SIG_IGN: Python complains where the second one is pending already.
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda number, frame: None)
         sys.exit(1)
 
-    signal.signal(signal.SIGINT, stop)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+    if scratch is not None:
+        tempfile.tempdir = scratch
+
+
+def _run_in_child(work: Callable[[_Task], Outcome], task: _Task) -> Outcome:
+    try:
+        return work(task)
+    except SystemExit:
+        os._exit(1)  # the pool would take it for a result, and go on

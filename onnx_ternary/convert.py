@@ -181,8 +181,7 @@ def _convert(
     result = optimize(source, options, progress=progress, spool=model_io.Spool(scratch))
     report = result.report
     bytes_before = model_io.file_bytes(source)
-    changed = bool(report.rewrites or report.requantised)
-    skipped = _why_not_verified(verify_result, changed, bytes_before)
+    skipped = _why_not_verified(verify_result, report.changed, bytes_before)
     bytes_after = bytes_before
     verification: VerificationReport | None = None
 
@@ -211,7 +210,7 @@ def _convert(
             model_io.save(result.model, staged, external_data=result.external_data)
             accept(staged)
             files: tuple[Path, ...] = ()
-        elif changed:
+        elif report.changed:
             in_place = target.resolve() == source.resolve()
             files = model_io.save(
                 result.model,
@@ -225,6 +224,10 @@ def _convert(
     except (RequirementError, VerificationError) as error:
         error.conversion = done(())
         raise
+    finally:
+        # Windows removes no file that is mapped.
+        for tensor in model_io.external_tensors(result.model):
+            model_io.release(tensor)
     return done(files)
 
 
@@ -251,8 +254,8 @@ def _check_requirements(requirements: Requirements, source: Path, found: Convers
         )
 
 
-def _why_not_verified(asked: bool | None, rewritten: bool, num_bytes: int) -> str:
-    if not rewritten:
+def _why_not_verified(asked: bool | None, changed: bool, num_bytes: int) -> str:
+    if not changed:
         return "nothing was rewritten"
     if asked is None and num_bytes > MAX_VERIFIED_BYTES:
         return f"the model is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it"
@@ -262,12 +265,13 @@ def _why_not_verified(asked: bool | None, rewritten: bool, num_bytes: int) -> st
 @contextmanager
 def _scratch_folder(target: Path | None) -> Iterator[Path]:
     """A folder on the target's disk, gone afterwards; without a target, the system's."""
+    place: tuple[str | None, Path | None] = (None, None)
     if target is not None:
         model_io.check_target(target)
+        place = (f".{target.resolve().name}.", target.resolve().parent)
     try:
         folder = tempfile.TemporaryDirectory(
-            prefix=None if target is None else f".{target.name}.",
-            dir=None if target is None else target.resolve().parent,
+            prefix=place[0], dir=place[1], ignore_cleanup_errors=True
         )
     except OSError as error:
         raise ModelError(f"'{target}' cannot be written: {error.strerror}.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import tempfile
@@ -332,6 +333,47 @@ def _check_unprotected(path: Path, protected: Collection[Path]) -> None:
         )
 
 
+def _check_link(path: Path) -> None:
+    """Readers look for data beside the name they were given, not beside what it links to."""
+    target = path.resolve()
+    if target.parent != path.parent.resolve():
+        raise ModelError(
+            f"'{path}' cannot be written with external data: it is a link to '{target}', and the "
+            "data would not lie beside the link; name the file itself."
+        )
+
+
+def _other_reader(data: Path, model: Path) -> Path | None:
+    """A model beside ``model`` that keeps tensors in ``data``, or that cannot be asked."""
+    for other in sorted(data.parent.glob("*.onnx")):
+        if other.name == model.name or not other.is_file():
+            continue
+        try:
+            if _mentions(other, data.name) and data.resolve() in data_files(other):
+                return other
+        except (OSError, ModelError):
+            return other
+    return None
+
+
+def _check_unread(replaced: Iterable[Path], model: Path) -> None:
+    for path in replaced:
+        if path.exists() and (other := _other_reader(path, model)) is not None:
+            raise ModelError(
+                f"'{path}' cannot be written: '{other}' keeps tensors in it, or cannot be read; "
+                "give the result another name."
+            )
+
+
+def _mentions(path: Path, name: str) -> bool:
+    """Whether a file holds a text, without parsing what may be gigabytes."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(os.fsencode(name)) >= 0
+
+
 def save(
     model: ir.Model,
     path: str | PathLike[str],
@@ -346,7 +388,8 @@ def save(
     before it takes the target's name, so converting a file in place is safe. Large tensors go to
     ``<name>.data`` (page-aligned) if ``external_data`` says so; with ``auto``, only when the model
     would not fit into one file. Where the model that is replaced reads that file, they go to
-    ``<name>.ternary.data``, and the old file is removed once the new model has its name.
+    ``<name>.ternary.data``, and the old file is removed once the new model has its name, unless it
+    is protected or another model in the folder reads it.
 
     Args:
         model: what to write.
@@ -354,14 +397,15 @@ def save(
         external_data: ``auto``, ``always`` or ``never``.
         accept: called with the path of the complete staged model before it takes the target's
             name; what it raises stops the writing.
-        protected: resolved paths that must not be replaced, as `data_files` gives them.
+        protected: resolved paths that must not be replaced or removed, as `data_files` gives them.
 
     Returns:
         The files written, the model first.
 
     Raises:
-        ModelError: if the target cannot be written, the model is not valid, or it does not fit
-            into one file and ``external_data`` is ``never``. No file is left behind.
+        ModelError: if the target cannot be written, the model is not valid, it does not fit into
+            one file and ``external_data`` is ``never``, or its data would lie in another folder
+            than ``path``, a link. No file is left behind.
     """
     path = Path(path)
     check_target(path)
@@ -372,10 +416,16 @@ def save(
             f"'{path}' cannot be written: {size} bytes of tensors do not fit into one file; allow "
             "external data."
         )
+    if external:
+        _check_link(path)
     # Links in the target's place keep pointing where they do.
     target = path.resolve()
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.",
+            dir=target.parent,
+            ignore_cleanup_errors=True,  # once the model has its name, nothing has failed
+        ) as temporary:
             staged = Path(temporary) / target.name
             data, old_data = _data_names(target)
             _write(model, staged, data if external else None)
@@ -387,10 +437,17 @@ def save(
                 names.append(data)
             for name in names:
                 _check_unprotected(target.parent / name, protected)
+            _check_unread([target.parent / name for name in names[1:]], target)
             _move(Path(temporary), target.parent, names)
-            for each in old_data:
-                each.unlink(missing_ok=True)
-            _forget_replaced_data(model, [target.parent / data, *old_data])
+            removed = [
+                each
+                for each in old_data.difference(protected)
+                if _other_reader(each, target) is None
+            ]
+            for each in removed:
+                with suppress(OSError):  # the new model has its name
+                    each.unlink()
+            _forget_replaced_data(model, [target.parent / data, *removed])
             return tuple(path.parent / name for name in (path.name, *names[1:]))
     except OSError as error:
         # numpy says how much of a tensor it wrote, not why it stopped.
@@ -533,25 +590,29 @@ def _checker_error(path: Path) -> str:
 def _move(source: Path, folder: Path, names: list[str]) -> None:
     """Give staged files their names; the model, first of ``names``, last.
 
-    A failure half way puts the replaced data file back.
+    A failure before the model has its name puts the replaced data file back.
     """
     model, *data = names
+    # Noted before they are done: an interrupt may come in between.
     restore: list[tuple[Path, Path]] = []
-    added: list[Path] = []
+    added: list[tuple[Path, Path]] = []
     try:
         for name in data:
             if (folder / name).exists():
                 kept = source / f"{name}.replaced"
-                (folder / name).replace(kept)
                 restore.append((kept, folder / name))
+                (folder / name).replace(kept)
+            added.append((source / name, folder / name))
             (source / name).replace(folder / name)
-            added.append(folder / name)
         if (folder / model).exists():
             shutil.copymode(folder / model, source / model)
         (source / model).replace(folder / model)
     except BaseException:  # an interrupt too
-        for each in added:
-            each.unlink(missing_ok=True)
-        for kept, original in restore:
-            kept.replace(original)
+        if (source / model).exists():  # else the new model has its name, and reads the new data
+            for staged, new in added:
+                if not staged.exists():
+                    new.unlink(missing_ok=True)
+            for kept, original in restore:
+                if kept.exists():
+                    kept.replace(original)
         raise

@@ -44,7 +44,7 @@ class Outcome:
         if self.exit_code != ExitCode.DONE or self.conversion is None:
             return "failed"
         report = self.conversion.report
-        if report.rewrites:
+        if report.changed:
             return "converted"
         return "already converted" if report.already_converted else "unchanged"
 

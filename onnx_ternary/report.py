@@ -141,6 +141,11 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def changed(self) -> bool:
+        """Whether the result is another model than the original."""
+        return bool(self.rewrites or self.requantised)
+
+    @property
     def weight_bytes_before(self) -> int:
         """Bytes of the rewritten weights, shared ones counted once."""
         return sum({row.weight: row.bytes_before for row in self.rewrites}.values())

@@ -125,9 +125,10 @@ def _section(outcome: Outcome, max_characters: int) -> str:
         )
     if (done := outcome.conversion) is not None:
         report = done.report
+        notes = _notes(report.notes, max_characters // 4)
         lines = [_product_line(row) for row in report.rows()]
         parts.append(
-            _table(_PRODUCTS_HEAD, lines, max_characters, "products")
+            _table(_PRODUCTS_HEAD, lines, max_characters - len("\n\n".join(notes)), "products")
             if lines
             else "The model has no matrix products."
         )
@@ -141,8 +142,19 @@ def _section(outcome: Outcome, max_characters: int) -> str:
         else:
             why = done.verification_skipped or "a requirement was not met before"
             parts.append(f"Not verified: {why}.")
-        parts += [f"Note: {code(note)}" for note in report.notes]
+        parts += notes
     return "\n\n".join(parts)
+
+
+def _notes(notes: Sequence[str], max_characters: int) -> list[str]:
+    shown: list[str] = []
+    for position, note in enumerate(notes):
+        line = f"Note: {code(note)}"
+        max_characters -= len(line) + 2
+        if max_characters < 0:
+            return [*shown, f"{len(notes) - position} more notes are in the JSON report."]
+        shown.append(line)
+    return shown
 
 
 def _table(head: str, lines: Sequence[str], max_characters: int, what: str) -> str:

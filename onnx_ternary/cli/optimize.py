@@ -225,8 +225,8 @@ def _warnings(conversion: Conversion, target: Path | None) -> Iterator[str]:
     report = conversion.report
     if conversion.bytes_after > conversion.bytes_before:
         yield "the converted model is larger than the original"
-    if not report.rewrites and not report.already_converted:
+    if not report.changed and not report.already_converted:
         done = "nothing was written" if target is None else "the model was written unchanged"
         yield f"no product was rewritten; {done}"
-    if report.rewrites and conversion.verification is None:
+    if report.changed and conversion.verification is None:
         yield f"not verified: {conversion.verification_skipped}"

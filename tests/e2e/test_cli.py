@@ -442,7 +442,14 @@ def test_optimize_default_output_of_a_converted_model_is_itself(
     assert model.read_bytes() == converted.read_bytes()
 
 
-def test_optimize_many_interrupted_leaves_nothing_half(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "whole_group", "code"),
+    [(signal.SIGINT, True, 1), (signal.SIGTERM, True, 143), (signal.SIGTERM, False, 143)],
+    ids=["terminal", "systemd", "kill"],
+)
+def test_optimize_many_interrupted_leaves_nothing_half(
+    tmp_path: Path, number: signal.Signals, whole_group: bool, code: int
+) -> None:
     folder, out, inputs = tmp_path / "models", tmp_path / "out", tmp_path / "inputs.npz"
     folder.mkdir()
     for name in ("a.onnx", "b.onnx", "c.onnx"):
@@ -455,18 +462,27 @@ def test_optimize_many_interrupted_leaves_nothing_half(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     ) as process:
         until = time.monotonic() + 60
         while len(list(out.glob(".*"))) < 2 and time.monotonic() < until:
             time.sleep(0.01)
         staged = len(list(out.glob(".*")))
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        (os.killpg if whole_group else os.kill)(process.pid, number)
         _, errors = process.communicate(timeout=60)
     assert staged == 2
-    assert process.returncode == 1
+    assert process.returncode == code
     assert "Traceback" not in errors
     assert {path.name for path in tmp_path.iterdir()} == {"models", "inputs.npz"}
+
+
+def test_optimize_says_what_the_quantiser_alone_changed(float_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
+    command = ("optimize", float_model, tmp_path / "out.onnx", "--remaining", "int8", "--no-verify")
+    done = run(*command)
+    assert "unchanged" not in done.stderr
+    assert "not verified: not asked for" in done.stderr
+    assert "1 converted" in run("optimize", "--in-place", *command[1:2], *command[3:]).stdout
 
 
 def test_tables_fit_narrow_terminals_and_lose_no_reason(tmp_path: Path) -> None:

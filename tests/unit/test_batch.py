@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -189,6 +191,34 @@ def test_a_process_that_dies_takes_no_other_model_with_it(
     assert [name for name in names if finished[name].exit_code] == ["killer"]
     assert "died" in finished["killer"].error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_staging_folders_of_a_link_are_beside_its_target(tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/a.out.onnx").symlink_to(tmp_path / "real.onnx")
+    (tmp_path / ".real.onnx.half").mkdir()
+    assert batch._staging_folders(task(tmp_path / "links/a.onnx")) == {tmp_path / ".real.onnx.half"}
+
+
+def die_after_writing(task: batch._Task) -> Outcome:
+    """Stands for a dry run whose process is killed."""
+    folder = Path(tempfile.mkdtemp())
+    task.source.write_text(str(folder))
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome(task.source, task.target, None)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_dry_run_that_dies_leaves_no_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_convert_one", die_after_writing)
+    tasks = [replace(task(tmp_path / name), target=None) for name in ("a.onnx", "b.onnx")]
+    finished: list[Outcome] = []
+    batch._convert_all(tasks, 2, finished.append)
+    assert [outcome.exit_code for outcome in finished] == [ExitCode.ERROR] * 2
+    for each in tasks:
+        assert not Path(each.source.read_text()).exists()
 
 
 def overlap(task: batch._Task) -> Outcome:

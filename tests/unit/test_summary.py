@@ -144,6 +144,17 @@ def test_summary_fits_into_a_comment() -> None:
     assert "more models are in the JSON report." in text
 
 
+def test_summary_with_many_notes_fits_into_a_comment() -> None:
+    many = outcome(*(replace(REWRITE, node=f"layer_{number}") for number in range(2000)))
+    assert many.conversion is not None
+    report = replace(many.conversion.report, notes=("|" * 290,) * 900)
+    noted = replace(many, conversion=replace(many.conversion, report=report))
+    for text in (summarise(noted), summarise_batch(Batch((noted,) * 40))):
+        assert len(text) < 65_536
+        assert "Note: " in text
+        assert "more notes are in the JSON report." in text
+
+
 def test_batch_exit_code_is_the_most_serious() -> None:
     codes = [ExitCode.DONE, ExitCode.REQUIREMENT_NOT_MET, ExitCode.ERROR]
     codes.append(ExitCode.VERIFICATION_FAILED)
