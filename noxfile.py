@@ -67,7 +67,7 @@ def versions(session: nox.Session, onnxruntime: str, numpy: str) -> None:
     session.install(
         "-q", str(wheel), "hypothesis", "pytest", "pytest-xdist", exact, f"numpy{numpy}"
     )
-    for name in ("tests", "examples"):
+    for name in ("tests", "examples", "docs"):
         shutil.rmtree(folder / name, ignore_errors=True)
         shutil.copytree(name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     tests = TESTS + (ALL_RULES if onnxruntime in (OLDEST, "") else ())

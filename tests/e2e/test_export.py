@@ -489,7 +489,7 @@ def test_verification_finds_a_wrong_weight(activation: Any, tmp_path: Path) -> N
     onnx.save(model, exported)
     images = np.random.default_rng(0).random((64, 64), np.float32)
     with pytest.raises(VerificationError, match="node_linear_1"):
-        _verified(exported, converted, {"image": images}, None)
+        _verified(exported, converted, {"image": images}, (), None)
 
 
 @every_form

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -481,7 +482,8 @@ def test_int8_sums_of_the_original_are_left_out() -> None:
     assert (product.status, product.compared_with) == ("passed", "original product")
     assert product.probe_rows
     assert report.outputs[0].tolerance is None
-    assert report.outputs[0].max_relative_difference > 1e-4  # what the original rounds away
+    if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 31):  # 1.27 does not round 2 bits
+        assert report.outputs[0].max_relative_difference > 1e-4  # what the original rounds away
     assert any("accuracy_level = 4" in note for note in report.notes)
 
     exact = nbits(rows=512, block_size=32, after=("Add", BIAS)).model

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper
@@ -227,6 +228,8 @@ def test_quantisation_stays_where_asked(name: str) -> None:
 @pytest.mark.parametrize("name", KEPT)
 def test_rule_the_op_lacks_stays_in_the_graph(name: str) -> None:
     made, reason = KEPT[name]()
+    if name == "truncating_division" and ort.__version__.startswith("1.17."):
+        pytest.skip("onnxruntime 1.17 does not divide int8")
     result = optimize(made, ALL)
     (row,) = result.report.rewrites
     assert row.activation == "float"
