@@ -470,7 +470,7 @@ def test_optimize_many_interrupted_leaves_nothing_half(
         staged = len(list(out.glob(".*")))
         (os.killpg if whole_group else os.kill)(process.pid, number)
         _, errors = process.communicate(timeout=60)
-    assert staged == 2
+    assert staged >= 2
     assert process.returncode == code
     # What Python says of a child that was still starting is not ours.
     assert "Aborted!" in errors or code == 143
