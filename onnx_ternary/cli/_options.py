@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -34,6 +35,32 @@ def library_option(command: Callable[..., None]) -> Callable[..., None]:
         help="Also load these custom operators to run the models: a library's path, or the name "
         "of a Python module with get_library_path, as onnxruntime_extensions (may be given more "
         "than once).",
+    )(command)
+
+
+def input_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What two models are run with; the command gets ``inputs``, ``libraries`` and ``seed``."""
+    command = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)(command)
+    return click.option(
+        "--inputs",
+        type=click.Path(path_type=Path),
+        help="Inputs, an .npz by input name (default: generated from --seed).",
+    )(library_option(command))
+
+
+def verification_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Verifying before writing; the command gets ``run_verify``, ``inputs`` and ``libraries``."""
+    command = click.option(
+        "--inputs",
+        type=click.Path(path_type=Path),
+        help="Inputs for the verification, an .npz by input name (default: generated).",
+    )(library_option(command))
+    return click.option(
+        "--verify/--no-verify",
+        "run_verify",
+        default=None,
+        help="Compare both models in onnxruntime before the output is written. Default: on for "
+        "models up to 2 GB.",
     )(command)
 
 

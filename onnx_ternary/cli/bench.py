@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from onnx_ternary.bench import bench
-from onnx_ternary.cli._options import library_option
+from onnx_ternary.cli._options import input_options
 from onnx_ternary.cli._output import make_console, print_table
 from onnx_ternary.report import format_size
 
@@ -16,13 +16,7 @@ from onnx_ternary.report import format_size
 @click.command("bench")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("converted", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--inputs",
-    type=click.Path(path_type=Path),
-    help="Inputs, an .npz by input name (default: generated from --seed).",
-)
-@library_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@input_options
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
 @click.option(

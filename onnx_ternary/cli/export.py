@@ -7,7 +7,7 @@ from typing import get_args
 
 import click
 
-from onnx_ternary.cli._options import library_option, quiet_and_verbose
+from onnx_ternary.cli._options import quiet_and_verbose, verification_options
 from onnx_ternary.cli._output import Output, print_table
 from onnx_ternary.cli._tables import print_verification
 from onnx_ternary.export import ExportedFile, ExportedProduct, Form, export_file
@@ -39,19 +39,7 @@ from onnx_ternary.schema import OP_TYPE
     show_default=True,
     help="Of MatMulNBits: 4 lets onnxruntime round activations to int8, faster and less exact.",
 )
-@click.option(
-    "--verify/--no-verify",
-    "run_verify",
-    default=None,
-    help="Compare both models in onnxruntime before the output is written. Default: on for models "
-    "up to 2 GB.",
-)
-@click.option(
-    "--inputs",
-    type=click.Path(path_type=Path),
-    help="Inputs for the verification, an .npz by input name (default: generated).",
-)
-@library_option
+@verification_options
 @click.option(
     "--external-data",
     type=click.Choice(get_args(ExternalData)),

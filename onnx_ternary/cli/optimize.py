@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from onnx_ternary.batch import Batch, convert_many, default_target, is_pattern
-from onnx_ternary.cli._options import library_option, quiet_and_verbose, rewrite_options
+from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options, verification_options
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import (
     print_notes,
@@ -24,19 +24,7 @@ from onnx_ternary.report import format_size
 @click.command("optimize")
 @click.argument("models", metavar="MODEL... [OUTPUT]", type=click.Path(), nargs=-1, required=True)
 @rewrite_options
-@click.option(
-    "--verify/--no-verify",
-    "run_verify",
-    default=None,
-    help="Compare both models in onnxruntime before the output is written. Default: on for models "
-    "up to 2 GB.",
-)
-@click.option(
-    "--inputs",
-    type=click.Path(path_type=Path),
-    help="Inputs for the verification, an .npz by input name (default: generated).",
-)
-@library_option
+@verification_options
 @click.option("--dry-run", is_flag=True, help="Report what would be done; write no model.")
 @click.option("--in-place", is_flag=True, help="Replace every MODEL; there is no OUTPUT.")
 @click.option(

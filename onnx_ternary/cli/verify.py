@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from onnx_ternary.cli._options import library_option, quiet_and_verbose
+from onnx_ternary.cli._options import input_options, quiet_and_verbose
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import print_verification
 from onnx_ternary.errors import VerificationError
@@ -17,13 +17,7 @@ from onnx_ternary.verify import verify
 @click.command("verify")
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("converted", type=click.Path(path_type=Path))
-@click.option(
-    "--inputs",
-    type=click.Path(path_type=Path),
-    help="Inputs, an .npz by input name (default: generated from --seed).",
-)
-@library_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@input_options
 @click.option(
     "--weight-tolerance",
     type=click.FloatRange(0.0),
