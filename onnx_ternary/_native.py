@@ -527,23 +527,8 @@ def run(
         IndexFormatError: for a node that is not valid, or x of another shape or dtype.
         LibraryError: for a kernel that does not exist or cannot run here or serve the node.
     """
-    source = _activations(attributes, x)
-    y = np.empty((x.shape[0], attributes.N), np.float32)
-    used = ctypes.create_string_buffer(_ERROR_BYTES)
-    with _node(attributes, codes, aux, scale, bias) as node:
-        _call(
-            "otn_run",
-            IndexFormatError,
-            ctypes.byref(node),
-            kernel.encode() if kernel is not None else None,
-            source.ctypes.data,
-            source.shape[0],
-            num_parts,
-            y.ctypes.data,
-            used,
-            _ERROR_BYTES,
-        )
-    return y, used.value.decode()
+    layer = Layer(attributes, codes, aux, scale, bias)
+    return layer.run(x, kernel=kernel, num_parts=num_parts)
 
 
 class Layer:

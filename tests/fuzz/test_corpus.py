@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_hostile_model_is_refused(name: str) -> None:
     make, message = REFUSED[name]
-    with pytest.raises(Exception, match=message) as caught:
+    with pytest.raises(Exception, match=message or None) as caught:
         open_session(make().SerializeToString())
     assert type(caught.value).__module__.startswith("onnxruntime"), caught.value
     if message:
