@@ -71,6 +71,7 @@ CpuFeatureSet Detect() {
   features.avx512dq = features.avx512f && bit(leaf7.ebx, 17);
   features.avx512bw = features.avx512f && bit(leaf7.ebx, 30);
   features.avx512vl = features.avx512f && bit(leaf7.ebx, 31);
+  features.avx512vbmi = features.avx512f && bit(leaf7.ecx, 1);
   features.avx512vnni = features.avx512f && bit(leaf7.ecx, 11);
   return features;
 }

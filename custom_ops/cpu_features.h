@@ -14,6 +14,7 @@ struct CpuFeatureSet {
   bool avx512dq = false;
   bool avx512bw = false;
   bool avx512vl = false;
+  bool avx512vbmi = false;
   bool avx512vnni = false;
 };
 

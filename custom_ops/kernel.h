@@ -22,7 +22,7 @@ enum class ActivationRule : uint8_t {
   dynamic_quantize_linear
 };
 enum class ScaleKind : uint8_t { per_tensor, per_column, per_group };
-enum class Isa : uint8_t { scalar, portable, avx2, avx512bw, avx512vnni };
+enum class Isa : uint8_t { scalar, portable, avx2, avx512bw, avx512vbmi, avx512vnni };
 
 // One weight matrix as kernels see it: validated, immutable, shared by concurrent calls.
 // Layouts: docs/index_format.md. Pointers have no alignment beyond that of bytes for `codes`

@@ -31,6 +31,13 @@ constexpr IsaEntry kIsas[] = {
 #else
     {Isa::avx512bw, "avx512bw", "AVX512F, AVX512BW, AVX512VL, AVX512DQ, FMA and BMI2", false},
 #endif
+#if defined(OTN_HAVE_AVX512VBMI)
+    {Isa::avx512vbmi, "avx512vbmi",
+     "AVX512F, AVX512BW, AVX512VL, AVX512DQ, AVX512_VBMI, FMA and BMI2", true},
+#else
+    {Isa::avx512vbmi, "avx512vbmi",
+     "AVX512F, AVX512BW, AVX512VL, AVX512DQ, AVX512_VBMI, FMA and BMI2", false},
+#endif
 #if defined(OTN_HAVE_AVX512VNNI)
     {Isa::avx512vnni, "avx512vnni",
      "AVX512F, AVX512BW, AVX512VL, AVX512DQ, AVX512_VNNI, FMA and BMI2", true},
@@ -55,6 +62,10 @@ struct SelectionRow {
 };
 
 constexpr SelectionRow kSelection[] = {
+#if defined(OTN_HAVE_AVX512VBMI)
+    {IndexFormat::packed, Activation::float32, Isa::avx512vbmi, 3, kAnyRows,
+     &packed_gemm_float_4x64_avx512vbmi},
+#endif
 #if defined(OTN_HAVE_AVX512VNNI)
     {IndexFormat::packed, Activation::float32, Isa::avx512vnni, 1, 8,
      &packed_gemv_float_4x4_avx512vnni},
@@ -240,6 +251,8 @@ bool IsaSupported(Isa isa) {
       return cpu.avx2 && cpu.fma && cpu.bmi2 && cpu.f16c;
     case Isa::avx512bw:
       return cpu.avx512f && cpu.avx512bw && cpu.avx512vl && cpu.avx512dq && cpu.fma && cpu.bmi2;
+    case Isa::avx512vbmi:
+      return IsaSupported(Isa::avx512bw) && cpu.avx512vbmi;
     case Isa::avx512vnni:
       return IsaSupported(Isa::avx512bw) && cpu.avx512vnni;
   }
@@ -257,6 +270,7 @@ std::string CpuFeatures() {
   if (cpu.avx512dq) Append(&list, "avx512dq");
   if (cpu.avx512bw) Append(&list, "avx512bw");
   if (cpu.avx512vl) Append(&list, "avx512vl");
+  if (cpu.avx512vbmi) Append(&list, "avx512vbmi");
   if (cpu.avx512vnni) Append(&list, "avx512vnni");
   return list.empty() ? "none" : list;
 }
@@ -277,6 +291,9 @@ const std::vector<const Kernel*>& BuiltKernels() {
 #endif
 #if defined(OTN_HAVE_AVX512BW)
       &packed_gemm_float_16x8_avx512bw,
+#endif
+#if defined(OTN_HAVE_AVX512VBMI)
+      &packed_gemm_float_4x64_avx512vbmi,
 #endif
 #if defined(OTN_HAVE_AVX512VNNI)
       &packed_gemv_float_4x4_avx512vnni,

@@ -46,6 +46,10 @@ extern const RowMagnitudesFunction row_magnitudes_avx512bw;
 extern const Kernel packed_gemm_float_16x8_avx512bw;
 #endif
 
+#if defined(OTN_HAVE_AVX512VBMI)
+extern const Kernel packed_gemm_float_4x64_avx512vbmi;
+#endif
+
 #if defined(OTN_HAVE_AVX512VNNI)
 extern const Kernel packed_gemv_float_4x4_avx512vnni;
 extern const Kernel packed_gemm_int8_8x4_avx512vnni;

@@ -23,6 +23,7 @@ ISA_FLAGS = {
     "packed_avx2": AVX2,
     "rsr_avx2": AVX2,
     "packed_avx512": [*AVX512BW, "-DOTN_HAVE_AVX512BW"],
+    "packed_avx512vbmi": [*AVX512BW, "-mavx512vbmi", "-DOTN_HAVE_AVX512VBMI"],
     "packed_avx512vnni": [*AVX512BW, "-mavx512vnni", "-DOTN_HAVE_AVX512VNNI"],
 }
 SHARED = set("WwVvu")
