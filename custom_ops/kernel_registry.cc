@@ -49,6 +49,9 @@ constexpr IsaEntry kIsas[] = {
 
 constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
 
+// bits: storage 1bit in blocks of 128, which some kernels read as it is.
+enum class Layers : uint8_t { all, bits };
+
 // The first row of the table that fits the layer, the number of rows and the processor is used, so
 // the best come first, and a kernel that does not accept a layer leaves it to the next. Crossovers:
 // docs/kernels.md.
@@ -59,10 +62,13 @@ struct SelectionRow {
   int64_t rows_min;
   int64_t rows_max;
   const Kernel* kernel;
+  Layers layers = Layers::all;
 };
 
 constexpr SelectionRow kSelection[] = {
 #if defined(OTN_HAVE_AVX512VBMI)
+    {IndexFormat::packed, Activation::float32, Isa::avx512vbmi, 1, kAnyRows,
+     &packed_gemm_float_4x64_avx512vbmi, Layers::bits},
     {IndexFormat::packed, Activation::float32, Isa::avx512vbmi, 3, kAnyRows,
      &packed_gemm_float_4x64_avx512vbmi},
 #endif
@@ -216,6 +222,10 @@ std::atomic<const Kernel*> g_forced_kernel{nullptr};
 
 // A forced instruction set may lean on the ones any processor has for what it has no kernel for;
 // scalar stands alone.
+bool IsBits(const Layer& layer) {
+  return layer.storage == Storage::one_bit && layer.block_size == 128;
+}
+
 bool IsaAllowed(Isa isa, const IsaEntry* forced) {
   if (!IsaSupported(isa)) return false;
   if (forced == nullptr || isa == forced->isa) return true;
@@ -356,6 +366,7 @@ const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,
   for (const SelectionRow& row : kSelection) {
     if (rows < row.rows_min || rows > row.rows_max) continue;
     if (row.kernel->fixed_point && !ordinary_rows) continue;
+    if (row.layers == Layers::bits && !IsBits(layer)) continue;
     if (IsaAllowed(row.isa, forced_isa) && Accepts(*row.kernel, layer)) return row.kernel;
   }
   *error = std::string("no kernel serves index_format ") + FormatName(layer.index_format) +
@@ -410,11 +421,13 @@ std::string KernelsJson() {
   std::string selection;
   for (const SelectionRow& row : kSelection) {
     if (!IsaSupported(row.isa)) continue;
-    Append(&selection, std::string("{\"index_format\": ") + Quoted(FormatName(row.index_format)) +
-                           ", \"activation\": " + Quoted(ActivationName(row.activation)) +
-                           ", \"rows_min\": " + std::to_string(row.rows_min) + ", \"rows_max\": " +
-                           (row.rows_max == kAnyRows ? "null" : std::to_string(row.rows_max)) +
-                           ", \"kernel\": " + Quoted(row.kernel->name) + "}");
+    Append(&selection,
+           std::string("{\"index_format\": ") + Quoted(FormatName(row.index_format)) +
+               ", \"activation\": " + Quoted(ActivationName(row.activation)) +
+               ", \"rows_min\": " + std::to_string(row.rows_min) + ", \"rows_max\": " +
+               (row.rows_max == kAnyRows ? "null" : std::to_string(row.rows_max)) +
+               ", \"storage\": " + (row.layers == Layers::bits ? Quoted("1bit") : "null") +
+               ", \"kernel\": " + Quoted(row.kernel->name) + "}");
   }
   return "{\"cpu\": [" + features + "], \"kernels\": [" + kernels + "], \"selection\": [" +
          selection + "]}";

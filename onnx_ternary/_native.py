@@ -40,6 +40,7 @@ class SelectionEntry(TypedDict):
     activation: str
     rows_min: int
     rows_max: int | None
+    storage: str | None
     kernel: str
 
 

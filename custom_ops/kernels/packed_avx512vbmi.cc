@@ -1,15 +1,19 @@
-// Kernel for `packed`, AVX-512 with VBMI: lookup GEMM (float) with tables in registers. Lanes are
-// sixteen columns. The 27 sums +-x0 +-x1 +-x2 of three inputs of one row fill two registers; a
-// permutation (vpermi2d) looks the patterns of sixteen columns up in them: 48 products an
-// instruction, and one addition. Codes are read once for all rows of a tile, so this pays from a
-// few rows on, where the tables of packed_avx512.cc, whose lanes are rows, would stay half empty.
+// Kernels for `packed`, AVX-512 with VBMI: lookup GEMM (float) with tables in registers. Lanes are
+// sixteen columns. The 27 sums +-x0 +-x1 +-x2 of three inputs of one row, or the 32 sums of five
+// inputs whose weights are bits, fill two registers; a permutation (vpermi2d) looks the patterns of
+// sixteen columns up in them: 48 or 80 products an instruction, and one addition. Codes are read
+// once for all rows of a tile, so this pays from a few rows on, where the tables of
+// packed_avx512.cc, whose lanes are rows, would stay half empty.
 //
-// Layout: docs/index_format.md sections 2.1 and 2.3, read in spans of 128 inputs (span_avx512.h):
-// 32 bytes of codes a column, eight dwords, field j of byte p input 32 j + p. Fields 0, 1 and 2 of
-// a byte make a pattern; the field 3 that is left over makes patterns with those of the same byte
-// of the next two dwords. A span has 44 patterns: byte i of dword w the inputs 4 w + i, 32 + 4 w +
-// i and 64 + 4 w + i (32 patterns), the left-over inputs 96 + 4 w + i for w = 0, 1, 2 and 3, 4, 5
-// (8), and for w = 6, 7 (4, of two inputs).
+// Layout: docs/index_format.md sections 2.1 and 2.3, read in spans of 128 inputs.
+// Ternary patterns (any storage, span_avx512.h): 32 bytes of codes a column, eight dwords, field j
+// of byte p input 32 j + p. Fields 0, 1 and 2 of a byte make a pattern; the field 3 that is left
+// over makes patterns with those of the same byte of the next two dwords. A span has 44 patterns:
+// byte i of dword w the inputs 4 w + i, 32 + 4 w + i and 64 + 4 w + i (32 patterns), the left-over
+// inputs 96 + 4 w + i for w = 0, 1, 2 and 3, 4, 5 (8), and for w = 6, 7 (4, of two inputs).
+// Binary patterns (1bit in blocks of 128): 16 bytes a column, four dwords, bit t of dword w input
+// 16 (t mod 8) + 4 w + t / 8. Six patterns of five bits a dword; its bits 30 and 31 are left over
+// and make two patterns more, of five and three inputs.
 //
 // Rows are 24-bit fixed point, q = round(x * 2^e) with e = 23 - floor(log2(absmax)), so the largest
 // inputs keep all their bits: |q| < 2^24, and an input is off by at most 2^-e / 2 <= absmax *
@@ -19,8 +23,8 @@
 // longest chain of additions is the number of spans.
 //
 // prepared: q (rows, num_spans, 128) int32, zero past K | -e (rows,) float32
-// scratch:  tables (44 patterns, 4 rows, 32) int32 | codes (blocks of 64 or 16 columns, 11 dwords,
-//           columns) uint32 | scales (columns,) float32 | sums (rows, columns) float32
+// scratch:  tables (44 or 26 patterns, 4 rows, 32) int32 | codes (blocks of 64 or 16 columns, 11 or
+//           5 dwords, columns) uint32 | scales (columns,) float32 | sums (rows, columns) float32
 //
 // C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
 // AVX-512 may leave this file.
@@ -43,11 +47,29 @@ constexpr int64_t kRowTile = 4;  // rows whose tables are in L1 together
 constexpr int64_t kMaxRows = 64;
 constexpr int64_t kTilesAhead = 16;
 constexpr int64_t kBlock = kWide * kLanes;
-constexpr int kByteWords = 8;      // dwords of patterns of fields 0, 1, 2
-constexpr int kWords = 11;         // and of the left-over fields
-constexpr int kWordPatterns = 4;   // a dword
 constexpr int64_t kTableRow = 32;  // sums a pattern
-constexpr int64_t kTableStep = kWords * kWordPatterns * kTableRow;
+
+// Patterns of a span: dwords that hold kWordPatterns each, kShift bits apart, and a last one with
+// kLastPatterns.
+struct Ternary {
+  static constexpr int kWords = 11;
+  static constexpr int kByteWords = 8;  // the others hold the left-over fields
+  static constexpr int kWordPatterns = 4;
+  static constexpr int kLastPatterns = 4;
+  static constexpr int kShift = 8;
+};
+
+struct Binary {
+  static constexpr int kWords = 5;
+  static constexpr int kWordPatterns = 6;
+  static constexpr int kLastPatterns = 2;
+  static constexpr int kShift = 5;
+};
+
+template <typename Scheme>
+constexpr int64_t NumPatterns() {
+  return (Scheme::kWords - 1) * Scheme::kWordPatterns + Scheme::kLastPatterns;
+}
 // Sums and codes of a chunk of columns stay in L2.
 constexpr int64_t kSumsBytes = 640 << 10;
 constexpr int64_t kMostColumns = 4096;
@@ -58,6 +80,10 @@ int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step 
 bool Accepts(const Layer* layer) {
   return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32 &&
          (!PerGroup(layer) || layer->group_size % kSpan == 0);
+}
+
+bool TakesBits(const Layer* layer) {
+  return layer->storage == Storage::one_bit && layer->block_size == kSpan;
 }
 
 int64_t MostColumns(int64_t rows) {
@@ -87,20 +113,22 @@ struct Scratch {
   size_t codes_offset, scales_offset, sums_offset, bytes;
 };
 
+template <typename Scheme>
 Scratch ScratchLayout(int64_t columns, int64_t num_sums) {
   Scratch layout;
-  layout.codes_offset = (size_t)(kRowTile * kTableStep) * sizeof(int32_t);
-  layout.scales_offset = layout.codes_offset + (size_t)(columns * kWords) * sizeof(uint32_t);
+  layout.codes_offset = (size_t)(NumPatterns<Scheme>() * kRowTile * kTableRow) * sizeof(int32_t);
+  layout.scales_offset =
+      layout.codes_offset + (size_t)(columns * Scheme::kWords) * sizeof(uint32_t);
   layout.sums_offset = layout.scales_offset + (size_t)columns * sizeof(float);
   layout.bytes = layout.sums_offset + (size_t)num_sums * sizeof(float);
   return layout;
 }
 
 size_t ScratchBytes(const Layer*, int64_t rows, int64_t num_columns) {
-  // Chunks of fewer rows are wider, up to as many sums.
+  // Ternary patterns need more. Chunks of fewer rows are wider, up to as many sums.
   const int64_t columns = RoundUp(num_columns, kBlock);
   const int64_t num_sums = Min(rows * columns, kSumsBytes / (int64_t)sizeof(float));
-  return ScratchLayout(Min(columns, kMostColumns), num_sums).bytes;
+  return ScratchLayout<Ternary>(Min(columns, kMostColumns), num_sums).bytes;
 }
 
 __mmask16 FirstLanes(int64_t count) {
@@ -166,12 +194,12 @@ OTN_ALWAYS_INLINE void BuildTable(__m512i a, __m512i b, __m512i c, __m512i* tabl
   _mm512_store_si512(table + 1, _mm512_mask_add_epi32(high, 0x07fc, high, c));
 }
 
-// Tables of a span: (44 patterns, kRows, 32). q: rows of 128, `stride` apart.
+// Tables of a span: (patterns, kRows, 32). q: rows of 128, `stride` apart.
 template <int kRows>
-void BuildTables(const int32_t* q, int64_t stride, int32_t* tables) {
+void BuildTables(Ternary, const Layer*, const int32_t* q, int64_t stride, int32_t* tables) {
   __m512i* table = (__m512i*)tables;
   const auto build = [&](int64_t first, int64_t step, bool three) {
-    for (int64_t i = first; i < first + kWordPatterns; ++i) {
+    for (int64_t i = first; i < first + Ternary::kWordPatterns; ++i) {
       OTN_UNROLL16
       for (int r = 0; r < kRows; ++r, table += 2) {
         const int32_t* row = q + r * stride + i;
@@ -180,10 +208,59 @@ void BuildTables(const int32_t* q, int64_t stride, int32_t* tables) {
       }
     }
   };
-  for (int64_t w = 0; w < kByteWords; ++w) build(4 * w, 32, true);
+  for (int64_t w = 0; w < Ternary::kByteWords; ++w) build(4 * w, 32, true);
   build(96, 4, true);
   build(108, 4, true);
   build(120, 4, false);
+}
+
+// The inputs of a binary pattern.
+struct BinaryInputs {
+  uint8_t input[26][5];
+  int count[26];
+};
+
+constexpr BinaryInputs MakeBinaryInputs() {
+  BinaryInputs inputs = {};
+  const auto add = [&](int pattern, int word, int bit) {
+    inputs.input[pattern][inputs.count[pattern]++] = (uint8_t)(16 * (bit % 8) + 4 * word + bit / 8);
+  };
+  for (int word = 0; word < 4; ++word) {
+    for (int bit = 0; bit < 30; ++bit) add(6 * word + bit / 5, word, bit);
+    for (int bit = 30; bit < 32; ++bit) add(24 + (2 * word + bit - 30) / 5, word, bit);
+  }
+  return inputs;
+}
+
+constexpr BinaryInputs kBinaryInputs = MakeBinaryInputs();
+
+// As above, bits meaning 0 and 1 (alphabet binary_01) or -1 and 1.
+template <int kRows>
+void BuildTables(Binary, const Layer* layer, const int32_t* q, int64_t stride, int32_t* tables) {
+  static constexpr __mmask16 kOnes[4] = {0xaaaa, 0xcccc, 0xf0f0, 0xff00};  // lanes whose bit is set
+  const __m512i zero = _mm512_setzero_si512();
+  const __m512i minus = _mm512_set1_epi32(layer->alphabet == Alphabet::binary_01 ? 0 : -1);
+  __m512i* table = (__m512i*)tables;
+  for (int64_t p = 0; p < NumPatterns<Binary>(); ++p) {
+    for (int r = 0; r < kRows; ++r, table += 2) {
+      __m512i x[5], low = zero;
+      OTN_UNROLL16
+      for (int i = 0; i < 5; ++i) {
+        x[i] = i < kBinaryInputs.count[p]
+                   ? _mm512_set1_epi32(q[r * stride + kBinaryInputs.input[p][i]])
+                   : zero;
+      }
+      OTN_UNROLL16
+      for (int i = 0; i < 4; ++i) {
+        // x or, where the bit is not set, 0 or -x.
+        const __m512i unset = _mm512_and_si512(_mm512_sub_epi32(zero, x[i]), minus);
+        low = _mm512_add_epi32(low, _mm512_mask_mov_epi32(unset, kOnes[i], x[i]));
+      }
+      const __m512i unset = _mm512_and_si512(_mm512_sub_epi32(zero, x[4]), minus);
+      _mm512_store_si512(table, _mm512_add_epi32(low, unset));
+      _mm512_store_si512(table + 1, _mm512_add_epi32(low, x[4]));
+    }
+  }
 }
 
 // By three fields of two bits, the pattern d0 + 3 d1 + 9 d2; digit 3 (damaged files only) counts as
@@ -207,8 +284,9 @@ __m512i LeftOver(__m512i v0, __m512i v1, __m512i v2) {
 // Patterns of a span, sixteen columns of tiles of which `num_tiles` exist: out (11, `stride`
 // registers apart).
 template <bool kAsIs>
-void Transcode(const Decoder& decoder, __m512i pattern_of_fields, const uint8_t* tiles,
+void Transcode(Ternary, const Decoder& decoder, __m512i pattern_of_fields, const uint8_t* tiles,
                int64_t num_tiles, int64_t span, __m512i* out, int64_t stride) {
+  constexpr int kByteWords = Ternary::kByteWords, kWords = Ternary::kWords;
   // Dwords 0..3 and 4..7 of four columns, the columns of a dword side by side.
   const __m512i order = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
   const __m512i order4 = _mm512_add_epi32(order, _mm512_set1_epi32(4));
@@ -253,6 +331,40 @@ void Transcode(const Decoder& decoder, __m512i pattern_of_fields, const uint8_t*
   }
 }
 
+template <bool kAsIs>
+void Transcode(Binary, const Decoder& decoder, __m512i, const uint8_t* tiles, int64_t num_tiles,
+               int64_t span, __m512i* out, int64_t stride) {
+  __m512i tile[4];  // (4 columns, 4 dwords)
+  OTN_UNROLL16
+  for (int t = 0; t < 4; ++t) {
+    tile[t] = t < num_tiles
+                  ? _mm512_loadu_si512(tiles + t * decoder.tile_bytes + span * decoder.span_bytes)
+                  : _mm512_setzero_si512();
+  }
+  // Dwords 0 and 1, and 2 and 3, of eight columns, the columns of a dword side by side.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  const __m512i order2 = _mm512_add_epi32(order, _mm512_set1_epi32(2));
+  __m512i word[4];
+  OTN_UNROLL16
+  for (int h = 0; h < 2; ++h) {
+    const __m512i which = h ? order2 : order;
+    const __m512i first = _mm512_permutex2var_epi32(tile[0], which, tile[1]);
+    const __m512i second = _mm512_permutex2var_epi32(tile[2], which, tile[3]);
+    word[2 * h] = _mm512_shuffle_i64x2(first, second, 0x44);
+    word[2 * h + 1] = _mm512_shuffle_i64x2(first, second, 0xee);
+  }
+  __m512i left_over = _mm512_srli_epi32(word[0], 30);
+  OTN_UNROLL16
+  for (int w = 0; w < 4; ++w) {
+    _mm512_store_si512(out + w * stride, word[w]);
+    if (w > 0) {
+      left_over = _mm512_or_si512(
+          left_over, _mm512_slli_epi32(_mm512_srli_epi32(word[w], 30), (unsigned)(2 * w)));
+    }
+  }
+  _mm512_store_si512(out + 4 * stride, left_over);
+}
+
 // acc += v. gcc 12 gathers the looked-up sums first and spills them (2.9 instead of 5.6 G lookups a
 // second, Zen 5).
 #if defined(__GNUC__)
@@ -261,9 +373,35 @@ void Transcode(const Decoder& decoder, __m512i pattern_of_fields, const uint8_t*
 #define OTN_ADD_LOOKUP(acc, v) (acc) = _mm512_add_epi32((acc), (v))
 #endif
 
+// The next kPatterns patterns of a dword.
+template <typename Scheme, int kPatterns, int kRows, int kRegisters>
+OTN_ALWAYS_INLINE const __m512i* LookupWord(const __m512i* table, const __m512i* word,
+                                            __m512i (&acc)[kRows][kRegisters]) {
+  __m512i pattern[kRegisters];
+  OTN_UNROLL16
+  for (int c = 0; c < kRegisters; ++c) pattern[c] = _mm512_load_si512(word + c);
+  OTN_UNROLL16
+  for (int i = 0; i < kPatterns; ++i) {
+    OTN_UNROLL16
+    for (int r = 0; r < kRows; ++r, table += 2) {
+      const __m512i low = _mm512_load_si512(table), high = _mm512_load_si512(table + 1);
+      OTN_UNROLL16
+      for (int c = 0; c < kRegisters; ++c) {
+        const __m512i looked_up = _mm512_permutex2var_epi32(low, pattern[c], high);
+        OTN_ADD_LOOKUP(acc[r][c], looked_up);
+      }
+    }
+    OTN_UNROLL16
+    for (int c = 0; c < kRegisters; ++c) {
+      pattern[c] = _mm512_srli_epi32(pattern[c], Scheme::kShift);
+    }
+  }
+  return table;
+}
+
 // Adds a span to sums (kRows, kRegisters * 16), rows `stride` apart, weighted by scales (columns,)
 // where it is not null.
-template <int kRows, int kRegisters>
+template <typename Scheme, int kRows, int kRegisters>
 void LookupSpan(const int32_t* tables, const uint32_t* codes, const float* exponents,
                 const float* scales, float* sums, int64_t stride) {
   __m512i acc[kRows][kRegisters];
@@ -273,26 +411,11 @@ void LookupSpan(const int32_t* tables, const uint32_t* codes, const float* expon
     for (int c = 0; c < kRegisters; ++c) acc[r][c] = _mm512_setzero_si512();
   }
   const __m512i* table = (const __m512i*)tables;
-  const __m512i* words = (const __m512i*)codes;
-  for (int w = 0; w < kWords; ++w, words += kRegisters) {
-    __m512i pattern[kRegisters];
-    OTN_UNROLL16
-    for (int c = 0; c < kRegisters; ++c) pattern[c] = _mm512_load_si512(words + c);
-    OTN_UNROLL16
-    for (int i = 0; i < kWordPatterns; ++i) {
-      OTN_UNROLL16
-      for (int r = 0; r < kRows; ++r, table += 2) {
-        const __m512i low = _mm512_load_si512(table), high = _mm512_load_si512(table + 1);
-        OTN_UNROLL16
-        for (int c = 0; c < kRegisters; ++c) {
-          const __m512i looked_up = _mm512_permutex2var_epi32(low, pattern[c], high);
-          OTN_ADD_LOOKUP(acc[r][c], looked_up);
-        }
-      }
-      OTN_UNROLL16
-      for (int c = 0; c < kRegisters; ++c) pattern[c] = _mm512_srli_epi32(pattern[c], 8);
-    }
+  const __m512i* word = (const __m512i*)codes;
+  for (int w = 0; w < Scheme::kWords - 1; ++w, word += kRegisters) {
+    table = LookupWord<Scheme, Scheme::kWordPatterns>(table, word, acc);
   }
+  LookupWord<Scheme, Scheme::kLastPatterns>(table, word, acc);
   OTN_UNROLL16
   for (int r = 0; r < kRows; ++r) {
     const __m512 exponent = _mm512_set1_ps(exponents[r]);
@@ -309,6 +432,7 @@ void LookupSpan(const int32_t* tables, const uint32_t* codes, const float* expon
 }
 
 struct Chunk {
+  const Layer* layer;
   const Decoder* decoder;
   const uint8_t* tiles;
   int64_t num_columns;
@@ -327,35 +451,36 @@ struct RowTile {
 // Where the patterns of a span come from: an earlier tile of rows, or the layer.
 enum class Patterns { ready, as_is, brought };
 
-template <int kRows, int kRegisters, Patterns kPatterns>
+template <typename Scheme, int kRows, int kRegisters, Patterns kPatterns>
 OTN_ALWAYS_INLINE void AddBlock(const Chunk& chunk, const RowTile& rows, __m512i pattern_of_fields,
                                 int64_t span, const int32_t* tables, int64_t n) {
-  uint32_t* codes = chunk.codes + n * kWords;
+  uint32_t* codes = chunk.codes + n * Scheme::kWords;
   if (kPatterns != Patterns::ready) {
     for (int64_t c = 0; c < kRegisters; ++c) {
       const int64_t tile = n / kTile + c * (kLanes / kTile);
-      Transcode<kPatterns == Patterns::as_is>(
-          *chunk.decoder, pattern_of_fields, chunk.tiles + tile * chunk.decoder->tile_bytes,
-          (chunk.num_columns + kTile - 1) / kTile - tile, span, (__m512i*)codes + c, kRegisters);
+      Transcode<kPatterns == Patterns::as_is>(Scheme(), *chunk.decoder, pattern_of_fields,
+                                              chunk.tiles + tile * chunk.decoder->tile_bytes,
+                                              (chunk.num_columns + kTile - 1) / kTile - tile, span,
+                                              (__m512i*)codes + c, kRegisters);
     }
   }
-  LookupSpan<kRows, kRegisters>(tables, codes, rows.exponents,
-                                chunk.scales ? chunk.scales + n : nullptr, rows.sums + n,
-                                rows.stride);
+  LookupSpan<Scheme, kRows, kRegisters>(tables, codes, rows.exponents,
+                                        chunk.scales ? chunk.scales + n : nullptr, rows.sums + n,
+                                        rows.stride);
 }
 
 // What a span adds to the sums of all columns of a chunk, blocks of 64, then of 16.
-template <int kRows, Patterns kPatterns>
+template <typename Scheme, int kRows, Patterns kPatterns>
 void AddSpan(const Chunk& chunk, const RowTile& rows, int64_t span, int32_t* tables) {
   const __m512i pattern_of_fields = PatternOfFields();
-  BuildTables<kRows>(rows.q + span * kSpan, rows.q_stride, tables);
+  BuildTables<kRows>(Scheme(), chunk.layer, rows.q + span * kSpan, rows.q_stride, tables);
   const int64_t padded = RoundUp(chunk.num_columns, kLanes);
   int64_t n = 0;
   for (; n + kBlock <= padded; n += kBlock) {
-    AddBlock<kRows, kWide, kPatterns>(chunk, rows, pattern_of_fields, span, tables, n);
+    AddBlock<Scheme, kRows, kWide, kPatterns>(chunk, rows, pattern_of_fields, span, tables, n);
   }
   for (; n < padded; n += kLanes) {
-    AddBlock<kRows, 1, kPatterns>(chunk, rows, pattern_of_fields, span, tables, n);
+    AddBlock<Scheme, kRows, 1, kPatterns>(chunk, rows, pattern_of_fields, span, tables, n);
   }
 }
 
@@ -378,30 +503,34 @@ void StoreRow(const Layer* layer, const float* sums, int64_t begin, int64_t num_
   }
 }
 
-void Compute(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-             int64_t end, float* y, void* scratch) {
+template <typename Scheme>
+void ComputeOf(const Layer* layer, int64_t rows, const void* prepared, int64_t begin, int64_t end,
+               float* y, void* scratch) {
   static constexpr AddSpanFunction kAddSpan[3][kRowTile] = {
-      {AddSpan<1, Patterns::ready>, AddSpan<2, Patterns::ready>, AddSpan<3, Patterns::ready>,
-       AddSpan<4, Patterns::ready>},
-      {AddSpan<1, Patterns::as_is>, AddSpan<2, Patterns::as_is>, AddSpan<3, Patterns::as_is>,
-       AddSpan<4, Patterns::as_is>},
-      {AddSpan<1, Patterns::brought>, AddSpan<2, Patterns::brought>, AddSpan<3, Patterns::brought>,
-       AddSpan<4, Patterns::brought>}};
+      {AddSpan<Scheme, 1, Patterns::ready>, AddSpan<Scheme, 2, Patterns::ready>,
+       AddSpan<Scheme, 3, Patterns::ready>, AddSpan<Scheme, 4, Patterns::ready>},
+      {AddSpan<Scheme, 1, Patterns::as_is>, AddSpan<Scheme, 2, Patterns::as_is>,
+       AddSpan<Scheme, 3, Patterns::as_is>, AddSpan<Scheme, 4, Patterns::as_is>},
+      {AddSpan<Scheme, 1, Patterns::brought>, AddSpan<Scheme, 2, Patterns::brought>,
+       AddSpan<Scheme, 3, Patterns::brought>, AddSpan<Scheme, 4, Patterns::brought>}};
   const Decoder decoder = MakeDecoder(layer);
   const int64_t num_spans = NumSpans(layer);
   const int32_t* q = (const int32_t*)prepared;
   const float* exponents =
       (const float*)((const char*)prepared + PreparedLayout(layer, rows).exponents_offset);
   const int64_t stride = ChunkColumns(rows, end - begin);
-  const Scratch layout = ScratchLayout(stride, rows * stride);
+  const Scratch layout = ScratchLayout<Scheme>(stride, rows * stride);
   char* base = (char*)scratch;
   int32_t* tables = (int32_t*)base;
   float* scales = (float*)(base + layout.scales_offset);
   float* sums = (float*)(base + layout.sums_offset);
   const int64_t num_row_tiles = (rows + kRowTile - 1) / kRowTile;
   for (int64_t n = begin; n < end; n += stride) {
-    const Chunk chunk = {&decoder, layer->codes + n / kTile * decoder.tile_bytes,
-                         Min(stride, end - n), (uint32_t*)(base + layout.codes_offset),
+    const Chunk chunk = {layer,
+                         &decoder,
+                         layer->codes + n / kTile * decoder.tile_bytes,
+                         Min(stride, end - n),
+                         (uint32_t*)(base + layout.codes_offset),
                          PerGroup(layer) ? scales : nullptr};
     memset(sums, 0, (size_t)(rows * stride) * sizeof(float));
     memset(scales, 0, (size_t)stride * sizeof(float));
@@ -425,6 +554,12 @@ void Compute(const Layer* layer, const float*, int64_t rows, const void* prepare
       StoreRow(layer, sums + row * stride, n, chunk.num_columns, y + row * layer->N);
     }
   }
+}
+
+void Compute(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
+             int64_t end, float* y, void* scratch) {
+  (TakesBits(layer) ? ComputeOf<Binary> : ComputeOf<Ternary>)(layer, rows, prepared, begin, end, y,
+                                                              scratch);
 }
 
 // The rounding of each span and its addition.

@@ -32,6 +32,7 @@ def info_command(as_json: bool) -> None:
             "supported": "yes" if kernel["supported"] else "no",
             "selected for rows": ", ".join(
                 f"{row['rows_min']}-{row['rows_max'] or ''}"
+                + (f" ({row['storage']})" if row["storage"] else "")
                 for row in kernels["selection"]
                 if row["kernel"] == kernel["name"]
             ),

@@ -404,6 +404,42 @@ def test_float_kernel_integers_are_exact(name: str) -> None:
     np.testing.assert_array_equal(y, (x @ node.levels.astype(np.float32)) * np.float32(0.5))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        kernel["name"]
+        for kernel in SUPPORTED
+        if kernel["index_format"] == "packed" and kernel["activation"] == "float"
+    ],
+)
+@pytest.mark.parametrize(
+    ("storage", "alphabet"), [("2bit", "ternary"), ("1bit", "binary_pm"), ("1bit", "binary_01")]
+)
+@pytest.mark.parametrize("block_size", [32, 128])
+def test_every_input_meets_its_own_weight(
+    name: str, storage: str, alphabet: str, block_size: int
+) -> None:
+    rng = np.random.default_rng(14)
+    node = make_node(
+        rng,
+        "packed",
+        "float",
+        300,
+        87,
+        storage=storage,
+        alphabet=alphabet,
+        block_size=block_size,
+        scale_kind="tensor",
+        with_bias=False,
+    )
+    node.scale[...] = 0.5
+    # Ones and powers of two: a sum over the wrong inputs differs.
+    x = np.eye(300, dtype=np.float32)
+    x += np.roll(4 * x, 1, axis=1) + np.roll(16 * x, 130, axis=1)
+    y, _ = node.run(x, name)
+    np.testing.assert_array_equal(y, (x @ node.levels.astype(np.float32)) * np.float32(0.5))
+
+
 @pytest.mark.parametrize("index_format", ["packed", "rsr"])
 @pytest.mark.parametrize("rows", [1, 2, 9])
 def test_rows_with_nan_and_inf_follow_ieee(index_format: str, rows: int) -> None:
@@ -463,7 +499,16 @@ def test_extreme_row_does_not_use_fixed_point() -> None:
 @pytest.mark.parametrize("entry", LIST["selection"], ids=lambda entry: entry["kernel"])
 def test_selection_forced_isa_uses_its_kernels(entry: Any) -> None:
     rng = np.random.default_rng(10)
-    node = make_node(rng, entry["index_format"], entry["activation"], 128, 8)
+    binary = entry["storage"] == "1bit"
+    node = make_node(
+        rng,
+        entry["index_format"],
+        entry["activation"],
+        128,
+        8,
+        alphabet="binary_pm" if binary else "ternary",
+        storage=entry["storage"],
+    )
     rows = entry["rows_min"]
     isa = BY_NAME[entry["kernel"]]["isa"]
     with _native.forced(isa=isa):
@@ -474,6 +519,7 @@ def test_selection_forced_isa_uses_its_kernels(entry: Any) -> None:
         if other["index_format"] == entry["index_format"]
         and other["activation"] == entry["activation"]
         and BY_NAME[other["kernel"]]["isa"] == isa
+        and other["storage"] in (None, entry["storage"])
         and other["rows_min"] <= rows
         and (other["rows_max"] is None or rows <= other["rows_max"])
     )
