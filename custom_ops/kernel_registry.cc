@@ -86,7 +86,8 @@ constexpr SelectionRow kSelection[] = {
     {IndexFormat::packed, Activation::float32, Isa::avx2, 1, 2, &packed_gemv_float_1x4_avx2},
     {IndexFormat::packed, Activation::float32, Isa::avx2, 1, kAnyRows, &packed_gemm_float_8x8_avx2},
     {IndexFormat::packed, Activation::int8, Isa::avx2, 1, 1, &packed_gemv_int8_1x4_avx2},
-    {IndexFormat::packed, Activation::int8, Isa::avx2, 2, kAnyRows, &packed_gemm_int8_8x4_avx2},
+    {IndexFormat::packed, Activation::int8, Isa::avx2, 2, 9, &packed_gemm_int8_8x4_avx2},
+    {IndexFormat::packed, Activation::int8, Isa::avx2, 10, kAnyRows, &packed_gemm_int8_16x8_avx2},
 #endif
     {IndexFormat::packed, Activation::float32, Isa::portable, 1, 4, &packed_gemv_float_portable},
     {IndexFormat::packed, Activation::float32, Isa::portable, 5, kAnyRows,
@@ -298,6 +299,7 @@ const std::vector<const Kernel*>& BuiltKernels() {
       &packed_gemv_int8_1x4_avx2,
       &packed_gemm_float_8x8_avx2,
       &packed_gemm_int8_8x4_avx2,
+      &packed_gemm_int8_16x8_avx2,
 #endif
 #if defined(OTN_HAVE_AVX512BW)
       &packed_gemm_float_16x8_avx512bw,

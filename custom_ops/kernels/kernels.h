@@ -34,6 +34,7 @@ extern const Kernel packed_gemv_float_1x4_avx2;
 extern const Kernel packed_gemv_int8_1x4_avx2;
 extern const Kernel packed_gemm_float_8x8_avx2;
 extern const Kernel packed_gemm_int8_8x4_avx2;
+extern const Kernel packed_gemm_int8_16x8_avx2;
 
 extern const Kernel rsr_gemv_float_avx2;
 extern const Kernel rsr_gemv_int8_avx2;

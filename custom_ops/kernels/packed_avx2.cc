@@ -1,16 +1,7 @@
-// Kernels for `packed`, AVX2: decode GEMV (int8, and float as fixed point), decode GEMM (int8) and
-// batched lookup GEMM (float; method of four Russians, Arlazarov et al. 1970, the patterns of arXiv
-// 2411.06360 turned round).
+// Kernels for `packed`, AVX2, that decode: GEMV (int8, and float as fixed point) and GEMM (int8).
 //
-// Layout: docs/index_format.md sections 2.1 and 2.3. A span is 128 inputs: one block, or several
-// smaller ones. 2-bit codes in blocks of 128 are read as they lie: 32 bytes a column and span, one
-// register; bits 2j..2j+1 of byte i are the code (level + 1) of input 32 j + i; tiles of four
-// columns are one stream: (column tile, span, 4 columns, 32 bytes). Smaller blocks and bits are
-// brought to that form a tile at a time: byte i of block b (B/4 bytes) of a column goes to byte
-// (B/4) b + i of its 32, so field j of that byte is input B b + (B/4) j + i of the span, and
-// activations are laid out in that order. A unit is one block: B/16 int32 lanes of a register.
-// Loads of codes are unaligned (memory-mapped files); everything in prepared and scratch is 64-byte
-// aligned.
+// Layout: span_avx2.h; activations are laid out in the order of the fields. A unit is one block:
+// B/16 int32 lanes of a register. Everything in prepared and scratch is 64-byte aligned.
 //
 // Ranges. Codes are 0, 1, 2 (3 only in damaged files: sums then wrap, which intrinsics define).
 // d is an int8 in [-128, 127].
@@ -32,58 +23,16 @@
 #include <string.h>
 
 #include "kernels.h"
-#include "quantise_absmax.h"
-#include "quantise_row.h"
+#include "span_avx2.h"
 
 namespace onnx_ternary {
 namespace avx2 {
 namespace {
 
-constexpr int64_t kSpan = 128;      // inputs
-constexpr int64_t kSpanBytes = 32;  // codes of one column
-constexpr int64_t kTile = 4;        // columns
-constexpr int64_t kTileSpanBytes = kTile * kSpanBytes;
 constexpr int64_t kWiden = 8;  // spans an int16 sum may cover, see above
 
 // Hides DRAM latency: three KB ahead was best on Zen 3 (27.6 against 24 weights/cycle without).
 constexpr int64_t kPrefetchBytes = 3072;
-
-size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
-
-bool AcceptsFloat(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32;
-}
-
-bool AcceptsInt8(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->activation == Activation::int8;
-}
-
-// As QuantiseActivationRow, compiled for this instruction set where it is a matter of absmax.
-float QuantiseRow(const Layer* layer, const float* x, int8_t* q) {
-  const bool absmax = layer->activation_rule == ActivationRule::absmax_division ||
-                      layer->activation_rule == ActivationRule::absmax_reciprocal;
-  return (absmax ? QuantiseAbsmaxRow : QuantiseActivationRow)(layer, x, q);
-}
-
-bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
-
-int64_t NumSpans(const Layer* layer) {
-  return (layer->num_k_blocks * layer->block_size + kSpan - 1) / kSpan;
-}
-
-int64_t SpanUnits(const Layer* layer) { return kSpan / layer->block_size; }
-
-// Units of all spans, also those of the last one past the last block.
-int64_t PaddedUnits(const Layer* layer) { return NumSpans(layer) * SpanUnits(layer); }
-
-bool AsIs(const Layer* layer) {
-  return layer->storage == Storage::two_bit && layer->block_size == kSpan;
-}
-
-int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-__m256i LoadU(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
-__m256i LoadA(const void* p) { return _mm256_load_si256((const __m256i*)p); }
 
 // Four floats of which the first `count` lie in the array; the others are zero.
 __m128 LoadFloats(const float* p, int64_t count) {
@@ -107,102 +56,6 @@ void StoreFloats(float* p, __m128 v, int64_t count) {
 __m128 LoadScale(const Layer* layer, int64_t n) {
   if (layer->scale_kind == ScaleKind::per_tensor) return _mm_set1_ps(layer->scale[0]);
   return LoadFloats(layer->scale + n, layer->N - n);
-}
-
-// rows: pieces of block_bytes of the four columns, unit after unit. columns: those of each column
-// side by side, 32 bytes.
-void GatherColumns(int64_t piece_bytes, const __m256i* rows, __m256i* columns) {
-  if (piece_bytes == 16) {
-    for (int i = 0; i < 2; ++i) {
-      columns[2 * i] = _mm256_permute2x128_si256(rows[i], rows[2 + i], 0x20);
-      columns[2 * i + 1] = _mm256_permute2x128_si256(rows[i], rows[2 + i], 0x31);
-    }
-    return;
-  }
-  if (piece_bytes == 8) {
-    const __m256i even01 = _mm256_unpacklo_epi64(rows[0], rows[1]);
-    const __m256i odd01 = _mm256_unpackhi_epi64(rows[0], rows[1]);
-    const __m256i even23 = _mm256_unpacklo_epi64(rows[2], rows[3]);
-    const __m256i odd23 = _mm256_unpackhi_epi64(rows[2], rows[3]);
-    columns[0] = _mm256_permute2x128_si256(even01, even23, 0x20);
-    columns[1] = _mm256_permute2x128_si256(odd01, odd23, 0x20);
-    columns[2] = _mm256_permute2x128_si256(even01, even23, 0x31);
-    columns[3] = _mm256_permute2x128_si256(odd01, odd23, 0x31);
-    return;
-  }
-  const __m256i low01 = _mm256_unpacklo_epi32(rows[0], rows[1]);
-  const __m256i high01 = _mm256_unpackhi_epi32(rows[0], rows[1]);
-  const __m256i low23 = _mm256_unpacklo_epi32(rows[2], rows[3]);
-  const __m256i high23 = _mm256_unpackhi_epi32(rows[2], rows[3]);
-  columns[0] = _mm256_unpacklo_epi64(low01, low23);
-  columns[1] = _mm256_unpackhi_epi64(low01, low23);
-  columns[2] = _mm256_unpacklo_epi64(high01, high23);
-  columns[3] = _mm256_unpackhi_epi64(high01, high23);
-  // Now the even units, then the odd ones.
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  for (int c = 0; c < kTile; ++c) columns[c] = _mm256_permutevar8x32_epi32(columns[c], order);
-}
-
-// One span of the tile's codes in the form of 2-bit blocks of 128, a register a column. What lies
-// past the last block becomes some code, which meets activations of zero.
-void ExpandSpan(const Layer* layer, const uint8_t* tile_codes, int64_t span, __m256i* columns) {
-  const int64_t unit_bytes = kTile * layer->block_bytes;
-  const int64_t span_bytes = SpanUnits(layer) * unit_bytes;
-  const int64_t left = (layer->num_k_blocks - span * SpanUnits(layer)) * unit_bytes;
-  const uint8_t* source = tile_codes + span * span_bytes;
-  uint8_t padded[kTileSpanBytes];
-  if (left < span_bytes) {
-    memset(padded, 0, sizeof padded);
-    memcpy(padded, source, (size_t)left);
-    source = padded;
-  }
-  __m256i rows[4];
-  if (layer->storage == Storage::two_bit) {
-    for (int i = 0; i < 4; ++i) rows[i] = LoadU(source + i * 32);
-    GatherColumns(layer->block_bytes, rows, columns);
-    return;
-  }
-  // Even bits and odd ones, the two halves of a 2-bit block, at the places of 2-bit codes. Level +
-  // 1 is twice the bit, or one more than the bit.
-  const __m256i mask = _mm256_set1_epi8(0x55);
-  __m256i halves[2][2];
-  for (int i = 0; i < 2; ++i) {
-    const __m256i v = LoadU(source + i * 32);
-    for (int half = 0; half < 2; ++half) {
-      const __m256i bits = _mm256_and_si256(half ? _mm256_srli_epi16(v, 1) : v, mask);
-      halves[half][i] = _mm256_add_epi8(bits, layer->alphabet == Alphabet::binary_01 ? mask : bits);
-    }
-  }
-  switch (layer->block_bytes) {
-    case 16:
-      rows[0] = halves[0][0];
-      rows[1] = halves[0][1];
-      rows[2] = halves[1][0];
-      rows[3] = halves[1][1];
-      break;
-    case 8:
-      rows[0] = halves[0][0];
-      rows[1] = halves[1][0];
-      rows[2] = halves[0][1];
-      rows[3] = halves[1][1];
-      break;
-    case 4:
-      for (int i = 0; i < 2; ++i) {
-        rows[2 * i] = _mm256_permute2x128_si256(halves[0][i], halves[1][i], 0x20);
-        rows[2 * i + 1] = _mm256_permute2x128_si256(halves[0][i], halves[1][i], 0x31);
-      }
-      break;
-    default:
-      // Two bytes of each half make four of a unit: two units (c0 c1 c2 c3) in 128 bits.
-      for (int i = 0; i < 2; ++i) {
-        const __m256i low = _mm256_unpacklo_epi16(halves[0][i], halves[1][i]);
-        const __m256i high = _mm256_unpackhi_epi16(halves[0][i], halves[1][i]);
-        rows[2 * i] = _mm256_permute2x128_si256(low, high, 0x20);
-        rows[2 * i + 1] = _mm256_permute2x128_si256(low, high, 0x31);
-      }
-      break;
-  }
-  GatherColumns(layer->block_bytes == 2 ? 4 : layer->block_bytes, rows, columns);
 }
 
 // Codes of the tile at column n, (spans, 4, 32) bytes: the layer's, or made in `expanded`.
@@ -771,7 +624,6 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
 
 constexpr int64_t kRowGroup = 8;
 constexpr int64_t kWidenShifted = 16;
-constexpr int64_t kGemmMaxRows = 64;
 
 struct Int8Rows {
   size_t sums_offset, s_offset, bytes;
@@ -936,370 +788,6 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 }
 
 // ---------------------------------------------------------------------------------------------
-// packed_gemm_float_8x8: lookup over the batch. Lanes are eight rows of X. The 81 sums
-// +-x0 +-x1 +-x2 +-x3 of a group of four inputs (those of one byte) are built once; each column
-// then adds one table row per four weights: a quarter of the additions of a dense product, and no
-// multiplication. Longest chain: two additions a table row, then one a byte of the column.
-//
-// Eight tables at a time (20 KB) stay in L1. A span's bytes are transcoded to base 3 (digit 3, in
-// damaged files only, becomes 0: every index stays inside the table). Sums of a column chunk wait
-// in scratch, (column, 8 rows), between spans.
-//
-// prepared: x (row blocks, num_spans, 32 bytes, 4 fields, 8 rows) float32, zero past K and rows.
-// scratch:  tables | codes (4, columns) uint64 | scales (columns) | sums (columns, 8) |
-//           with scales per group: totals (columns, 8)
-
-constexpr int64_t kLanes = 8;
-constexpr int64_t kPatterns = 81;
-constexpr int64_t kTables = 8;                    // groups of four inputs in L1 at a time
-constexpr int64_t kSteps = kSpanBytes / kTables;  // a block
-constexpr int64_t kTableSet = 4;  // tables interleaved: a code times 128 bytes finds its row in any
-constexpr int64_t kTableRow = kTableSet * kLanes;  // floats from one pattern to the next
-constexpr int64_t kStepInputs = 4 * kTables;
-constexpr int64_t kColumns = 8;  // interleaved, to hide the latency of additions
-// Columns a pass over K: the sums of one row block (32 bytes a column) stay in L2, the tables are
-// rebuilt for every pass.
-constexpr int64_t kChunkColumns = 4096;
-
-int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
-int64_t ChunkColumns(int64_t num_columns) {
-  const int64_t num_chunks = (num_columns + kChunkColumns - 1) / kChunkColumns;
-  return RoundUp((num_columns + num_chunks - 1) / num_chunks, kColumns);
-}
-
-int64_t RowBlocks(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
-
-struct GemmScratch {
-  size_t codes_offset, scales_offset, sums_offset, tile_bytes, bytes;
-};
-
-GemmScratch GemmScratchLayout(const Layer* layer, int64_t chunk_columns) {
-  const size_t columns = (size_t)chunk_columns;
-  GemmScratch layout;
-  layout.codes_offset = RoundUp64((size_t)(2 * kPatterns * kTableRow) * sizeof(float));
-  layout.scales_offset = layout.codes_offset + RoundUp64((size_t)kSteps * columns * 8);
-  layout.sums_offset = layout.scales_offset + RoundUp64(columns * sizeof(float));
-  layout.tile_bytes = columns * kLanes * sizeof(float);
-  layout.bytes = layout.sums_offset + layout.tile_bytes * (PerGroup(layer) ? 2 : 1);
-  return layout;
-}
-
-size_t GemmFloatPreparedBytes(const Layer* layer, int64_t rows) {
-  return (size_t)(RowBlocks(rows) * NumSpans(layer) * kSpan * kLanes) * sizeof(float);
-}
-
-size_t GemmFloatScratchBytes(const Layer* layer, int64_t, int64_t num_columns) {
-  // Chunks are even, so those of a narrower range can be wider: one of 4096 columns, two of 2052.
-  return GemmScratchLayout(layer, RoundUp(Min(num_columns, kChunkColumns), kColumns)).bytes;
-}
-
-void Transpose8x8(__m256* r) {
-  __m256 pairs[8], quads[8];
-  for (int i = 0; i < 8; i += 2) {
-    pairs[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    pairs[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
-    quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
-    quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
-    quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
-    r[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
-  }
-}
-
-void PrepareGemmFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
-  const int64_t K = layer->K;
-  const int64_t quarter = layer->block_size / 4;
-  int32_t place[kSpan];  // of every input of a span
-  for (int64_t input = 0; input < kSpan; ++input) {
-    const int64_t block = input / layer->block_size, in_block = input % layer->block_size;
-    const int64_t p = block * quarter + in_block % quarter;
-    place[input] = (int32_t)((p * 4 + in_block / quarter) * kLanes);
-  }
-  float* out = (float*)prepared;
-  for (int64_t row = 0; row < rows; row += kLanes) {
-    const int64_t valid_rows = Min(rows - row, kLanes);
-    for (int64_t k = 0; k < NumSpans(layer) * kSpan; k += kSpan) {
-      float buffer[kLanes * kSpan];
-      const float* block = x + row * K + k;
-      int64_t stride = K;
-      const int64_t valid_inputs = Min(K - k, kSpan);
-      if (valid_rows < kLanes || valid_inputs < kSpan) {
-        memset(buffer, 0, sizeof buffer);
-        for (int64_t r = 0; r < valid_rows; ++r) {
-          memcpy(buffer + r * kSpan, block + r * K, (size_t)valid_inputs * sizeof(float));
-        }
-        block = buffer;
-        stride = kSpan;
-      }
-      for (int64_t field = 0; field < 4; ++field) {
-        for (int64_t i = 0; i < kSpanBytes; i += 8) {
-          __m256 v[8];
-          for (int r = 0; r < 8; ++r) {
-            v[r] = _mm256_loadu_ps(block + r * stride + field * kSpanBytes + i);
-          }
-          Transpose8x8(v);
-          for (int e = 0; e < 8; ++e) {
-            _mm256_store_ps(out + place[field * kSpanBytes + i + e], v[e]);
-          }
-        }
-      }
-      out += kSpan * kLanes;
-    }
-  }
-}
-
-// The nine sums d0 * a + d1 * b, digits d = 0, 1, 2 meaning -1, 0, 1, a's digit first.
-void PairSums(__m256 a, __m256 b, __m256* sums) {
-  const __m256 zero = _mm256_setzero_ps();
-  sums[8] = _mm256_add_ps(a, b);
-  sums[6] = _mm256_sub_ps(b, a);
-  sums[2] = _mm256_sub_ps(a, b);
-  sums[0] = _mm256_sub_ps(_mm256_sub_ps(zero, a), b);
-  sums[7] = b;
-  sums[5] = a;
-  sums[4] = zero;
-  sums[3] = _mm256_sub_ps(zero, a);
-  sums[1] = _mm256_sub_ps(zero, b);
-}
-
-// Tables of eight bytes from x (8 bytes, 4 fields, 8 rows): (2 sets, 81 patterns, 4 tables, 8
-// rows).
-void BuildTables(const float* x, float* tables) {
-  for (int64_t t = 0; t < kTables; ++t) {
-    __m256 low[9], high[9];
-    const float* inputs = x + t * 4 * kLanes;
-    PairSums(_mm256_load_ps(inputs), _mm256_load_ps(inputs + kLanes), low);
-    PairSums(_mm256_load_ps(inputs + 2 * kLanes), _mm256_load_ps(inputs + 3 * kLanes), high);
-    float* table = tables + t / kTableSet * kPatterns * kTableRow + t % kTableSet * kLanes;
-    for (int h = 0; h < 9; ++h) {
-      for (int l = 0; l < 9; ++l) {
-        _mm256_store_ps(table + (h * 9 + l) * kTableRow, _mm256_add_ps(high[h], low[l]));
-      }
-    }
-  }
-}
-
-// Codes of span b, columns [begin, begin + num_columns), as base-3 patterns: codes (4, stride)
-// uint64, eight bytes of one column each. Columns up to stride get pattern 40, level 0.
-void Transcode(const Layer* layer, int64_t b, int64_t begin, int64_t num_columns, int64_t stride,
-               uint64_t* codes) {
-  // Low nibble: d0 + 3 d1; high nibble: 9 d2 + 27 d3; digit 3 counts as 0.
-  const __m256i low_pattern = _mm256_setr_epi8(0, 1, 2, 0, 3, 4, 5, 3, 6, 7, 8, 6, 0, 1, 2, 0, 0, 1,
-                                               2, 0, 3, 4, 5, 3, 6, 7, 8, 6, 0, 1, 2, 0);
-  const __m256i high_pattern =
-      _mm256_setr_epi8(0, 9, 18, 0, 27, 36, 45, 27, 54, 63, 72, 54, 0, 9, 18, 0, 0, 9, 18, 0, 27,
-                       36, 45, 27, 54, 63, 72, 54, 0, 9, 18, 0);
-  const __m256i nibble = _mm256_set1_epi8(15);
-  const int64_t tile_stride = layer->num_k_blocks * kTile * layer->block_bytes;
-  const uint8_t* tile = layer->codes + begin / kTile * tile_stride;
-  const bool as_is = AsIs(layer);
-  int64_t n = 0;
-  for (; n < num_columns; n += kTile, tile += tile_stride) {
-    __m256i columns[kTile];
-    if (as_is) {
-      for (int c = 0; c < kTile; ++c)
-        columns[c] = LoadU(tile + b * kTileSpanBytes + c * kSpanBytes);
-    } else {
-      ExpandSpan(layer, tile, b, columns);
-    }
-    for (int64_t c = 0; c < kTile; ++c) {
-      const __m256i v = columns[c];
-      const __m256i pattern = _mm256_add_epi8(
-          _mm256_shuffle_epi8(low_pattern, _mm256_and_si256(v, nibble)),
-          _mm256_shuffle_epi8(high_pattern, _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble)));
-      const __m128i first = _mm256_castsi256_si128(pattern);
-      const __m128i second = _mm256_extracti128_si256(pattern, 1);
-      uint64_t* out = codes + n + c;
-      _mm_storel_epi64((__m128i*)out, first);
-      _mm_storeh_pd((double*)(out + stride), _mm_castsi128_pd(first));
-      _mm_storel_epi64((__m128i*)(out + 2 * stride), second);
-      _mm_storeh_pd((double*)(out + 3 * stride), _mm_castsi128_pd(second));
-    }
-  }
-  for (; n < stride; ++n) {
-    for (int64_t step = 0; step < kSteps; ++step) codes[step * stride + n] = 0x2828282828282828u;
-  }
-}
-
-// acc += *row. gcc 12 hoists the loads of all columns and spills them (17 instead of 30 MAC/cycle
-// on Zen 3); an assembler addition keeps load and add together. Sanitizers cannot see its loads.
-#if defined(OTN_SANITIZE) || !defined(__GNUC__)
-#define OTN_ADD_ROW(acc, row) (acc) = _mm256_add_ps((acc), _mm256_load_ps(row))
-#else
-#define OTN_ADD_ROW(acc, row) \
-  __asm__ volatile("vaddps %1, %0, %0" : "+x"(acc) : "m"(*(const __m256*)(row)))
-#endif
-
-#if defined(__clang__)
-#define OTN_UNROLL8 _Pragma("unroll 8")
-#elif defined(__GNUC__)
-#define OTN_UNROLL8 _Pragma("GCC unroll 8")
-#else
-#define OTN_UNROLL8
-#endif
-
-enum class Start { zero, sums };     // what the accumulators begin with
-enum class Finish { sums, totals };  // where they go: sums, or totals += scale * sum
-
-// Adds the table rows of tables [kFirst, kEnd) to each column's sums. codes (columns,), sums and
-// totals (columns, 8).
-template <Start kStart, Finish kFinish, int kFirst, int kEnd>
-void LookupStep(const uint64_t* codes, int64_t num_columns, const float* tables, float* sums,
-                float* totals, const float* scales) {
-  // Pattern times 128 bytes: rotate so that the code stands at bit 7, and mask.
-  uint64_t mask = (uint64_t)255 << 7;
-#if defined(__GNUC__)
-  __asm__("" : "+r"(mask));  // keeps it in a register: an immediate would cost a longer encoding
-#endif
-  const char* set0 = (const char*)tables;
-  const char* set1 = (const char*)(tables + kPatterns * kTableRow);
-  for (int64_t n = 0; n < num_columns; n += kColumns) {
-    uint64_t code[kColumns];
-    __m256 acc[kColumns];
-    OTN_UNROLL8
-    for (int c = 0; c < kColumns; ++c) {
-      code[c] = codes[n + c];
-      acc[c] =
-          kStart == Start::zero ? _mm256_setzero_ps() : _mm256_load_ps(sums + (n + c) * kLanes);
-    }
-    OTN_UNROLL8
-    for (int t = kFirst; t < kEnd; ++t) {
-      const int rotate = (8 * t - 7) & 63;
-      const char* set = (t < kTableSet ? set0 : set1) + t % kTableSet * kLanes * 4;
-      OTN_UNROLL8
-      for (int c = 0; c < kColumns; ++c) {
-        const uint64_t offset = (code[c] >> rotate | code[c] << (64 - rotate)) & mask;
-        OTN_ADD_ROW(acc[c], (const float*)(set + offset));
-      }
-    }
-    OTN_UNROLL8
-    for (int c = 0; c < kColumns; ++c) {
-      if (kFinish == Finish::sums) {
-        _mm256_store_ps(sums + (n + c) * kLanes, acc[c]);
-      } else {
-        float* total = totals + (n + c) * kLanes;
-        _mm256_store_ps(total, _mm256_fmadd_ps(acc[c], _mm256_broadcast_ss(scales + n + c),
-                                               _mm256_load_ps(total)));
-      }
-    }
-  }
-}
-
-// (columns, 8 rows) to row-major Y, with scale (unless already applied) and bias.
-void StoreRows(const Layer* layer, const float* sums, int64_t begin, int64_t num_columns,
-               int64_t valid_rows, float* y) {
-  for (int64_t n = 0; n < num_columns; n += kLanes) {
-    const int64_t column = begin + n;
-    const int64_t valid = Min(num_columns - n, kLanes);
-    __m256 v[8];
-    for (int i = 0; i < 8; ++i) v[i] = _mm256_load_ps(sums + (n + i) * kLanes);
-    Transpose8x8(v);
-    float scale_buffer[8], bias_buffer[8];
-    for (int64_t i = 0; i < 8; ++i) {
-      const int64_t at = column + (i < valid ? i : 0);
-      scale_buffer[i] = layer->scale_kind == ScaleKind::per_tensor   ? layer->scale[0]
-                        : layer->scale_kind == ScaleKind::per_column ? layer->scale[at]
-                                                                     : 1.0f;
-      bias_buffer[i] = layer->bias ? layer->bias[at] : 0.0f;
-    }
-    const __m256 scale = _mm256_loadu_ps(scale_buffer);
-    const __m256 bias = _mm256_loadu_ps(bias_buffer);
-    for (int64_t r = 0; r < valid_rows; ++r) {
-      const __m256 result = _mm256_fmadd_ps(v[r], scale, bias);
-      float* out = y + r * layer->N + column;
-      if (valid == kLanes) {
-        _mm256_storeu_ps(out, result);
-      } else {
-        float buffer[8];
-        _mm256_storeu_ps(buffer, result);
-        for (int64_t i = 0; i < valid; ++i) out[i] = buffer[i];
-      }
-    }
-  }
-}
-
-template <int kFirst, int kEnd>
-void Lookup(bool starts, bool ends, const uint64_t* codes, int64_t num_columns, const float* tables,
-            float* sums, float* totals, const float* scales) {
-  const auto step = ends ? (starts ? LookupStep<Start::zero, Finish::totals, kFirst, kEnd>
-                                   : LookupStep<Start::sums, Finish::totals, kFirst, kEnd>)
-                         : (starts ? LookupStep<Start::zero, Finish::sums, kFirst, kEnd>
-                                   : LookupStep<Start::sums, Finish::sums, kFirst, kEnd>);
-  step(codes, num_columns, tables, sums, totals, scales);
-}
-
-// Eight rows at most.
-void GemmFloatRows(const Layer* layer, int64_t rows, const float* x, int64_t begin, int64_t end,
-                   float* y, void* scratch) {
-  const int64_t stride = ChunkColumns(end - begin);
-  const GemmScratch layout = GemmScratchLayout(layer, stride);
-  const int64_t num_spans = NumSpans(layer);
-  const bool per_group = PerGroup(layer);
-  const int64_t padded_K = layer->num_k_blocks * layer->block_size;
-  const int64_t group_size = per_group ? layer->group_size : num_spans * kSpan;
-  // Inputs between the places where a group can end.
-  const int64_t stretch = group_size % kStepInputs == 0 ? kStepInputs : kStepInputs / 2;
-  char* base = (char*)scratch;
-  float* tables = (float*)base;
-  uint64_t* codes = (uint64_t*)(base + layout.codes_offset);
-  float* scales = (float*)(base + layout.scales_offset);
-  float* sums = (float*)(base + layout.sums_offset);
-  float* totals = sums + stride * kLanes;
-  for (int64_t n = begin; n < end; n += stride) {
-    const int64_t num_columns = Min(stride, end - n);
-    const int64_t padded_columns = RoundUp(num_columns, kColumns);
-    if (per_group) memset(totals, 0, layout.tile_bytes);
-    for (int64_t span = 0; span < num_spans; ++span) {
-      Transcode(layer, span, n, RoundUp(num_columns, kTile), padded_columns, codes);
-      for (int64_t step = 0; step < kSteps; ++step) {
-        const uint64_t* step_codes = codes + step * padded_columns;
-        BuildTables(x + (span * kSpan + step * kStepInputs) * kLanes, tables);
-        for (int64_t part = 0; part < kStepInputs; part += stretch) {
-          // Counted in inputs; those of a whole block come together.
-          const int64_t first = span * kSpan + step * kStepInputs + part;
-          if (first >= padded_K) continue;
-          const int64_t last = first + stretch;
-          const bool starts = first % group_size == 0;
-          const bool ends = per_group && (last % group_size == 0 || last >= padded_K);
-          if (ends) {
-            const float* scale_row = layer->scale + first / group_size * layer->N + n;
-            for (int64_t i = 0; i < padded_columns; ++i) {
-              scales[i] = i < num_columns ? scale_row[i] : 0;
-            }
-          }
-          if (stretch == kStepInputs) {
-            Lookup<0, kTables>(starts, ends, step_codes, padded_columns, tables, sums, totals,
-                               scales);
-          } else if (part == 0) {
-            Lookup<0, kTableSet>(starts, ends, step_codes, padded_columns, tables, sums, totals,
-                                 scales);
-          } else {
-            Lookup<kTableSet, kTables>(starts, ends, step_codes, padded_columns, tables, sums,
-                                       totals, scales);
-          }
-        }
-      }
-    }
-    StoreRows(layer, per_group ? totals : sums, n, num_columns, rows, y);
-  }
-}
-
-void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-               int64_t end, float* y, void* scratch) {
-  for (int64_t row = 0; row < rows; row += kLanes) {
-    GemmFloatRows(layer, Min(rows - row, kLanes),
-                  (const float*)prepared + row * NumSpans(layer) * kSpan, begin, end,
-                  y + row * layer->N, scratch);
-  }
-}
-
-// ---------------------------------------------------------------------------------------------
 
 void RowMagnitudes(const float* x, int64_t count, int32_t* largest_bits, double* sum) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
@@ -1338,11 +826,6 @@ void RowMagnitudes(const float* x, int64_t count, int32_t* largest_bits, double*
 
 // Integer sums; float64 where scales are per group.
 int64_t ExactDepth(const Layer*) { return 0; }
-
-int64_t LookupDepth(const Layer* layer) {
-  const int64_t inputs = PerGroup(layer) ? layer->group_size : NumSpans(layer) * kSpan;
-  return Min(inputs, NumSpans(layer) * kSpan) / 4 + 2;
-}
 
 }  // namespace
 }  // namespace avx2
@@ -1395,22 +878,6 @@ extern const Kernel packed_gemv_float_1x4_avx2 = {
     avx2::PrepareGemvFloat,
     avx2::DecodeScratchBytes,
     avx2::GemvFloat,
-};
-
-extern const Kernel packed_gemm_float_8x8_avx2 = {
-    "packed_gemm_float_8x8_avx2",
-    IndexFormat::packed,
-    Activation::float32,
-    Isa::avx2,
-    avx2::AcceptsFloat,
-    /*max_rows=*/avx2::kGemmMaxRows,
-    /*column_step=*/avx2::kTile,
-    avx2::LookupDepth,
-    /*fixed_point=*/false,
-    avx2::GemmFloatPreparedBytes,
-    avx2::PrepareGemmFloat,
-    avx2::GemmFloatScratchBytes,
-    avx2::GemmFloat,
 };
 
 }  // namespace onnx_ternary

@@ -21,6 +21,7 @@ AVX512BW = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mb
 AVX2 = ["-mavx2", "-mfma", "-mbmi2", "-mf16c", "-DOTN_HAVE_AVX2"]
 ISA_FLAGS = {
     "packed_avx2": AVX2,
+    "packed_lookup_avx2": AVX2,
     "rsr_avx2": AVX2,
     "packed_avx512": [*AVX512BW, "-DOTN_HAVE_AVX512BW"],
     "packed_avx512vbmi": [*AVX512BW, "-mavx512vbmi", "-DOTN_HAVE_AVX512VBMI"],
