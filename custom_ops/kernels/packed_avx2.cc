@@ -209,6 +209,26 @@ inline __m256d AddUnits(int64_t block_size, __m256d total, const __m256i* column
   return total;
 }
 
+// The same from the sixteen int16 of each column, at most 2048 in magnitude: two additions of
+// neighbours reach 8192.
+inline __m256d AddSpan(int64_t block_size, __m256d total, const __m256i* columns,
+                       const int32_t* unit_sums, const float* scales) {
+  const __m256i one = _mm256_set1_epi16(1);
+  if (block_size >= 64) {
+    const __m256i quarters = _mm256_hadd_epi16(_mm256_hadd_epi16(columns[0], columns[1]),
+                                               _mm256_hadd_epi16(columns[2], columns[3]));
+    const __m256i halves = _mm256_madd_epi16(quarters, one);
+    const __m128i low = _mm256_castsi256_si128(halves);
+    const __m128i high = _mm256_extracti128_si256(halves, 1);
+    if (block_size == kSpan) return AddUnit(total, _mm_add_epi32(low, high), unit_sums, scales);
+    total = AddUnit(total, low, unit_sums, scales);
+    return AddUnit(total, high, unit_sums + 1, scales + kTile);
+  }
+  __m256i columns_i32[kTile];
+  for (int c = 0; c < kTile; ++c) columns_i32[c] = _mm256_madd_epi16(columns[c], one);
+  return AddUnits(block_size, total, columns_i32, unit_sums, scales);
+}
+
 // The four fields of 32 bytes, at scale 1.
 inline void Fields(__m256i v, __m256i* fields) {
   const __m256i mask3 = _mm256_set1_epi8(3);
@@ -338,7 +358,6 @@ void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
   const DecodeScratch memory = DecodeScratchLayout(layer);
   const int64_t num_spans = NumSpans(layer);
   const int64_t span_units = SpanUnits(layer);
-  const __m256i one = _mm256_set1_epi16(1);
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = TileCodes(layer, n, (uint8_t*)scratch + memory.expanded_offset);
     const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
@@ -360,10 +379,10 @@ void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
           for (int c = 0; c < kTile; ++c) {
             __m256i fields[4];
             Fields(LoadU(span_codes + c * kSpanBytes), fields);
-            columns[c] = _mm256_madd_epi16(DotSpan(fields, q + span * kSpan), one);
+            columns[c] = DotSpan(fields, q + span * kSpan);
           }
-          total = AddUnits(layer->block_size, total, columns, sums + span * span_units,
-                           scales + span * span_units * kTile);
+          total = AddSpan(layer->block_size, total, columns, sums + span * span_units,
+                          scales + span * span_units * kTile);
         }
         result = FinishGroupsInt8(layer, total, s, n);
       }
@@ -709,7 +728,6 @@ void GemmInt8RowGroup(const Layer* layer, const int8_t* q, const int32_t* sums, 
   const int64_t num_spans = NumSpans(layer);
   const int64_t num_sums = NumSums(layer);
   const int64_t span_units = SpanUnits(layer);
-  const __m256i one = _mm256_set1_epi16(1);
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = TileCodes(layer, n, (uint8_t*)scratch + memory.expanded_offset);
     if (!PerGroup(layer)) {
@@ -733,13 +751,13 @@ void GemmInt8RowGroup(const Layer* layer, const int8_t* q, const int32_t* sums, 
         Fields(LoadU(codes + span * kTileSpanBytes + c * kSpanBytes), fields);
         for (int r = 0; r < kRows; ++r) {
           const int8_t* q_row = q + (span * kRowGroup + r) * kSpan;
-          columns[r][c] = _mm256_madd_epi16(DotSpan(fields, q_row), one);
+          columns[r][c] = DotSpan(fields, q_row);
         }
       }
       const int64_t unit = span * span_units;
       for (int r = 0; r < kRows; ++r) {
-        total[r] = AddUnits(layer->block_size, total[r], columns[r], sums + r * num_sums + unit,
-                            scales + unit * kTile);
+        total[r] = AddSpan(layer->block_size, total[r], columns[r], sums + r * num_sums + unit,
+                           scales + unit * kTile);
       }
     }
     for (int r = 0; r < kRows; ++r) {

@@ -341,14 +341,15 @@ def test_kernel_code_three_is_memory_safe(name: str, scale_kind: str) -> None:
 @each_int8_kernel
 @pytest.mark.parametrize("level", [-1, 1])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_int8_kernel_largest_sums_exact(name: str, level: int, sign: int) -> None:
+@pytest.mark.parametrize("scale_kind", ["tensor", "group"])
+def test_int8_kernel_largest_sums_exact(name: str, level: int, sign: int, scale_kind: str) -> None:
     """All weights alike, all activations at the end of the range, more of them than 2^16."""
     K = 65537
     rng = np.random.default_rng(0)
     levels = np.full((K, 5), level, np.int8)
     index_format = BY_NAME[name]["index_format"]
     node = make_node(
-        rng, index_format, "int8", K, 5, scale_kind="tensor", with_bias=False, levels=levels
+        rng, index_format, "int8", K, 5, scale_kind=scale_kind, with_bias=False, levels=levels
     )
     x = np.full((9, K), sign * 3.0, np.float32)
     y, used = node.run(x, name)
