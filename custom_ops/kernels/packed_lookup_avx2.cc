@@ -79,7 +79,7 @@ struct FloatRows {
   static constexpr bool kWidens = false;
 
   static int64_t TotalBytes(const Layer* layer) { return PerGroup(layer) ? 4 : 0; }
-  static Vector Input4(const Input* x) { return _mm256_load_ps(x); }
+  static Vector LoadInput(const Input* x) { return _mm256_load_ps(x); }
   static Vector Zero() { return _mm256_setzero_ps(); }
   static Vector Load(const Value* p) { return _mm256_load_ps(p); }
   static void Store(Value* p, Vector v) { _mm256_store_ps(p, v); }
@@ -102,7 +102,7 @@ struct Int16Rows {
   static constexpr bool kWidens = true;
 
   static int64_t TotalBytes(const Layer* layer) { return PerGroup(layer) ? 8 : 4; }
-  static Vector Input4(const Input* x) {
+  static Vector LoadInput(const Input* x) {
     return _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i*)x));
   }
   static Vector Zero() { return _mm256_setzero_si256(); }
@@ -226,9 +226,9 @@ void BuildTables(const typename Rows::Input* x, typename Rows::Value* tables) {
   for (int64_t t = 0; t < kTables; ++t) {
     typename Rows::Vector low[9], high[9];
     const typename Rows::Input* inputs = x + t * 4 * Rows::kLanes;
-    PairSums<Rows>(Rows::Input4(inputs), Rows::Input4(inputs + Rows::kLanes), low);
-    PairSums<Rows>(Rows::Input4(inputs + 2 * Rows::kLanes), Rows::Input4(inputs + 3 * Rows::kLanes),
-                   high);
+    PairSums<Rows>(Rows::LoadInput(inputs), Rows::LoadInput(inputs + Rows::kLanes), low);
+    PairSums<Rows>(Rows::LoadInput(inputs + 2 * Rows::kLanes),
+                   Rows::LoadInput(inputs + 3 * Rows::kLanes), high);
     typename Rows::Value* table =
         tables + t / kTableSet * kPatterns * kTableRow + t % kTableSet * Rows::kLanes;
     for (int h = 0; h < 9; ++h) {
