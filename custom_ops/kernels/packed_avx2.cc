@@ -550,6 +550,8 @@ inline void DotDigits(const uint8_t* tile_codes, int c, const int8_t* digits, in
       scale4_i16[d] = _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field1, LoadA(p + 32)));
       scale1_i16[d] = _mm256_add_epi16(scale1_i16[d], _mm256_maddubs_epi16(field2, LoadA(p + 64)));
       scale4_i16[d] = _mm256_add_epi16(scale4_i16[d], _mm256_maddubs_epi16(field3, LoadA(p + 96)));
+      OTN_IN_REGISTER(scale1_i16[d]);
+      OTN_IN_REGISTER(scale4_i16[d]);
     }
   }
   for (int d = 0; d < kDigits; ++d) sum_i32[d] = Widen(scale1_i16[d], scale4_i16[d]);
@@ -711,6 +713,7 @@ void DotInt8Rows(const uint8_t* tile_codes, const int8_t* q, int64_t begin, int6
               _mm256_add_epi16(sum_i16[r], _mm256_maddubs_epi16(field2, LoadA(q_row + 64)));
           sum_i16[r] =
               _mm256_add_epi16(sum_i16[r], _mm256_maddubs_epi16(field3, LoadA(q_row + 96)));
+          OTN_IN_REGISTER(sum_i16[r]);
         }
       }
       for (int r = 0; r < kRows; ++r) {
