@@ -113,13 +113,18 @@ const float* StripScales(const Layer* layer, int64_t begin, int64_t n, void* scr
   float* strip = (float*)scratch;
   const int64_t tile = (n - begin) / kTile % kStripTiles;
   if (tile == 0) {
-    for (int64_t u = 0; u < num_units; ++u) {
-      const float* row = layer->scale + u * layer->block_size / layer->group_size * layer->N;
+    const int64_t group_units = layer->group_size / layer->block_size;
+    const float* row = layer->scale + n;
+    for (int64_t u = 0, in_group = 0; u < num_units; ++u) {
       for (int64_t t = 0; t < kStripTiles && n + t * kTile < layer->N; ++t) {
-        const int64_t column = n + t * kTile;
-        _mm_store_ps(strip + (t * num_units + u) * kTile,
-                     u < layer->num_k_blocks ? LoadFloats(row + column, layer->N - column)
-                                             : _mm_setzero_ps());
+        const int64_t columns_left = layer->N - n - t * kTile;
+        _mm_store_ps(
+            strip + (t * num_units + u) * kTile,
+            u < layer->num_k_blocks ? LoadFloats(row + t * kTile, columns_left) : _mm_setzero_ps());
+      }
+      if (++in_group == group_units) {
+        in_group = 0;
+        row += layer->N;
       }
     }
   }
