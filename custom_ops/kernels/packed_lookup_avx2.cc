@@ -328,9 +328,12 @@ void Lookup(bool starts, Finish finish, const uint64_t* codes, int64_t num_colum
   if (finish == Finish::weigh) {
     step = starts ? LookupStep<Rows, Start::zero, Finish::weigh, kFirst, kEnd>
                   : LookupStep<Rows, Start::sums, Finish::weigh, kFirst, kEnd>;
-  } else if (Rows::kWidens && finish == Finish::widen) {
-    step = starts ? LookupStep<Rows, Start::zero, Finish::widen, kFirst, kEnd>
-                  : LookupStep<Rows, Start::sums, Finish::widen, kFirst, kEnd>;
+  }
+  if constexpr (Rows::kWidens) {
+    if (finish == Finish::widen) {
+      step = starts ? LookupStep<Rows, Start::zero, Finish::widen, kFirst, kEnd>
+                    : LookupStep<Rows, Start::sums, Finish::widen, kFirst, kEnd>;
+    }
   }
   step(codes, num_columns, tables, sums, totals, scales);
 }
