@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.ternary import NotTernary, TernaryWeight
 
+from .ahead import Ahead
 from .weights import Constant
 
 
@@ -82,18 +83,23 @@ class Context:
     """What rules share while one model is converted: the options and the last weight read.
 
     Consecutive users of a shared weight (its key is the same) do not read it again; keeping more
-    than one matrix would cost memory.
+    than one matrix would cost memory. The next few are being read meanwhile (ahead.py).
     """
 
-    def __init__(self, options: OptimizeOptions) -> None:
+    def __init__(self, options: OptimizeOptions, ahead: Ahead) -> None:
         self.options = options
-        self._last: tuple[object, TernaryWeight | NotTernary] | None = None
+        self._ahead = ahead
+        self._last: tuple[Hashable, TernaryWeight | NotTernary] | None = None
+
+    def read_ahead(self, products: Sequence[ir.Node]) -> None:
+        """Start on the weights of the products rules are asked about next."""
+        self._ahead.start(products, None if self._last is None else self._last[0])
 
     def ternarise(self, weight: Constant) -> TernaryWeight | NotTernary:
         """Levels and scales of a (K, N) constant, or why it has none."""
         if self._last is None or self._last[0] != weight.key:
             self._last = None
-            found = weight.ternarise(self.options.tolerance)
+            found = self._ahead.take(weight) or weight.ternarise(self.options.tolerance)
             weight.release()
             self._last = (weight.key, found)
         return self._last[1]

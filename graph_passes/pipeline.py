@@ -23,6 +23,7 @@ from . import (
     remaining,
     unhandled,
 )
+from .ahead import Ahead
 from .cones import folding
 from .match import Context, Rejection, Rule, TernaryMatMul
 from .replace import Replaced, Replacer
@@ -70,14 +71,18 @@ def run(
         progress: called before each product with its name, its index and their number.
         spool: where the tensors of indices go; None keeps them in memory.
     """
-    with folding(model, fold=options.fold):
-        return _run(model, options, progress, spool)
+    with folding(model, fold=options.fold), Ahead(options) as ahead:
+        return _run(model, options, progress, spool, ahead)
 
 
 def _run(
-    model: ir.Model, options: OptimizeOptions, progress: Progress | None, spool: Spool | None
+    model: ir.Model,
+    options: OptimizeOptions,
+    progress: Progress | None,
+    spool: Spool | None,
+    ahead: Ahead,
 ) -> PassResult:
-    context = Context(options)
+    context = Context(options, ahead)
     replacer = Replacer(model, options, spool)
     whole_model = _refusal_of_model(model)
     rejections: list[Kept] = []
@@ -88,8 +93,10 @@ def _run(
     for position, (node, where) in enumerate(products):
         if progress is not None:
             progress(node_label(node), position, len(products))
-        for following, _ in products[position + 1 : position + 2]:
-            _prefetch(following)
+        following = [each for each, _ in products[position : position + ahead.num_products + 1]]
+        _prefetch(following[-1])
+        if not whole_model:
+            context.read_ahead([each for each in following if not _excluded(each, options)])
         refusal = whole_model or functions.refusal(node) or _excluded(node, options)
         found = Rejection(node, refusal) if refusal else _match(node, context)
         if not refusal and isinstance(found, Rejection):
@@ -103,6 +110,7 @@ def _run(
                 requantised.append(name)
                 reason = f"{reason}; {done}"
             rejections.append(Kept(name, op_type, where, refused.weight, reason))
+        ahead.drop(node)
     return PassResult(replacer.finish(), tuple(rejections), tuple(requantised), tuple(already))
 
 

@@ -1,10 +1,17 @@
-"""How much memory may be used, without a library for it."""
+"""How much memory and how many processors may be used, without a library for it."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+
+
+def num_processors() -> int:
+    """Processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

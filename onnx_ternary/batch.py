@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from onnx_ternary import model_io
-from onnx_ternary._memory import available_memory
+from onnx_ternary._memory import available_memory, num_processors
 from onnx_ternary._staged import staged_text
 from onnx_ternary._verify_inputs import Inputs
 from onnx_ternary.convert import Conversion, Requirements, check_distinct, convert
@@ -221,7 +221,7 @@ def convert_many(
     ):
         if progress is not None:
             progress("", 0, len(tasks))
-        _convert_all(tasks, min(jobs or _processors(), len(tasks)), finish)
+        _convert_all(tasks, min(jobs or num_processors(), len(tasks)), finish)
         batch = Batch(tuple(outcomes[task.source] for task in tasks))
         write_report(json.dumps(batch.to_dict(), indent=2) + "\n")
         write_summary(summarise_batch(batch))
@@ -291,12 +291,6 @@ def _need(source: Path) -> int:
     except (OnnxTernaryError, OSError):  # it will fail, and say why, when its turn comes
         size = source.stat().st_size if source.is_file() else 0
     return _BYTES_PER_PROCESS + _BYTES_PER_MODEL_BYTE * size
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager
