@@ -1,45 +1,45 @@
-"""Whole decoders of BitNet's shape: tokens a second, load time, memory and file size.
+"""Whole decoders of BitNet's shape: tokens a second, load time, memory, file size, conversion.
 
-Each candidate lives in a process of its own, so that its memory can be told apart, and is driven
-in interleaved rounds. Decoding is one token behind a cache of some length, prefill a prompt without
-one; past and present share a buffer, as onnxruntime-genai binds them. Models are written to the
-folder when they are not there yet.
+Each candidate lives in a process of its own and is driven in interleaved rounds. Decoding is one
+token behind a cache of some length, prefill a prompt without one; past and present share a buffer,
+as onnxruntime-genai binds them. Models are written to FOLDER when they are not there yet: 35 GB for
+all parts. Results are written after every case, and replace those of the same part only, so a run
+may be ended at any time and resumed with --parts.
 
-Usage: python benchmarks/bench_model.py FOLDER [--preset bitnet-2b] [--layers 30]
-       [--vocabulary 2048] [--cases decode@128,decode@1024,prefill@128] [--threads 1,2]
-       [--rounds 5] [--candidates "float32;MatMulNBits 2-bit"] [--json out.json] [--plot out.svg]
+Usage: python benchmarks/bench_model.py FOLDER [--parts "two threads; load"] [--json out.json]
+       [--preset bitnet-2b] [--layers 30] [--cases decode@128] [--candidates "float32;float16"]
+       [--generate-only]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
+import os
+import re
+import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing.connection import Connection
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from harness import Candidate, Timing, conditions, measure
-from make_bitnet import PRESETS, Form, Shape, feeds, write_model
+from make_bitnet import PRESETS, Form, Shape, write_model
+from model_process import Case, MeasurementError, Remote, started
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 import onnx_ternary
 from onnx_ternary import OptimizeOptions, model_io
+from onnx_ternary.nodes import index_tensors, op_nodes, read_attributes
 
-_PRODUCTS = ("TernaryIndexedMatMul", "MatMulNBits", "MatMul", "FusedMatMul", "Gemm")
-_PROFILED_RUNS = 3
-_HEAD_COLUMNS = 2048
+LAYERS_ALONE = 2048
+"""A vocabulary so small that the float head hides nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,347 +57,377 @@ class Contestant:
 
     def path(self, folder: Path, stem: str) -> Path:
         """Where the model is."""
-        suffix = self.form if self.options is None else self.name.replace(" ", "-")
+        suffix = self.form if self.options is None else "-".join(re.findall(r"[\w-]+", self.name))
         return folder / f"{stem}-{suffix}.onnx"
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether a session of it holds float32 weights: loading it takes long, and memory."""
+        return self.options is None and self.form != "matmulnbits"
 
-CONTESTANTS = (
-    Contestant("float32", "float32", None, 1.0 - 1e-6),
-    Contestant("MatMulNBits 2-bit", "matmulnbits", None, 0.9),
-    Contestant("onnx-ternary float", "float32", OptimizeOptions(), 1.0 - 1e-6),
-    Contestant("onnx-ternary int8", "float32", OptimizeOptions(activation="int8"), 0.9),
+
+EXACT = 1.0 - 1e-6
+FLOAT32 = Contestant("float32", "float32", None, EXACT)
+FLOAT16 = Contestant("float16", "float16", None, 0.99)
+NBITS = Contestant("MatMulNBits 2-bit", "matmulnbits", None, 0.9)
+FLOAT = Contestant("onnx-ternary float", "float32", OptimizeOptions(), EXACT)
+INT8 = Contestant("onnx-ternary int8", "float32", OptimizeOptions(activation="int8"), 0.9)
+FLOAT_FUSED = Contestant(
+    "onnx-ternary float, siblings fused", "float32", OptimizeOptions(fuse_siblings=True), EXACT
 )
-OTHERS = (
-    Contestant("float16", "float16", None, 0.99),
-    Contestant("float siblings", "float32", OptimizeOptions(fuse_siblings=True), 1.0 - 1e-6),
-    Contestant(
-        "int8 siblings", "float32", OptimizeOptions(activation="int8", fuse_siblings=True), 0.9
-    ),
-    Contestant("float head int8", "float32", OptimizeOptions(remaining="int8"), 0.9),
-    Contestant("float head int4", "float32", OptimizeOptions(remaining="int4"), 0.9),
+INT8_FUSED = Contestant(
+    "onnx-ternary int8, siblings fused",
+    "float32",
+    OptimizeOptions(activation="int8", fuse_siblings=True),
+    0.9,
 )
-BASELINE = CONTESTANTS[0].name
+DENSE = Contestant("onnx-ternary float, dense", "float32", OptimizeOptions(storage="dense"), EXACT)
+HEAD_INT8 = Contestant(
+    "onnx-ternary float, head int8", "float32", OptimizeOptions(remaining="int8"), 0.9
+)
+HEAD_INT4 = Contestant(
+    "onnx-ternary float, head int4", "float32", OptimizeOptions(remaining="int4"), 0.9
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """``decode@128``: one token behind 128; ``prefill@128``: 128 tokens behind none."""
+class Part:
+    """Something to measure of one model: speeds, or what loading or converting takes."""
 
-    kind: str
-    length: int
+    name: str
+    contestants: tuple[Contestant, ...]
+    cases: tuple[Case, ...] = ()
+    threads: int = 2
+    whole: bool = False
+    profiled: tuple[Case, ...] = ()
+
+
+DECODES = tuple(Case("decode", length) for length in (128, 512, 1024, 2048))
+PREFILLS = tuple(Case("prefill", length) for length in (128, 512))
+MAIN = (FLOAT32, NBITS, FLOAT, INT8, FLOAT_FUSED, INT8_FUSED)
+PROFILED = (DECODES[0], DECODES[2], PREFILLS[0])
+PARTS = (
+    Part("two threads", MAIN, DECODES + PREFILLS, profiled=PROFILED),
+    Part("load", (FLOAT32, NBITS, FLOAT, INT8, DENSE, FLOAT16), (DECODES[2],)),
+    Part(
+        "whole",
+        (FLOAT32, NBITS, FLOAT, HEAD_INT8, HEAD_INT4),
+        (DECODES[0], DECODES[2]),
+        whole=True,
+        profiled=(DECODES[0],),
+    ),
+    Part("one thread", MAIN, DECODES[::2] + PREFILLS[:1], threads=1, profiled=PROFILED[:1]),
+    Part("convert", (FLOAT,)),
+    Part("convert whole", (HEAD_INT8,), whole=True),
+    Part("float16", (FLOAT16, FLOAT), (DECODES[0], PREFILLS[0])),
+    Part("one thread, long prefill", MAIN[:4], PREFILLS[1:], threads=1),
+)
+ROUNDS = {"decode": 11, "prefill": 5}
+LOADS = 3
+# Of one case, the runs before apart; at least so many rounds all the same.
+BUDGET_SECONDS = {"decode": 20.0, "prefill": 60.0}
+MIN_ROUNDS = 2
+SECONDS_A_ROUND = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which model, and where its forms are."""
+
+    folder: Path
+    preset: str
+    layers: int
+
+    def shape(self, part: Part) -> Shape:
+        """Of the part's model."""
+        preset = PRESETS[self.preset]
+        vocabulary = preset.vocabulary if part.whole else min(LAYERS_ALONE, preset.vocabulary)
+        return replace(preset, layers=self.layers, vocabulary=vocabulary)
+
+    def stem(self, part: Part) -> str:
+        """What the files of the part's model begin with."""
+        return f"{self.preset}-{self.layers}x{self.shape(part).vocabulary}"
+
+    def path(self, part: Part, contestant: Contestant) -> Path:
+        """Where a form of the part's model is."""
+        return contestant.path(self.folder, self.stem(part))
+
+    def fitted(self, part: Part) -> Part:
+        """The part with no case longer than the model's rotary tables."""
+        most = self.shape(part).max_length - 1
+        cases = dict.fromkeys(Case(each.kind, min(each.length, most)) for each in part.cases)
+        return replace(part, cases=tuple(cases))
+
+    def prepare(self, part: Part) -> None:
+        """Write and convert the models that are not there yet."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for contestant in part.contestants:
+            path = self.path(part, contestant)
+            source = replace(contestant, options=None).path(self.folder, self.stem(part))
+            if path.exists():
+                continue
+            if not source.exists():
+                say(f"writing {source.name}")
+                write_model(source, self.shape(part), contestant.form)
+            if contestant.options is not None:
+                say(f"converting {path.name}")
+                onnx_ternary.convert(source, path, contestant.options, verify_result=False)
+
+
+def say(text: str) -> None:
+    """Tell a person who waits."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Results:
+    """What was measured, in a file that holds every finished case."""
+
+    path: Path | None
+    found: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str) -> Case:
-        """The case a user named."""
-        kind, _, length = text.partition("@")
-        if kind not in ("decode", "prefill") or not length.isdigit():
-            raise SystemExit(f"case {text!r}, expected decode@LENGTH or prefill@LENGTH")
-        return cls(kind, int(length))
+    def read(cls, path: Path | None) -> Results:
+        """Those that are there."""
+        there = path is not None and path.exists()
+        return cls(path, json.loads(path.read_text(encoding="utf-8")) if path and there else {})
 
-    @property
-    def tokens(self) -> int:
-        """Computed a run."""
-        return 1 if self.kind == "decode" else self.length
+    @cached_property
+    def _conditions(self) -> dict[str, str]:
+        return conditions()
 
-    def __str__(self) -> str:
-        return f"{self.kind} {self.length}"
+    def begin(self, part: str, model: str) -> list[dict[str, Any]]:
+        """The rows of a part that is measured again, none yet."""
+        rows: list[dict[str, Any]] = []
+        facts = {"model": model, **self._conditions, "date": time.strftime("%Y-%m-%d")}
+        self.found[part] = {"conditions": facts, "rows": rows}
+        return rows
 
-
-class Runner:
-    """One session and its bound inputs, in a process of its own."""
-
-    def __init__(self, path: Path, shape: Shape, form: Form, threads: int) -> None:
-        self._path, self._shape, self._form, self._threads = path, shape, form, threads
-        start = time.perf_counter()
-        self._session = self._make_session()
-        self.load_seconds = time.perf_counter() - start
-        self._bindings: dict[Case, ort.IOBinding] = {}
-
-    def _make_session(self, profile: Path | None = None) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3  # a shared buffer is longer than the declared output
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
-        return onnx_ternary.InferenceSession(self._path, options)
-
-    def _bind(self, session: ort.InferenceSession, case: Case) -> ort.IOBinding:
-        past = case.length if case.kind == "decode" else 0
-        total = past + case.tokens
-        values = feeds(self._shape, case.tokens, total, self._form)
-        values["attention_mask"] = values["attention_mask"][:, :total]
-        binding = session.io_binding()
-        binding.bind_output("logits")  # first, where `run` finds it
-        for name, array in values.items():
-            value = ort.OrtValue.ortvalue_from_numpy(array)
-            binding.bind_ortvalue_input(name, value)
-            if name.startswith("past_key_values"):
-                binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
-        return binding
-
-    def run(self, case: Case) -> NDArray[np.float32]:
-        """The first logits of the last token."""
-        if case not in self._bindings:
-            self._bindings = {case: self._bind(self._session, case)}
-        binding = self._bindings[case]
-        self._session.run_with_iobinding(binding)
-        logits = binding.get_outputs()[0].numpy()
-        return np.array(logits[0, -1, :_HEAD_COLUMNS], np.float32)
-
-    def memory(self) -> dict[str, float]:
-        """MB, peak and by kind; empty where the system has no /proc."""
-        status = Path("/proc/self/status")
-        if not status.exists():
-            return {}
-        pairs = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        names = {"VmHWM": "peak", "RssAnon": "private", "RssFile": "mapped"}
-        return {ours: int(pairs[name].split()[0]) / 1000 for name, ours in names.items()}
-
-    def profile(self, case: Case) -> dict[str, float]:
-        """Share of the time of all nodes that each kind of product takes."""
-        self._bindings.clear()
-        del self._session
-        with tempfile.TemporaryDirectory() as folder:
-            session = self._make_session(Path(folder) / "profile")
-            binding = self._bind(session, case)
-            for _ in range(_PROFILED_RUNS):
-                session.run_with_iobinding(binding)
-            events = json.loads(Path(session.end_profiling()).read_text())
-        self._session = session
-        spent: dict[str, float] = {}
-        for event in events:
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                kind = event["args"]["op_name"]
-                kind = "lm_head" if "lm_head" in event["name"] else kind
-                spent[kind] = spent.get(kind, 0.0) + event["dur"]
-        total = sum(spent.values())
-        return {
-            kind: time_spent / total
-            for kind, time_spent in spent.items()
-            if kind in (*_PRODUCTS, "lm_head", "GroupQueryAttention")
-        }
-
-
-def _serve(connection: Connection, *arguments: Any) -> None:
-    """Answer (method, arguments) until the other side hangs up."""
-    runner = Runner(*arguments)
-    connection.send((runner.load_seconds, runner.memory()))
-    while True:
-        try:
-            method, *values = connection.recv()
-        except EOFError:
-            return
-        connection.send(getattr(runner, method)(*values))
-
-
-class Remote:
-    """A `Runner` in another process."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.load_seconds, self.loaded_memory = connection.recv()
-
-    def call(self, *request: Any) -> Any:
-        """What the runner's method returns."""
-        self._connection.send(request)
-        return self._connection.recv()
-
-
-@contextmanager
-def started(path: Path, shape: Shape, form: Form, threads: int) -> Iterator[Remote]:
-    """A runner in a new process, which ends with the block."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, path, shape, form, threads))
-    process.start()
-    theirs.close()
-    try:
-        yield Remote(ours)
-    finally:
-        ours.close()
-        process.join(30)
-
-
-def prepare(folder: Path, stem: str, shape: Shape, contestants: Sequence[Contestant]) -> None:
-    """Write and convert the models that are not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for contestant in contestants:
-        path = contestant.path(folder, stem)
-        source = folder / f"{stem}-{contestant.form}.onnx"
-        if path.exists():
-            continue
-        if not source.exists():
-            write_model(source, shape, contestant.form)
-        if contestant.options is not None:
-            onnx_ternary.convert(source, path, contestant.options, verify_result=False)
+    def save(self) -> None:
+        """Write all that was measured."""
+        if self.path is not None:
+            staged = self.path.with_suffix(".new")
+            staged.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
+            staged.replace(self.path)
 
 
 def check(outputs: dict[str, NDArray[np.float32]], contestants: Sequence[Contestant]) -> None:
-    """Refuse to time a wrong answer."""
-    expected = outputs.get(BASELINE)
-    if expected is None:
+    """Refuse to keep times of a wrong answer; without float32, ours float is the standard."""
+    standard = next((name for name in (FLOAT32.name, FLOAT.name) if name in outputs), None)
+    if standard is None:
         return
+    expected = outputs[standard]
     for contestant in contestants:
         found = outputs[contestant.name]
         cosine = float(found @ expected / np.linalg.norm(found) / np.linalg.norm(expected))
         if not cosine >= contestant.min_cosine:
-            raise SystemExit(
-                f"{contestant.name}: cosine {cosine:.7f} of its logits and {BASELINE}'s, expected "
+            raise MeasurementError(
+                f"{contestant.name}: cosine {cosine:.7f} of its logits and {standard}'s, expected "
                 f"at least {contestant.min_cosine:.7f}"
             )
 
 
-def compare(
-    folder: Path,
-    stem: str,
-    shape: Shape,
-    contestants: Sequence[Contestant],
-    cases: Sequence[Case],
-    threads: int,
-    rounds: int,
-    profiled: bool,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of speed, one a case and contestant, and rows of size, one a contestant."""
-    speeds: list[dict[str, Any]] = []
-    sizes: list[dict[str, Any]] = []
+def measure_speeds(plan: Plan, part: Part, results: Results) -> Iterator[None]:
+    """Rows of time, one a case and contestant; yields when some are complete."""
+    rows = results.begin(part.name, f"{plan.preset}, {_size(plan.shape(part))}")
+    shape = plan.shape(part)
     with ExitStack() as stack:
-        remotes = {}
-        for each in contestants:
-            path = each.path(folder, stem)
-            remote = stack.enter_context(started(path, shape, each.form, threads))
+        remotes: dict[str, Remote] = {}
+        for each in part.contestants:  # float32 first, while memory is free
+            path = plan.path(part, each)
+            remote = stack.enter_context(started(path, shape, each.form, part.threads))
             remotes[each.name] = remote
-            sizes.append(
-                {
-                    "threads": threads,
-                    "candidate": each.name,
-                    "file MB": round(model_io.file_bytes(path) / 1e6, 1),
-                    "load s": round(remote.load_seconds, 3),
-                    "private MB after loading": round(remote.loaded_memory.get("private", 0), 1),
-                }
+            say(f"{each.name} loaded in {remote.load_seconds:.1f} s")
+
+        def settle() -> None:
+            for remote in remotes.values():
+                remote.call("settle")
+
+        for case in part.cases:
+            outputs: dict[str, NDArray[np.float32]] = {}
+            timings = measure(
+                [_candidate(name, remote, case, outputs) for name, remote in remotes.items()],
+                rounds=ROUNDS[case.kind],
+                seconds_a_round=SECONDS_A_ROUND,
+                threads=part.threads,
+                budget_seconds=BUDGET_SECONDS[case.kind],
+                min_rounds=MIN_ROUNDS,
+                settle=settle,
             )
-        for case in cases:
-            outputs = {name: remote.call("run", case) for name, remote in remotes.items()}
-            check(outputs, contestants)
-            candidates = [
-                Candidate(name, partial(remote.call, "run", case))
-                for name, remote in remotes.items()
-            ]
-            timings = measure(candidates, rounds=rounds, threads=threads)
+            check(outputs, part.contestants)
+            rows += [_speed_row(case, part.threads, *timing) for timing in timings.items()]
             for name, timing in timings.items():
-                speeds.append(_speed_row(case, threads, name, timing, timings))
-                print(*speeds[-1].values(), sep=", ", file=sys.stderr, flush=True)
-        for row in sizes:
-            memory = remotes[row["candidate"]].call("memory")
-            row |= {f"{kind} MB": round(size, 1) for kind, size in memory.items()}
-            print(*row.values(), sep=", ", file=sys.stderr, flush=True)
-        for row in speeds if profiled else ():
-            case = next(each for each in cases if str(each) == row["case"])
-            shares = remotes[row["candidate"]].call("profile", case)
-            row["share of node time"] = {kind: round(each, 3) for kind, each in shares.items()}
-    return speeds, sizes
+                say(
+                    f"{part.name}, {case}, {name}: {case.tokens / timing.median:.2f} tokens/s, "
+                    f"spread {timing.spread:.0%} of {len(timing.seconds)}"
+                )
+            yield
+        for row in rows:
+            contestant = next(each for each in part.contestants if each.name == row["candidate"])
+            for case in part.profiled:
+                if str(case) == row["case"] and not contestant.is_dense:
+                    row["shares"] = remotes[contestant.name].call("profile", case)
+    yield
 
 
-def _speed_row(
-    case: Case, threads: int, name: str, timing: Timing, timings: dict[str, Timing]
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _candidate(
+    name: str, remote: Remote, case: Case, outputs: dict[str, NDArray[np.float32]]
+) -> Candidate:
+    def run() -> None:
+        outputs[name] = remote.call("run", case)
+
+    return Candidate(name, run)
+
+
+def _speed_row(case: Case, threads: int, name: str, timing: Timing) -> dict[str, Any]:
+    return {
         "case": str(case),
+        "tokens": case.tokens,
         "threads": threads,
         "candidate": name,
-        "tokens/s": round(case.tokens / timing.median, 2),
-        "ms": round(timing.median * 1e3, 2),
-        "spread": round(timing.spread, 3),
+        "rounds_ms": [round(seconds * 1e3, 2) for seconds in timing.seconds],
     }
-    for other in CONTESTANTS[:2]:
-        if other.name in timings:
-            row[f"x {other.name}"] = round(timing.ratio_to(timings[other.name]), 2)
-    return row
 
 
-def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print rows as a table."""
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    console.print(table)
+def measure_loads(plan: Plan, part: Part, results: Results) -> Iterator[None]:
+    """Rows of load time and memory, each session alone and used once."""
+    rows = results.begin(part.name, f"{plan.preset}, {_size(plan.shape(part))}")
+    (case,) = part.cases
+    for number in range(LOADS):
+        for contestant in part.contestants:
+            if contestant.is_dense and number:
+                continue
+            path = plan.path(part, contestant)
+            with started(path, plan.shape(part), contestant.form, part.threads) as remote:
+                remote.call("run", case)
+                memory = remote.call("memory")
+                say(f"{contestant.name}: loaded in {remote.load_seconds:.2f} s, {memory}")
+                row = next((row for row in rows if row["candidate"] == contestant.name), None)
+                if row is None:
+                    row = {
+                        "candidate": contestant.name,
+                        "case": str(case),
+                        "file": model_io.file_bytes(path),
+                        **_linear_bytes(path, contestant),
+                        "loads_s": [],
+                        "private_after_loading_MB": remote.loaded_memory.get("private"),
+                    }
+                    rows.append(row)
+                row["loads_s"].append(round(remote.load_seconds, 3))
+                for kind, size in memory.items():
+                    row[f"{kind}_MB"] = max(row.get(f"{kind}_MB", 0.0), size)
+        yield
 
 
-def plot(speeds: Sequence[dict[str, Any]], path: Path) -> None:
-    """Bars of tokens a second, a panel a case and number of threads."""
-    import matplotlib.pyplot as plt
+def _linear_bytes(path: Path, contestant: Contestant) -> dict[str, int]:
+    """Bytes of the ternary weights, as float32 and as they are stored; for a model of ours."""
+    if contestant.options is None:
+        return {}
+    nodes = list(op_nodes(model_io.load(path)))
+    shapes = [(each.K, each.N) for each in map(read_attributes, nodes)]
+    stored = sum(array.nbytes for node in nodes for array in index_tensors(node)[:3])
+    return {"linear": stored, "linear_float32": sum(4 * K * N for K, N in shapes)}
 
-    panels = list(dict.fromkeys((row["case"], row["threads"]) for row in speeds))
-    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3), squeeze=False)
-    for (case, threads), axis in zip(panels, axes[0], strict=True):
-        rows = [row for row in speeds if (row["case"], row["threads"]) == (case, threads)]
-        axis.barh([row["candidate"] for row in rows], [row["tokens/s"] for row in rows])
-        axis.invert_yaxis()
-        axis.set_title(f"{case}, {threads} thread{'s' * (threads > 1)}", fontsize=9)
-        axis.set_xlabel("tokens/s")
-        if axis is not axes[0, 0]:
-            axis.set_yticklabels([])
-    figure.tight_layout()
-    figure.savefig(path)
+
+def measure_conversion(plan: Plan, part: Part, results: Results) -> Iterator[None]:
+    """One row: time and memory of the command line's process."""
+    rows = results.begin(part.name, f"{plan.preset}, {_size(plan.shape(part))}")
+    (contestant,) = part.contestants
+    assert contestant.options is not None
+    source = replace(contestant, options=None).path(plan.folder, plan.stem(part))
+    with TemporaryDirectory(dir=plan.folder) as folder:
+        command = [sys.executable, "-m", "onnx_ternary", "optimize", str(source)]
+        command += [str(Path(folder) / "model.onnx"), "--no-verify"]
+        command += ["--remaining", contestant.options.remaining]
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            raise MeasurementError(f"{' '.join(command)} ended with {process.returncode}")
+        row = {
+            "candidate": contestant.name,
+            "source": model_io.file_bytes(source),
+            "result": model_io.file_bytes(Path(folder) / "model.onnx"),
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+            "peak_MB": round(usage.ru_maxrss / 1000, 1),
+        }
+    rows.append(row)
+    say(f"{part.name}: {row}")
+    yield
+
+
+def _size(shape: Shape) -> str:
+    return f"{shape.layers} layers, vocabulary {shape.vocabulary}"
+
+
+def run_part(plan: Plan, part: Part, results: Results) -> None:
+    """Measure and write."""
+    kinds = {"load": measure_loads, "convert": measure_conversion}
+    for _ in kinds.get(part.name.split()[0], measure_speeds)(plan, part, results):
+        results.save()
+
+
+def chosen(parts: str | None, cases: str | None, candidates: str | None) -> list[Part]:
+    """Parts with what the user restricts them to."""
+    names = [each.strip() for each in parts.split(";")] if parts else [each.name for each in PARTS]
+    unknown = set(names) - {each.name for each in PARTS}
+    if unknown:
+        raise SystemExit(
+            f"no part {', '.join(unknown)}; there are {'; '.join(p.name for p in PARTS)}"
+        )
+    found = [next(each for each in PARTS if each.name == name) for name in names]
+    if candidates:
+        kept = candidates.split(";")
+        found = [
+            replace(each, contestants=tuple(c for c in each.contestants if c.name in kept))
+            for each in found
+        ]
+    if cases:
+        wanted = [Case.parse(each) for each in cases.split(",")]
+        found = [
+            replace(each, cases=tuple(case for case in each.cases if case in wanted))
+            for each in found
+        ]
+    return [each for each in found if each.contestants]
 
 
 def main() -> None:
-    """Check every candidate's logits, then time."""
+    """Write what is missing, then measure part by part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--preset", choices=PRESETS, default="bitnet-2b")
-    parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--vocabulary", type=int, default=2048)
-    parser.add_argument("--cases", default="decode@128,decode@1024,prefill@128,prefill@512")
-    parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, help="default: the preset's")
     parser.add_argument(
-        "--candidates", help="names, semicolons between (default: those of CONTESTANTS)"
+        "--parts", help=f"semicolons between (default: {'; '.join(each.name for each in PARTS)})"
     )
-    parser.add_argument("--no-profile", dest="profile", action="store_false")
+    parser.add_argument("--cases", help="of those of a part, commas between")
+    parser.add_argument("--candidates", help="of those of a part, semicolons between")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--generate-only", action="store_true", help="write models, measure none")
     arguments = parser.parse_args()
 
-    shape = replace(
-        PRESETS[arguments.preset], layers=arguments.layers, vocabulary=arguments.vocabulary
-    )
-    stem = f"{arguments.preset}-{shape.layers}x{shape.vocabulary}"
-    contestants = CONTESTANTS
-    if arguments.candidates:
-        names = arguments.candidates.split(";")
-        contestants = tuple(each for each in (*CONTESTANTS, *OTHERS) if each.name in names)
-    cases = [Case.parse(text) for text in arguments.cases.split(",") if text]
-    prepare(arguments.folder, stem, shape, contestants)
-    speeds: list[dict[str, Any]] = []
-    sizes: list[dict[str, Any]] = []
-    for threads in map(int, arguments.threads.split(",")):
-        rows = compare(
-            arguments.folder,
-            stem,
-            shape,
-            contestants,
-            cases,
-            threads,
-            arguments.rounds,
-            arguments.profile,
-        )
-        speeds += rows[0]
-        sizes += rows[1]
-    facts = conditions() | {
-        "model": f"{arguments.preset}, {shape.layers} layers, vocabulary {shape.vocabulary}",
-        "rounds": f"{arguments.rounds} interleaved, medians, a process a candidate",
-    }
-    console = Console(width=170)
-    console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    for each in (speeds, sizes):
-        if each:
-            show(each, console)
-    if arguments.json:
-        content = {"conditions": facts, "rows": speeds, "sizes": sizes}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
-    if arguments.plot:
-        plot(speeds, arguments.plot)
+    layers = arguments.layers or PRESETS[arguments.preset].layers
+    plan = Plan(arguments.folder, arguments.preset, layers)
+    results = Results.read(arguments.json)
+    parts = [
+        plan.fitted(each) for each in chosen(arguments.parts, arguments.cases, arguments.candidates)
+    ]
+    for part in parts:
+        plan.prepare(part)
+    failed = []
+    for part in () if arguments.generate_only else parts:
+        start = time.perf_counter()
+        try:
+            run_part(plan, part, results)
+        except MeasurementError as error:  # the other parts are worth having
+            say(f"part '{part.name}' failed: {error}")
+            failed.append(part.name)
+        say(f"part '{part.name}' took {time.perf_counter() - start:.0f} s")
+    if failed:
+        raise SystemExit(f"failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ GIB = 2**30
 # Idle pool threads spin for up to about 0.1 s after a run and would slow the next candidate.
 SPIN_DOWN_SECONDS = 0.2
 SPIN_CHECK_SECONDS = 0.005
+# A call this long needs no second one to be timed by.
+LONG_CALL_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,16 @@ class Timing:
         return float(np.median(np.divide(other.seconds, self.seconds)))
 
 
+def settle() -> None:
+    """Wait until no thread of this process is busy."""
+    deadline = time.perf_counter() + SPIN_DOWN_SECONDS
+    while time.perf_counter() < deadline:
+        before = time.process_time()
+        time.sleep(SPIN_CHECK_SECONDS)
+        if time.process_time() - before < SPIN_CHECK_SECONDS / 10:
+            return
+
+
 def measure(
     candidates: Sequence[Candidate],
     *,
@@ -61,7 +73,9 @@ def measure(
     seconds_a_round: float = 0.02,
     threads: int = 1,
     budget_seconds: float | None = None,
+    min_rounds: int = 3,
     clock: Callable[[], float] = time.perf_counter,
+    settle: Callable[[], None] = settle,
 ) -> dict[str, Timing]:
     """Time all candidates side by side.
 
@@ -70,24 +84,29 @@ def measure(
         rounds: How often each is timed.
         seconds_a_round: At least this long is each timed in a round.
         threads: Threads each uses; above 1 their pools are left to stop spinning in between.
-        budget_seconds: Fewer rounds where they would take longer, at least three.
+        budget_seconds: Fewer rounds where they would take longer, but ``min_rounds``.
+        min_rounds: See ``budget_seconds``.
         clock: Seconds; ``time.thread_time`` leaves out what other processes take of a busy machine,
             for candidates that stay in the calling thread.
+        settle: Waits until no candidate is busy, where they run in other processes.
 
     Returns:
         The timing of each candidate by name.
     """
     calls, a_round = {}, 0.0
     for candidate in candidates:
-        candidate.run()
         start = clock()
         candidate.run()
         once = clock() - start
+        if once < LONG_CALL_SECONDS:
+            start = clock()
+            candidate.run()
+            once = clock() - start
         calls[candidate.name] = max(1, int(seconds_a_round / once))
         count = calls[candidate.name]
         a_round += once * (count + (count > 1))
     if budget_seconds is not None:
-        rounds = min(rounds, max(3, int(budget_seconds / a_round)))
+        rounds = min(rounds, max(min_rounds, int(budget_seconds / a_round)))
     samples: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     for number in range(rounds):
         shift = number % len(candidates)
@@ -102,16 +121,6 @@ def measure(
                 candidate.run()
             samples[candidate.name].append((clock() - start) / count)
     return {name: Timing(tuple(seconds)) for name, seconds in samples.items()}
-
-
-def settle() -> None:
-    """Wait until no thread of this process is busy."""
-    deadline = time.perf_counter() + SPIN_DOWN_SECONDS
-    while time.perf_counter() < deadline:
-        before = time.process_time()
-        time.sleep(SPIN_CHECK_SECONDS)
-        if time.process_time() - before < SPIN_CHECK_SECONDS / 10:
-            return
 
 
 def conditions() -> dict[str, str]:
