@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import conditions_line, fill, plots, save, table
+import pages
+from pages import conditions_line, fill, plots, save, table, verdict
 
 BASELINE = "MatMul float32"
 FLOAT, INT8 = "onnx-ternary float", "onnx-ternary int8"
@@ -69,7 +70,7 @@ def by_case(rows: Iterable[dict[str, Any]]) -> dict[Key, dict[str, dict[str, Any
 
 def ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
     """How many times faster than another: the median of the rounds' ratios."""
-    return float(np.median(np.divide(other["rounds_us"], row["rounds_us"])))
+    return pages.ratio(row["rounds_us"], other["rounds_us"])
 
 
 def is_beyond_l3(shape: str, conditions: dict[str, str]) -> bool:
@@ -100,9 +101,6 @@ def target_table(results: dict[str, Any]) -> str:
     """Every target of the kernels with the worst of its cases."""
     head = ["case", "against", "threads", "target", "measured, at worst", "where", ""]
     rows = []
-
-    def verdict(reached: bool) -> str:
-        return "reached" if reached else "**not reached**"
 
     for target in TARGETS:
         for threads, needed in zip((1, 2), target.needed, strict=True):

@@ -59,6 +59,8 @@ class Runner:
 
     def __init__(self, path: Path, shape: Shape, form: Form, threads: int) -> None:
         self._path, self._shape, self._form, self._threads = path, shape, form, threads
+        self._process_mb = 0.0
+        self._process_mb = self.memory().get("resident", 0.0)
         start = time.perf_counter()
         self._session = self._make_session()
         self.load_seconds = time.perf_counter() - start
@@ -101,13 +103,14 @@ class Runner:
         harness.settle()
 
     def memory(self) -> dict[str, float]:
-        """MB, peak and by kind; empty where the system has no /proc."""
+        """MB, peak and by kind, and before there was a session; empty without /proc."""
         status = Path("/proc/self/status")
         if not status.exists():
             return {}
         pairs = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        names = {"VmHWM": "peak", "RssAnon": "private", "RssFile": "mapped"}
-        return {ours: int(pairs[name].split()[0]) / 1000 for name, ours in names.items()}
+        names = {"VmHWM": "peak", "VmRSS": "resident", "RssAnon": "private", "RssFile": "mapped"}
+        found = {ours: int(pairs[name].split()[0]) / 1000 for name, ours in names.items()}
+        return found | {"process": self._process_mb}
 
     def profile(self, case: Case) -> dict[str, float]:
         """Share of the time of all nodes that each kind of node takes, 0.5 % or more."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
@@ -17,6 +19,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def conditions_line(conditions: Mapping[str, str]) -> str:
     """The conditions in one line."""
     return ", ".join(f"{name} {value}" for name, value in conditions.items())
+
+
+def ratio(rounds: Sequence[float], other: Sequence[float]) -> float:
+    """How many times faster than another, round by round: the median."""
+    return float(np.median(np.divide(other, rounds)))
+
+
+def verdict(reached: bool) -> str:
+    """Whether a target is reached, in words."""
+    return "reached" if reached else "**not reached**"
 
 
 def fill(text: str, places: Mapping[str, str]) -> str:

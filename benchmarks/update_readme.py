@@ -1,9 +1,10 @@
-"""Copy the committed results into README.md (its `numbers` markers) and docs/performance.md.
+"""Copy the committed results into README.md (its `numbers` markers) and pages of docs.
 
 Usage: python benchmarks/update_readme.py [--check]
 
-The plot of docs/performance.md is drawn too (`pip install ".[bench]"`), but not by --check, which
-changes nothing and fails if a page is not what the results say.
+The pages are docs/performance.md (kernel.json) and docs/models.md (model.json). Their plots are
+drawn too (`pip install ".[bench]"`), but not by --check, which changes nothing and fails if a page
+is not what the results say.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import kernel_pages
+import model_pages
 from pages import conditions_line, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,21 +48,32 @@ def example_section() -> str:
     )
 
 
+def _result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return found
+
+
 def main() -> None:
-    """Rewrite both pages, or with --check fail if one is not what the results say."""
+    """Rewrite the pages, or with --check fail if one is not what the results say."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     check: bool = parser.parse_args().check
-    kernel = json.loads((RESULTS / "kernel.json").read_text(encoding="utf-8"))
-    section = f"{BEGIN}\n{example_section()}\n\n{kernel_pages.readme_section(kernel)}\n{END}"
+    kernel, model = _result("kernel.json"), _result("model.json")
+    sections = [
+        example_section(),
+        kernel_pages.readme_section(kernel),
+        model_pages.readme_section(model),
+    ]
+    section = "\n".join([BEGIN, "\n\n".join(sections), END])
     marked = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    readme, performance = ROOT / "README.md", ROOT / "docs" / "performance.md"
-    pages = {}
-    before = readme.read_text(encoding="utf-8")
-    pages[readme] = (before, marked.sub(lambda _: section, before))
-    before = performance.read_text(encoding="utf-8")
-    pages[performance] = (before, kernel_pages.filled(before, kernel))
-    for path, (old, new) in pages.items():
+    contents: dict[Path, Callable[[str], str]] = {
+        ROOT / "README.md": lambda text: marked.sub(lambda _: section, text),
+        ROOT / "docs" / "performance.md": lambda text: kernel_pages.filled(text, kernel),
+        ROOT / "docs" / "models.md": lambda text: model_pages.filled(text, model),
+    }
+    for path, made in contents.items():
+        old = path.read_text(encoding="utf-8")
+        new = made(old)
         if check and old != new:
             raise SystemExit(
                 f"{path.name} is not what benchmarks/results say; run update_readme.py"
@@ -67,6 +82,7 @@ def main() -> None:
             path.write_text(new, encoding="utf-8")
     if not check:
         kernel_pages.draw(kernel, ROOT / "docs" / "kernel_time.svg")
+        model_pages.draw(model, ROOT / "docs" / "model_speed.svg")
 
 
 if __name__ == "__main__":
