@@ -125,8 +125,8 @@ PARTS = (
 ROUNDS = {"decode": 11, "prefill": 5}
 LOADS = 3
 # Of one case, the runs before apart; at least so many rounds all the same.
-BUDGET_SECONDS = {"decode": 20.0, "prefill": 60.0}
-MIN_ROUNDS = 2
+BUDGET_SECONDS = {"decode": 20.0, "prefill": 80.0}
+MIN_ROUNDS = 3
 SECONDS_A_ROUND = 0.1
 
 
@@ -372,13 +372,12 @@ def run_part(plan: Plan, part: Part, results: Results) -> None:
 
 def chosen(parts: str | None, cases: str | None, candidates: str | None) -> list[Part]:
     """Parts with what the user restricts them to."""
-    names = [each.strip() for each in parts.split(";")] if parts else [each.name for each in PARTS]
-    unknown = set(names) - {each.name for each in PARTS}
-    if unknown:
-        raise SystemExit(
-            f"no part {', '.join(unknown)}; there are {'; '.join(p.name for p in PARTS)}"
-        )
-    found = [next(each for each in PARTS if each.name == name) for name in names]
+    by_name = {each.name: each for each in PARTS}
+    names = [each.strip() for each in parts.split(";")] if parts else list(by_name)
+    for name in names:
+        if name not in by_name:
+            raise SystemExit(f"no part {name!r}, expected one of: {'; '.join(by_name)}")
+    found = [by_name[name] for name in names]
     if candidates:
         kept = candidates.split(";")
         found = [
@@ -388,7 +387,7 @@ def chosen(parts: str | None, cases: str | None, candidates: str | None) -> list
     if cases:
         wanted = [Case.parse(each) for each in cases.split(",")]
         found = [
-            replace(each, cases=tuple(case for case in each.cases if case in wanted))
+            replace(each, cases=tuple(case for case in each.cases if case in wanted) or each.cases)
             for each in found
         ]
     return [each for each in found if each.contestants]
@@ -403,7 +402,9 @@ def main() -> None:
     parser.add_argument(
         "--parts", help=f"semicolons between (default: {'; '.join(each.name for each in PARTS)})"
     )
-    parser.add_argument("--cases", help="of those of a part, commas between")
+    parser.add_argument(
+        "--cases", help="of those of a part, commas between; a part with none of them has all"
+    )
     parser.add_argument("--candidates", help="of those of a part, semicolons between")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--generate-only", action="store_true", help="write models, measure none")

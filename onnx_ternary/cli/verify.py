@@ -25,6 +25,13 @@ from onnx_ternary.verify import verify
     show_default=True,
     help="The --tolerance CONVERTED was made with; outputs then get no verdict.",
 )
+@click.option(
+    "--products",
+    "products_only",
+    is_flag=True,
+    help="Run each product alone, on random activations: for models that do not fit into memory. "
+    "Outputs are not compared.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @quiet_and_verbose
 def verify_command(
@@ -34,6 +41,7 @@ def verify_command(
     libraries: tuple[str, ...],
     seed: int,
     weight_tolerance: float,
+    products_only: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -48,6 +56,7 @@ def verify_command(
             custom_op_libraries=libraries,
             seed=seed,
             weight_tolerance=weight_tolerance,
+            products_only=products_only,
             progress=progress,
         )
     if as_json:
@@ -56,5 +65,7 @@ def verify_command(
         print_verification(out, report)
     if not report.passed:
         raise VerificationError(report.summary())
+    for note in report.notes[1:] if products_only else ():
+        out.warn(f"{note}.")
     if not report.products and not report.num_nested_products:
         out.warn(f"'{converted}' has no TernaryIndexedMatMul node; are the arguments swapped?")

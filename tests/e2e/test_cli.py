@@ -539,15 +539,19 @@ def test_inspect_deep_finds_a_damaged_index(converted: Path, tmp_path: Path) -> 
 
 def test_verify_passes_and_fails_with_exit_code_3(converted: Path, tmp_path: Path) -> None:
     done = run("verify", DIGITS, converted)
-    assert "within" in done.stdout
+    assert "outputs differ" in done.stdout
+    alone = run("verify", DIGITS, converted, "--products")
+    assert "3 of 3 products within" in alone.stdout
+    assert "outputs differ" not in alone.stdout
     model = onnx.load(converted)
     scale = next(t for t in model.graph.initializer if t.name.endswith(".scale"))
     array = numpy_helper.to_array(scale) * np.float32(1.001)
     scale.CopyFrom(numpy_helper.from_array(array.astype(np.float32), scale.name))
     wrong = tmp_path / "wrong.onnx"
     onnx.save(model, wrong)
-    failed = run("verify", DIGITS, wrong, check=3)
-    assert "node_linear" in failed.stderr
+    for extra in ([], ["--products"]):
+        failed = run("verify", DIGITS, wrong, *extra, check=3)
+        assert "node_linear" in failed.stderr
 
 
 def test_verify_warns_where_nothing_was_converted(converted: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from onnx_ternary import get_library_path, verify
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.verify import InputsError
 from tests import cone_models, function_models, operand_models
 from tests.graph_passes.test_catalogue import options_of, skip_where_too_new
 from tests.models import F32, K, matmul, model, node, ternary
@@ -66,8 +67,9 @@ def test_wrong_weight_is_found(name: str) -> None:
     flat = array.reshape(-1)
     flat[0] = (flat[0] & 0xFC) | (((flat[0] & 3) + 1) % 3)
     codes.CopyFrom(onnx.numpy_helper.from_array(array, codes.name))
-    report = verify(original, other)
-    assert [check.status for check in report.products] == ["failed"]
+    for products_only in (False, True):
+        report = verify(original, other, products_only=products_only)
+        assert [check.status for check in report.products] == ["failed"]
 
 
 def test_products_that_stay_are_not_optimised_away() -> None:
@@ -85,3 +87,40 @@ def test_products_that_stay_are_not_optimised_away() -> None:
     result = optimize(made, OptimizeOptions(min_elements=0))
     assert [row.node for row in result.report.rewrites] == ["first"]
     assert verify(made, result.to_proto()).passed
+
+
+@pytest.mark.parametrize("name", HITS)
+def test_products_are_judged_without_the_whole_model(name: str) -> None:
+    original, other = converted(name)
+    skip_where_too_new(original)
+    report = verify(original, other, products_only=True)
+    assert report.passed, report.summary()
+    assert report.outputs == ()
+    statuses = {check.status for check in report.products}
+    if name in ("cone_in_branches", "function_with_branches"):
+        assert not statuses
+        assert "2 products have no verdict" in report.notes[-1]
+    else:
+        assert statuses == {"passed"}
+        assert len(report.notes) == 1
+
+
+def test_fused_products_do_not_run_alone() -> None:
+    made = model(
+        [
+            matmul("x", "w", "a", "first"),
+            matmul("x", "v", "b", "second"),
+            node("Add", ["a", "b"], "y"),
+        ],
+        {"w": ternary(K, 32), "v": ternary(K, 32, seed=1)},
+    )
+    fused = optimize(made, OptimizeOptions(min_elements=0, fuse_siblings=True)).to_proto()
+    report = verify(made, fused, products_only=True)
+    assert [check.status for check in report.products] == ["end to end only"]
+    assert "1 products have no verdict" in report.notes[-1]
+
+
+def test_products_alone_take_no_inputs() -> None:
+    original, other = converted("left_operand")
+    with pytest.raises(InputsError, match="give no inputs"):
+        verify(original, other, inputs={"x": np.zeros((2, K), F32)}, products_only=True)

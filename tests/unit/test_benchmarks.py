@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
@@ -20,12 +21,15 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import bandwidth  # noqa: E402
 import bench_kernel  # noqa: E402
+import bench_model  # noqa: E402
 import bench_paper  # noqa: E402
 import kernel_pages  # noqa: E402
+import model_pages  # noqa: E402
 import pages  # noqa: E402
 import paper_pages  # noqa: E402
 import session_memory  # noqa: E402
 from harness import Candidate, Timing, available_bytes, measure  # noqa: E402
+from model_process import Case, MeasurementError  # noqa: E402
 from peers import Layer, Peer, UnavailableError, all_peers, matmul_float32  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(
@@ -74,6 +78,21 @@ def test_measure_keeps_within_its_budget() -> None:
     assert len(measure(candidates, rounds=9, budget_seconds=5, **arguments)["one"].seconds) == 5
     assert len(measure(candidates, rounds=9, budget_seconds=1, **arguments)["one"].seconds) == 3
     assert len(measure(candidates, rounds=2, budget_seconds=1, **arguments)["one"].seconds) == 2
+
+
+def test_a_long_call_is_not_repeated_to_be_timed() -> None:
+    clock = Clock()
+    long = Candidate("long", clock.takes(constant(10.0)))
+    times = measure([long], rounds=9, budget_seconds=20, min_rounds=2, clock=clock)
+    assert times["long"].seconds == (10.0,) * 2
+    assert clock.now == 30.0
+
+
+def test_measure_settles_what_runs_elsewhere() -> None:
+    clock, settled = Clock(), []
+    candidates = [Candidate(name, clock.takes(constant(1.0))) for name in "ab"]
+    measure(candidates, rounds=3, threads=2, clock=clock, settle=lambda: settled.append(clock.now))
+    assert len(settled) == 6
 
 
 def test_measure_rotates_the_order() -> None:
@@ -200,6 +219,106 @@ def test_targets_take_the_worst_case() -> None:
     text = kernel_pages.target_table(results)
     assert "| float, M = 1, beyond L3 | MatMul float32 | 1 | >= 7x | 8.00x |" in text
     assert "| >= 4x | 1.00x | 2560x640, M = 1 | **not reached** |" in text
+
+
+def speed(case: str, threads: int, candidate: str, rounds: list[float]) -> dict[str, Any]:
+    tokens = 1 if case.startswith("decode") else int(case.split()[1])
+    row = {"case": case, "tokens": tokens, "threads": threads, "candidate": candidate}
+    return row | {"rounds_ms": rounds}
+
+
+def model_results() -> dict[str, Any]:
+    rows = [
+        speed("decode 128", 2, model_pages.FLOAT, [10, 20, 40]),
+        speed("decode 128", 2, model_pages.BASELINE, [80, 200, 280]),
+        speed("decode 1024", 2, model_pages.FLOAT, [20.0]),
+        speed("decode 1024", 2, model_pages.BASELINE, [70.0]),
+        speed("prefill 128", 2, model_pages.FLOAT, [1000.0]),
+        speed("prefill 128", 2, model_pages.BASELINE, [2500.0]),
+    ]
+    loads = [
+        {"candidate": name, "linear": 6, "linear_float32": 100, "loads_s": [seconds]}
+        | {"peak_MB": peak, "process_MB": 100.0, "file": 10, "private_after_loading_MB": 1.0}
+        for name, seconds, peak in (
+            (model_pages.FLOAT, 3.0, 180.0),
+            (model_pages.NBITS, 4.0, 200.0),
+            (model_pages.DENSE, 3.0, 180.0),
+        )
+    ]
+    return {
+        "two threads": {"conditions": {"cpu": "one", "model": "small"}, "rows": rows},
+        "load": {"conditions": {"cpu": "one", "model": "large"}, "rows": loads},
+    }
+
+
+def test_targets_of_models_take_the_worst_case() -> None:
+    results = model_results()
+    lines = model_pages.target_table(results).splitlines()
+    found = {line.split(" | ")[0].strip("| "): line for line in lines[2:]}
+    assert "| >= 4x | 3.50x | decode 1024 | **not reached** |" in found["float, decode"]
+    assert "| >= 2.2x | 2.50x | prefill 128 | reached |" in found["float, prefill 128"]
+    assert "| <= 0.5x | 0.75x | float | **not reached** |" in found["load time"]
+    assert "| <= 0.8x | 0.80x | float | reached |" in found["peak memory of the session"]
+    assert "1/16.7 |  | reached |" in found["float, linear weights in the file"]
+    assert "1/16.7 |  | **not reached** |" in found["float, dense, linear weights in the file"]
+    assert len(found) == 6
+    table = model_pages.speed_table(results, "two threads")
+    assert "| onnx-ternary float | 50 (8.00) | 50 (3.50) | 128 (2.50) |" in table
+    text = model_pages.conditions_text(results)
+    assert text == "cpu one. By part: two threads: model small; load: model large."
+
+
+def test_a_part_that_was_not_measured_is_said() -> None:
+    for table in (model_pages.target_table, model_pages.load_table, model_pages.share_table):
+        assert table({}) == model_pages.NOT_MEASURED
+    assert model_pages.speed_table({}, "whole") == model_pages.NOT_MEASURED
+
+
+def test_wrong_logits_are_not_kept() -> None:
+    right = np.arange(4, dtype=np.float32)
+    contestants = (bench_model.FLOAT32, bench_model.FLOAT)
+    outputs = {contestant.name: right for contestant in contestants}
+    bench_model.check(outputs, contestants)
+    outputs[bench_model.FLOAT.name] = right[::-1]
+    with pytest.raises(MeasurementError, match="onnx-ternary float: cosine"):
+        bench_model.check(outputs, contestants)
+
+
+def test_parts_are_restricted() -> None:
+    parts = bench_model.chosen("one thread; load", "decode@128", "float32;onnx-ternary float")
+    assert [each.name for each in parts] == ["one thread", "load"]
+    assert parts[0].cases == (Case("decode", 128),)
+    assert parts[1].cases == (Case("decode", 1024),)  # its only one
+    assert [each.name for each in parts[0].contestants] == ["float32", "onnx-ternary float"]
+    with pytest.raises(SystemExit, match="no part 'three threads'"):
+        bench_model.chosen("three threads", None, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(
+    tuple(map(int, ort.__version__.split(".")[:2])) < (1, 20), reason="needs onnxruntime 1.20"
+)
+def test_model_benchmark_runs(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({"whole": {"conditions": {}, "rows": []}}), encoding="utf-8")
+    command = [sys.executable, str(BENCHMARKS / "bench_model.py"), str(tmp_path / "models")]
+    command += ["--preset", "tiny", "--json", str(path), "--parts", "one thread; load; convert"]
+    command += ["--candidates", "onnx-ternary float", "--cases", "decode@128"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert list(found) == ["whole", "one thread", "load", "convert"]
+    (row,) = found["one thread"]["rows"]
+    assert row["rounds_ms"]
+    assert sum(row["shares"].values()) > 0.9
+    (row,) = found["load"]["rows"]
+    assert len(row["loads_s"]) == bench_model.LOADS
+    assert row["peak_MB"] > row["process_MB"] > 0
+    assert row["linear_float32"] / row["linear"] > 14
+    (row,) = found["convert"]["rows"]
+    assert row["result"] < row["source"]
+    assert row["peak_MB"] > 0
+    assert {"cpu", "isa", "onnxruntime", "model"} <= found["convert"]["conditions"].keys()
 
 
 def test_a_place_that_is_missing_is_an_error() -> None:
