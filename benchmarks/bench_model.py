@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,7 +29,7 @@ from typing import Any
 import numpy as np
 from harness import Candidate, Timing, conditions, measure
 from make_bitnet import PRESETS, Form, Shape, write_model
-from model_process import Case, MeasurementError, Remote, started
+from model_process import Case, MeasurementError, Remote, conversion, started
 from numpy.typing import NDArray
 
 import onnx_ternary
@@ -118,7 +116,7 @@ PARTS = (
     ),
     Part("one thread", MAIN, DECODES[::2] + PREFILLS[:1], threads=1, profiled=PROFILED[:1]),
     Part("convert", (FLOAT,)),
-    Part("convert whole", (HEAD_INT8,), whole=True),
+    Part("convert whole", (FLOAT, HEAD_INT8), whole=True),
     Part("float16", (FLOAT16, FLOAT), (DECODES[0], PREFILLS[0])),
     Part("one thread, long prefill", MAIN[:4], PREFILLS[1:], threads=1),
 )
@@ -330,33 +328,22 @@ def _linear_bytes(path: Path, contestant: Contestant) -> dict[str, int]:
 
 
 def measure_conversion(plan: Plan, part: Part, results: Results) -> Iterator[None]:
-    """One row: time and memory of the command line's process."""
+    """Rows of time and memory of a process that converts."""
     rows = results.begin(part.name, f"{plan.preset}, {_size(plan.shape(part))}")
-    (contestant,) = part.contestants
-    assert contestant.options is not None
-    source = replace(contestant, options=None).path(plan.folder, plan.stem(part))
-    with TemporaryDirectory(dir=plan.folder) as folder:
-        command = [sys.executable, "-m", "onnx_ternary", "optimize", str(source)]
-        command += [str(Path(folder) / "model.onnx"), "--no-verify"]
-        command += ["--remaining", contestant.options.remaining]
-        start = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - start
-        if process.returncode:
-            raise MeasurementError(f"{' '.join(command)} ended with {process.returncode}")
-        row = {
-            "candidate": contestant.name,
-            "source": model_io.file_bytes(source),
-            "result": model_io.file_bytes(Path(folder) / "model.onnx"),
-            "seconds": round(seconds, 1),
-            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-            "peak_MB": round(usage.ru_maxrss / 1000, 1),
-        }
-    rows.append(row)
-    say(f"{part.name}: {row}")
-    yield
+    for contestant in part.contestants:
+        assert contestant.options is not None
+        source = replace(contestant, options=None).path(plan.folder, plan.stem(part))
+        with TemporaryDirectory(dir=plan.folder) as folder:
+            target = Path(folder) / "model.onnx"
+            row = {
+                "candidate": contestant.name,
+                "source": model_io.file_bytes(source),
+                **conversion(source, target, contestant.options),
+                "result": model_io.file_bytes(target),
+            }
+        rows.append(row)
+        say(f"{part.name}: {row}")
+        yield
 
 
 def _size(shape: Shape) -> str:

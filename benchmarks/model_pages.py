@@ -68,6 +68,12 @@ def tokens_a_second(row: Row) -> float:
     return float(row["tokens"] / np.median(row["rounds_ms"]) * 1e3)
 
 
+def _speed(row: Row) -> str:
+    """Tokens a second, three digits or whole numbers."""
+    speed = tokens_a_second(row)
+    return f"{speed:.0f}" if speed >= 100 else f"{speed:.3g}"
+
+
 def spread(row: Row) -> float:
     """Half the distance of the quartiles, relative to the median."""
     low, median, high = np.percentile(row["rounds_ms"], [25, 50, 75])
@@ -96,8 +102,7 @@ def _speed_cell(case: dict[str, Row], name: str) -> str:
     ratios = [
         f"{faster(case[name], case[other]):.2f}" for other in (BASELINE, NBITS) if other in case
     ]
-    speed = tokens_a_second(case[name])
-    return f"{speed:.3g}" + (f" ({' / '.join(ratios)})" if ratios else "")
+    return _speed(case[name]) + (f" ({' / '.join(ratios)})" if ratios else "")
 
 
 def share_table(results: dict[str, Any]) -> str:
@@ -207,7 +212,8 @@ def target_table(results: dict[str, Any]) -> str:
                 ("time", 180.0, row["seconds"], "s"),
             ):
                 rows.append([f"converting, {what}", "", "", f"<= {most:g} {unit}"])
-                rows[-1] += [f"{found_:.3g} {unit}", part.removeprefix("convert").strip()]
+                where = f"{row['source'] / 1e9:.2f} GB to {row['candidate']}"
+                rows[-1] += [f"{found_:.3g} {unit}", where]
                 rows[-1].append(verdict(found_ <= most))
     head = ["case", "against", "threads", "target", "measured, at worst", "where", ""]
     return table(head, rows) if rows else NOT_MEASURED
@@ -238,19 +244,22 @@ def conditions_text(results: dict[str, Any]) -> str:
     common = {
         name: value
         for name, value in first.items()
-        if all(each.get(name) == value for each in found.values())
+        if name != "model" and all(each.get(name) == value for each in found.values())
     }
-    own = [
-        f"{part}: {conditions_line({k: v for k, v in each.items() if k not in common})}"
-        for part, each in found.items()
-    ]
+    own = []
+    for part, each in found.items():
+        others = {k: v for k, v in each.items() if k not in common and k != "model"}
+        own.append(f"{part}: {each['model']}" + (f", {conditions_line(others)}" if others else ""))
     return f"{conditions_line(common)}. By part: {'; '.join(own)}."
 
 
 def readme_section(results: dict[str, Any]) -> str:
     """The short table of README.md."""
     cases = by_case(rows_of(results, "two threads"))
+    if not cases:
+        return NOT_MEASURED
     loads = {row["candidate"]: row for row in rows_of(results, "load")}
+    model = results["two threads"]["conditions"]["model"]
     shown = [case for case in README_CASES if (case, 2) in cases]
     rows = []
     for name in (BASELINE, NBITS, FLOAT, INT8):
@@ -263,11 +272,11 @@ def readme_section(results: dict[str, Any]) -> str:
             cells += [""] * 3
         for case in shown:
             row = cases[case, 2].get(name)
-            cells.append("" if row is None else f"{tokens_a_second(row):.3g}")
+            cells.append("" if row is None else _speed(row))
         rows.append(cells)
     head = ["model", "file", "load", "peak memory", *(f"{case}, tokens/s" for case in shown)]
     return (
-        "A decoder of BitNet b1.58 2B's shape, 30 layers (`benchmarks/bench_model.py`), 2 threads: "
+        f"A decoder of BitNet b1.58 2B's shape (`benchmarks/bench_model.py`: {model}), two threads: "
         "decoding one token behind 128 or 1024, and a prompt of 128:\n\n"
         f"{table(head, rows)}\n\n"
         "![tokens a second of each model](docs/model_speed.svg)\n\n"
@@ -307,8 +316,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for axis, (case, rows) in zip(axes[0], cases.items(), strict=False):
         speeds = [tokens_a_second(rows[name]) if name in rows else 0.0 for name in names]
         bars = axis.barh(names, speeds, color=[colours[name] for name in names])
-        axis.bar_label(bars, fmt="%.3g", padding=2, fontsize=7)
-        axis.margins(x=0.2)
+        labels = [_speed(rows[name]) if name in rows else "" for name in names]
+        axis.bar_label(bars, labels, padding=2, fontsize=7)
+        axis.margins(x=0.25)
         axis.set_title(case, fontsize=9)
         axis.set_xlabel("tokens/s", fontsize=8)
         axis.tick_params(labelsize=8)

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -54,13 +54,22 @@ class MeasurementError(Exception):
     """A candidate that cannot be measured, or answers wrongly."""
 
 
+def process_memory() -> dict[str, float]:
+    """MB of this process, at its peak and by kind; empty without /proc."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return {}
+    pairs = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    names = {"VmHWM": "peak", "VmRSS": "resident", "RssAnon": "private", "RssFile": "mapped"}
+    return {ours: int(pairs[name].split()[0]) / 1000 for name, ours in names.items()}
+
+
 class Runner:
     """One session and its bound inputs; past and present share a buffer."""
 
     def __init__(self, path: Path, shape: Shape, form: Form, threads: int) -> None:
         self._path, self._shape, self._form, self._threads = path, shape, form, threads
-        self._process_mb = 0.0
-        self._process_mb = self.memory().get("resident", 0.0)
+        self._process_mb = process_memory().get("resident", 0.0)
         start = time.perf_counter()
         self._session = self._make_session()
         self.load_seconds = time.perf_counter() - start
@@ -103,14 +112,8 @@ class Runner:
         harness.settle()
 
     def memory(self) -> dict[str, float]:
-        """MB, peak and by kind, and before there was a session; empty without /proc."""
-        status = Path("/proc/self/status")
-        if not status.exists():
-            return {}
-        pairs = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        names = {"VmHWM": "peak", "VmRSS": "resident", "RssAnon": "private", "RssFile": "mapped"}
-        found = {ours: int(pairs[name].split()[0]) / 1000 for name, ours in names.items()}
-        return found | {"process": self._process_mb}
+        """That of `process_memory`, and what there was before the session."""
+        return process_memory() | {"process": self._process_mb}
 
     def profile(self, case: Case) -> dict[str, float]:
         """Share of the time of all nodes that each kind of node takes, 0.5 % or more."""
@@ -145,40 +148,72 @@ def _serve(connection: Connection, *arguments: Any) -> None:
         connection.send(getattr(runner, method)(*values))
 
 
+def answer(connection: Connection, path: Path) -> Any:
+    """What the process of a model sends.
+
+    Raises:
+        MeasurementError: if it has ended.
+    """
+    try:
+        return connection.recv()
+    except EOFError:
+        raise MeasurementError(
+            f"the process of {path.name} ended; it says above why, or ran out of memory"
+        ) from None
+
+
 class Remote:
     """A `Runner` in another process."""
 
     def __init__(self, connection: Connection, path: Path) -> None:
         self._connection, self._path = connection, path
-        self.load_seconds, self.loaded_memory = self._answer()
+        self.load_seconds, self.loaded_memory = answer(connection, path)
 
     def call(self, *request: Any) -> Any:
         """What the runner's method returns."""
         self._connection.send(request)
-        return self._answer()
-
-    def _answer(self) -> Any:
-        try:
-            return self._connection.recv()
-        except EOFError:
-            raise MeasurementError(
-                f"the process of {self._path.name} ended; it says above why, or ran out of memory"
-            ) from None
+        return answer(self._connection, self._path)
 
 
 @contextmanager
-def started(path: Path, shape: Shape, form: Form, threads: int) -> Iterator[Remote]:
-    """A runner in a new process, which ends with the block."""
+def _process(target: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
+    """A new process, which ends with the block, and the connection it was given first."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, path, shape, form, threads), daemon=True)
+    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
     process.start()
     theirs.close()
     try:
-        yield Remote(ours, path)
+        yield ours
     finally:
         ours.close()
         process.join(_ENDING_SECONDS)
         if process.is_alive():
             process.kill()
             process.join()
+
+
+@contextmanager
+def started(path: Path, shape: Shape, form: Form, threads: int) -> Iterator[Remote]:
+    """A runner in a new process, which ends with the block."""
+    with _process(_serve, path, shape, form, threads) as connection:
+        yield Remote(connection, path)
+
+
+def _convert(
+    connection: Connection, source: Path, target: Path, options: onnx_ternary.OptimizeOptions
+) -> None:
+    start = time.perf_counter()
+    onnx_ternary.convert(source, target, options, verify_result=False)
+    seconds = time.perf_counter() - start
+    found = {"seconds": seconds, "cpu_seconds": time.process_time()}
+    connection.send(found | {"peak_MB": process_memory().get("peak", 0.0)})
+
+
+def conversion(
+    source: Path, target: Path, options: onnx_ternary.OptimizeOptions
+) -> dict[str, float]:
+    """Seconds, seconds of processors and peak MB that converting takes in a process of its own."""
+    with _process(_convert, source, target, options) as connection:
+        found: dict[str, float] = answer(connection, source)
+        return {name: round(value, 1) for name, value in found.items()}

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,16 +69,22 @@ def quantise(node: ir.Node, bits: int) -> Quantised | None:
     if not weight.size:
         return None
     quantiser = _quantiser(bits)
-    numbers = weight.numpy()
-    parts = [
-        quantiser.qbits_block_quant(
-            np.ascontiguousarray(numbers[:, start : start + _COLUMNS_AT_ONCE])
-        )
-        for start in range(0, weight.shape[1], _COLUMNS_AT_ONCE)
-    ]
-    weight.release()
+    parts = [quantiser.qbits_block_quant(columns) for columns in _columns(weight)]
     codes, scales, zero_points = (np.concatenate(each) for each in zip(*parts, strict=True))
     return Quantised(weight, bits, codes, scales, zero_points)
+
+
+def _columns(weight: Constant) -> Iterator[NDArray[Any]]:
+    """(K, some columns) at a time; what is a view of a file is mapped anew for each."""
+    viewed = all(node.op_type in ("Identity", "Transpose") for node in weight.nodes)
+    numbers: NDArray[Any] | None = None
+    for start in range(0, weight.shape[1], _COLUMNS_AT_ONCE):
+        numbers = weight.numpy() if numbers is None else numbers
+        yield np.ascontiguousarray(numbers[:, start : start + _COLUMNS_AT_ONCE])
+        if viewed:
+            numbers = None
+            weight.release()
+    weight.release()
 
 
 def _quantiser(bits: int) -> Any:

@@ -265,7 +265,7 @@ def test_targets_of_models_take_the_worst_case() -> None:
     table = model_pages.speed_table(results, "two threads")
     assert "| onnx-ternary float | 50 (8.00) | 50 (3.50) | 128 (2.50) |" in table
     text = model_pages.conditions_text(results)
-    assert text == "cpu one. By part: two threads: model small; load: model large."
+    assert text == "cpu one. By part: two threads: small; load: large."
 
 
 def test_a_part_that_was_not_measured_is_said() -> None:
