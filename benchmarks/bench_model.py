@@ -8,7 +8,7 @@ may be ended at any time and resumed with --parts.
 
 Usage: python benchmarks/bench_model.py FOLDER [--parts "two threads; load"] [--json out.json]
        [--preset bitnet-2b] [--layers 30] [--cases decode@128] [--candidates "float32;float16"]
-       [--generate-only]
+       [--rounds 11] [--generate-only]
 """
 
 from __future__ import annotations
@@ -130,11 +130,12 @@ SECONDS_A_ROUND = 0.1
 
 @dataclass(frozen=True)
 class Plan:
-    """Which model, and where its forms are."""
+    """Which model, where its forms are, and rounds at most."""
 
     folder: Path
     preset: str
     layers: int
+    rounds: int
 
     def shape(self, part: Part) -> Shape:
         """Of the part's model."""
@@ -245,7 +246,7 @@ def measure_speeds(plan: Plan, part: Part, results: Results) -> Iterator[None]:
             outputs: dict[str, NDArray[np.float32]] = {}
             timings = measure(
                 [_candidate(name, remote, case, outputs) for name, remote in remotes.items()],
-                rounds=ROUNDS[case.kind],
+                rounds=min(plan.rounds, ROUNDS[case.kind]),
                 seconds_a_round=SECONDS_A_ROUND,
                 threads=part.threads,
                 budget_seconds=BUDGET_SECONDS[case.kind],
@@ -291,7 +292,7 @@ def measure_loads(plan: Plan, part: Part, results: Results) -> Iterator[None]:
     """Rows of load time and memory, each session alone and used once."""
     rows = results.begin(part.name, f"{plan.preset}, {_size(plan.shape(part))}")
     (case,) = part.cases
-    for number in range(LOADS):
+    for number in range(min(plan.rounds, LOADS)):
         for contestant in part.contestants:
             if contestant.is_dense and number:
                 continue
@@ -393,12 +394,13 @@ def main() -> None:
         "--cases", help="of those of a part, commas between; a part with none of them has all"
     )
     parser.add_argument("--candidates", help="of those of a part, semicolons between")
+    parser.add_argument("--rounds", type=int, default=max(ROUNDS.values()), help="at most")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--generate-only", action="store_true", help="write models, measure none")
     arguments = parser.parse_args()
 
     layers = arguments.layers or PRESETS[arguments.preset].layers
-    plan = Plan(arguments.folder, arguments.preset, layers)
+    plan = Plan(arguments.folder, arguments.preset, layers, arguments.rounds)
     results = Results.read(arguments.json)
     parts = [
         plan.fitted(each) for each in chosen(arguments.parts, arguments.cases, arguments.candidates)

@@ -276,8 +276,8 @@ def readme_section(results: dict[str, Any]) -> str:
         rows.append(cells)
     head = ["model", "file", "load", "peak memory", *(f"{case}, tokens/s" for case in shown)]
     return (
-        f"A decoder of BitNet b1.58 2B's shape (`benchmarks/bench_model.py`: {model}), two threads: "
-        "decoding one token behind 128 or 1024, and a prompt of 128:\n\n"
+        f"A decoder of BitNet b1.58 2B's shape (`benchmarks/bench_model.py`: {model}), two "
+        "threads: decoding one token behind 128 or 1024, and a prompt of 128:\n\n"
         f"{table(head, rows)}\n\n"
         "![tokens a second of each model](docs/model_speed.svg)\n\n"
         "[docs/models.md](docs/models.md) has one thread, longer contexts, the whole model with "

@@ -17,7 +17,7 @@ from onnx_ternary._memory import num_processors
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.ternary import NotTernary, TernaryWeight
 
-from .weights import Constant, call_attribute, resolve
+from .weights import Constant, detached
 
 MAX_BYTES = 1 << 29
 """Of weights that are read at once; the one that is asked for next may be larger."""
@@ -45,7 +45,7 @@ class Ahead:
         # One is asked for while the others are being read.
         self.num_products = num_threads + 1 if num_threads > 1 else 0
         self._pool = ThreadPoolExecutor(num_threads, "onnx-ternary")
-        # By the tensor's value: no two threads map and release the same one.
+        # By the tensor's value: of two products that share one, the second finds what is known.
         self._started: dict[int, _Started] = {}
 
     def __enter__(self) -> Ahead:
@@ -97,22 +97,15 @@ class Ahead:
 def _end(started: _Started) -> None:
     if not started.future.cancel():
         wait([started.future])
-    started.weight.release()
 
 
 def _weight(product: ir.Node) -> Constant | None:
     """The operand a rule will ask for, where it is a tensor or its transpose."""
     if (product.domain, product.op_type) not in _PRODUCTS or len(product.inputs) < 2:
         return None
-    operand = value = product.inputs[1]
-    while value is not None and (step := value.producer()) is not None:
-        if (step.domain, step.op_type) not in (("", "Identity"), ("", "Transpose")):
-            return None
-        if call_attribute(step) or not step.inputs:
-            return None
-        value = step.inputs[0]
-    weight = None if operand is None else resolve(operand)
-    if not isinstance(weight, Constant) or len(weight.shape) != 2:
+    operand = product.inputs[1]
+    weight = None if operand is None else detached(operand)
+    if weight is None or len(weight.shape) != 2:
         return None
     transposed = product.op_type == "Gemm" and bool(product.attributes.get_int("transB", 0))
     return weight.transposed() if transposed else weight

@@ -209,6 +209,40 @@ def resolve(value: ir.Value) -> Constant | NotConstant:
     )
 
 
+def detached(value: ir.Value) -> Constant | None:
+    """A tensor of the model, or its transpose, read through a mapping of its own.
+
+    Another thread may read it; `resolve` gives the same value the same key. None for what other
+    nodes compute.
+    """
+    steps: list[ir.Node] = []
+    while (step := value.producer()) is not None:
+        source = step.inputs[0] if step.inputs else None
+        if step.domain or step.op_type not in ("Identity", "Transpose") or source is None:
+            return None
+        if call_attribute(step):
+            return None
+        steps.append(step)
+        value = source
+    found = _resolve_initializer(value)
+    tensor = value.const_value
+    if isinstance(found, Constant) and isinstance(tensor, ir.ExternalTensor):
+        twin = ir.ExternalTensor(
+            tensor.location,
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=tensor.name or "",
+            base_dir=tensor.base_dir,
+        )
+        found = _from_tensor(value, twin)
+    for step in reversed(steps):
+        if isinstance(found, Constant):
+            found = _apply(step, found)
+    return found if isinstance(found, Constant) else None
+
+
 def call_attribute(node: ir.Node) -> str:
     """Names a node whose attribute is given by the calls of its local function; else empty."""
     for name, attr in node.attributes.items():

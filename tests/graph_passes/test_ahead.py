@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -58,6 +60,23 @@ def test_the_model_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -
         # All but the second use of w3 in another orientation, unless it is alone in its window.
         assert sum(taken) >= 6 if threads > 1 else not any(taken)
     assert results[1] == results[2] == results[8]
+
+
+def test_external_tensors_are_mapped_apart_and_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "model.onnx"
+    onnx.save(chain(), source, save_as_external_data=True, location="weights", size_threshold=0)
+    contents = []
+    for threads in (1, 3):
+        monkeypatch.setattr(ahead, "num_processors", lambda threads=threads: threads)
+        target = tmp_path / "out.onnx"
+        onnx_ternary.convert(source, target, verify_result=False)
+        contents.append(target.read_bytes())
+        maps = Path("/proc/self/maps")
+        if maps.exists():
+            assert str(tmp_path / "weights") not in maps.read_text()
+    assert contents[0] == contents[1]
 
 
 @pytest.fixture
