@@ -258,7 +258,10 @@ def _why_not_verified(asked: bool | None, changed: bool, num_bytes: int) -> str:
     if not changed:
         return "nothing was rewritten"
     if asked is None and num_bytes > MAX_VERIFIED_BYTES:
-        return f"the model is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it"
+        return (
+            f"the model is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it, or "
+            "'onnx-ternary verify --products' in bounded memory"
+        )
     return "" if asked is None or asked else "not asked for"
 
 
