@@ -275,7 +275,12 @@ def _candidate(
     def run() -> None:
         outputs[name] = remote.call("run", case)
 
-    return Candidate(name, run)
+    def ready() -> None:
+        # Rounds of prefill take so long that mapped weights may be dropped in between.
+        if case.kind == "prefill":
+            remote.call("ready")
+
+    return Candidate(name, run, ready)
 
 
 def _speed_row(case: Case, threads: int, name: str, timing: Timing) -> dict[str, Any]:
@@ -297,6 +302,8 @@ def measure_loads(plan: Plan, part: Part, results: Results) -> Iterator[None]:
             if contestant.is_dense and number:
                 continue
             path = plan.path(part, contestant)
+            if not contestant.is_dense:
+                read(path)
             with started(path, plan.shape(part), contestant.form, part.threads) as remote:
                 remote.call("run", case)
                 memory = remote.call("memory")
@@ -316,6 +323,14 @@ def measure_loads(plan: Plan, part: Part, results: Results) -> Iterator[None]:
                 for kind, size in memory.items():
                     row[f"{kind}_MB"] = max(row.get(f"{kind}_MB", 0.0), size)
         yield
+
+
+def read(path: Path) -> None:
+    """Bring a model's files into the page cache."""
+    for each in (path, *model_io.data_files(path)):
+        with each.open("rb", buffering=0) as file:
+            while file.read(1 << 24):
+                pass
 
 
 def _linear_bytes(path: Path, contestant: Contestant) -> dict[str, int]:

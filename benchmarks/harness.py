@@ -28,10 +28,11 @@ LONG_CALL_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One competitor: ``run`` does the timed work."""
+    """One competitor: ``run`` does the timed work, ``ready`` goes before a round, untimed."""
 
     name: str
     run: Callable[[], object]
+    ready: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ def measure(
     for number in range(rounds):
         shift = number % len(candidates)
         for candidate in [*candidates[shift:], *candidates[:shift]]:
+            candidate.ready()
             if threads > 1:
                 settle()
             count = calls[candidate.name]
