@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from harness import Candidate, Timing, conditions, measure
@@ -90,7 +90,7 @@ HEAD_INT4 = Contestant(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something to measure of one model: speeds, or what loading or converting takes."""
+    """Something to measure of one model: speeds, or what loading or converting it takes."""
 
     name: str
     contestants: tuple[Contestant, ...]
@@ -98,6 +98,7 @@ class Part:
     threads: int = 2
     whole: bool = False
     profiled: tuple[Case, ...] = ()
+    kind: Literal["speed", "load", "conversion"] = "speed"
 
 
 DECODES = tuple(Case("decode", length) for length in (128, 512, 1024, 2048))
@@ -106,7 +107,7 @@ MAIN = (FLOAT32, NBITS, FLOAT, INT8, FLOAT_FUSED, INT8_FUSED)
 PROFILED = (DECODES[0], DECODES[2], PREFILLS[0])
 PARTS = (
     Part("two threads", MAIN, DECODES + PREFILLS, profiled=PROFILED),
-    Part("load", (FLOAT32, NBITS, FLOAT, INT8, DENSE, FLOAT16), (DECODES[2],)),
+    Part("load", (FLOAT32, NBITS, FLOAT, INT8, DENSE, FLOAT16), (DECODES[2],), kind="load"),
     Part(
         "whole",
         (FLOAT32, NBITS, FLOAT, HEAD_INT8, HEAD_INT4),
@@ -115,8 +116,8 @@ PARTS = (
         profiled=(DECODES[0],),
     ),
     Part("one thread", MAIN, DECODES[::2] + PREFILLS[:1], threads=1, profiled=PROFILED[:1]),
-    Part("convert", (FLOAT,)),
-    Part("convert whole", (FLOAT, HEAD_INT8), whole=True),
+    Part("convert", (FLOAT,), kind="conversion"),
+    Part("convert whole", (FLOAT, HEAD_INT8), whole=True, kind="conversion"),
     Part("float16", (FLOAT16, FLOAT), (DECODES[0], PREFILLS[0])),
     Part("one thread, long prefill", MAIN[:4], PREFILLS[1:], threads=1),
 )
@@ -343,7 +344,7 @@ def _linear_bytes(path: Path, contestant: Contestant) -> dict[str, int]:
     return {"linear": stored, "linear_float32": sum(4 * K * N for K, N in shapes)}
 
 
-def measure_conversion(plan: Plan, part: Part, results: Results) -> Iterator[None]:
+def measure_conversions(plan: Plan, part: Part, results: Results) -> Iterator[None]:
     """Rows of time and memory of a process that converts."""
     rows = results.begin(part.name, f"{plan.preset}, {_size(plan.shape(part))}")
     for contestant in part.contestants:
@@ -368,8 +369,8 @@ def _size(shape: Shape) -> str:
 
 def run_part(plan: Plan, part: Part, results: Results) -> None:
     """Measure and write."""
-    kinds = {"load": measure_loads, "convert": measure_conversion}
-    for _ in kinds.get(part.name.split()[0], measure_speeds)(plan, part, results):
+    kinds = {"speed": measure_speeds, "load": measure_loads, "conversion": measure_conversions}
+    for _ in kinds[part.kind](plan, part, results):
         results.save()
 
 
