@@ -43,6 +43,7 @@ namespace {
 
 using namespace avx512;
 
+constexpr int64_t kLanes = 8;  // of a column in a span, int32
 constexpr int64_t kPrefetchBytes = 3072;
 // Codes of a column chunk, read once for every group of rows: they stay in L2.
 constexpr int64_t kChunkBytes = 128 << 10;
@@ -62,13 +63,8 @@ float QuantiseRow(const Layer* layer, const float* x, int8_t* q) {
   return (absmax ? QuantiseAbsmaxRow : QuantiseActivationRow)(layer, x, q);
 }
 
-// Units whose sums make whole registers, sixteen numbers each (see UnitLanes).
-int64_t UnitsAtOnce(const Layer* layer) { return layer->block_size == 16 ? 8 : 4; }
-
-int64_t PaddedUnits(const Layer* layer) {
-  const int64_t step = UnitsAtOnce(layer);
-  return (layer->num_k_blocks + step - 1) / step * step;
-}
+// Blocks, those of whole spans.
+int64_t PaddedUnits(const Layer* layer) { return NumSpans(layer) * (kSpan / layer->block_size); }
 
 __mmask8 FirstFour(int64_t count) { return (__mmask8)(count >= 4 ? 15u : (1u << count) - 1u); }
 
@@ -93,7 +89,8 @@ __m128 LoadBias(const Layer* layer, int64_t n) {
 constexpr int64_t kStripTiles = 4;
 
 size_t StripBytes(const Layer* layer, int64_t, int64_t) {
-  return PerGroup(layer) ? (size_t)(PaddedUnits(layer) * kStripTiles * kTile) * sizeof(float) : 0;
+  return PerGroup(layer) ? (size_t)(PaddedUnits(layer) * kStripTiles * kTile + 32) * sizeof(float)
+                         : 0;
 }
 
 // Scales of the tile at column n, (units, 4); fills the strip at the first tile of each.
@@ -147,6 +144,13 @@ TwoByFour Widen(__m512i tile) {
           _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(tile, 1))};
 }
 
+// A number a row, of which `count` lie in the array, for the four columns of each.
+TwoByFour RowsF64(const double* p, int64_t count) {
+  const __m512d rows = _mm512_castpd256_pd512(_mm256_maskz_loadu_pd(FirstFour(count), p));
+  return {_mm512_permutexvar_pd(_mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), rows),
+          _mm512_permutexvar_pd(_mm512_setr_epi64(2, 2, 2, 2, 3, 3, 3, 3), rows)};
+}
+
 __m512 Narrow(TwoByFour tile) {
   return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(tile.rows01)),
                             _mm512_cvtpd_ps(tile.rows23), 1);
@@ -161,6 +165,19 @@ int32_t SumBytes(const int8_t* q, int64_t num_bytes) {
   }
   sum = _mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum));
   return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 1)));
+}
+
+// Sums of the activations of a span that meet in a lane, times 2^shift, taken off the lanes'
+// starts.
+void TakeLaneSums(const int8_t* q, int shift, int32_t* starts) {
+  const __m256i one = _mm256_set1_epi8(1);
+  __m256i sums = _mm256_setzero_si256();
+  for (int64_t i = 0; i < kSpan; i += 32) {
+    sums = _mm256_dpbusd_epi32(sums, one, _mm256_load_si256((const __m256i*)(q + i)));
+  }
+  sums = _mm256_slli_epi32(sums, (unsigned)shift);
+  _mm256_store_si256((__m256i*)starts,
+                     _mm256_sub_epi32(_mm256_load_si256((const __m256i*)starts), sums));
 }
 
 // Puts the 128 activations of a span in the order of the fields.
@@ -210,6 +227,13 @@ InputOrder MakeInputOrder(const Layer* layer) {
   } while (0)
 #endif
 
+template <bool kAsIs>
+OTN_ALWAYS_INLINE void PrefetchSpan(const Decoder& decoder, const uint8_t* codes, int64_t span) {
+  const char* ahead = (const char*)codes + span * decoder.span_bytes + kPrefetchBytes;
+  _mm_prefetch(ahead, _MM_HINT_T0);
+  if (kAsIs || !decoder.one_bit) _mm_prefetch(ahead + 64, _MM_HINT_T0);
+}
+
 // Adds to acc (kDigits * kRows, two pairs of columns, kChains) sum(code * q) over spans
 // [begin, end) of one column tile. q: (num_spans, kDigits, kRows, 128) int8.
 template <int kVectors, int kChains, bool kAsIs>
@@ -218,9 +242,7 @@ OTN_ALWAYS_INLINE void AddSpans(const Decoder& decoder, const uint8_t* tile_code
   const __m512i mask3 = _mm512_set1_epi8(3);
   for (int64_t span = begin; span < end; ++span) {
     const int8_t* q_span = q + span * (kVectors * kSpan);
-    const char* ahead = (const char*)tile_codes + span * decoder.span_bytes + kPrefetchBytes;
-    _mm_prefetch(ahead, _MM_HINT_T0);
-    if (kAsIs || !decoder.one_bit) _mm_prefetch(ahead + 64, _MM_HINT_T0);
+    PrefetchSpan<kAsIs>(decoder, tile_codes, span);
     __m512i v01, v23;
     LoadSpan<kAsIs>(decoder, tile_codes, span, &v01, &v23);
     OTN_UNROLL16
@@ -259,6 +281,33 @@ OTN_ALWAYS_INLINE __m512i Total(const __m512i* chains) {
   return sum;
 }
 
+template <bool kFloat>
+OTN_ALWAYS_INLINE __m512i Plus(__m512i a, __m512i b) {
+  return kFloat ? _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)))
+                : _mm512_add_epi32(a, b);
+}
+
+// (4 rows, 4 columns) of int32 or float32 from lanes of columns 0 and 1 (the halves of a) and of
+// columns 2 and 3 (those of b), four rows each.
+template <bool kFloat>
+OTN_ALWAYS_INLINE __m512i SumLanes(const __m512i* a, const __m512i* b) {
+  __m512i pairs[4];
+  OTN_UNROLL16
+  for (int i = 0; i < 4; ++i) {
+    // In each 128-bit lane now: column 0 (or 1), 2 (or 3), the same, the same.
+    pairs[i] = Plus<kFloat>(_mm512_unpacklo_epi32(a[i], b[i]), _mm512_unpackhi_epi32(a[i], b[i]));
+  }
+  const __m512i r01 = Plus<kFloat>(_mm512_unpacklo_epi64(pairs[0], pairs[1]),
+                                   _mm512_unpackhi_epi64(pairs[0], pairs[1]));
+  const __m512i r23 = Plus<kFloat>(_mm512_unpacklo_epi64(pairs[2], pairs[3]),
+                                   _mm512_unpackhi_epi64(pairs[2], pairs[3]));
+  // Lanes 0 and 1 of each belong to columns 0 and 2, lanes 2 and 3 to columns 1 and 3.
+  const __m512i even = _mm512_shuffle_i32x4(r01, r23, 0x88);
+  const __m512i odd = _mm512_shuffle_i32x4(r01, r23, 0xdd);
+  const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+  return _mm512_permutexvar_epi32(order, Plus<kFloat>(even, odd));
+}
+
 // sums: (kDigits, kRows / 4, 4 rows, 4 columns) int32, sum(code * q) over all spans of one column
 // tile modulo 2^32; zero past kRows. q: (num_spans, kDigits, kRows, 128) int8.
 template <int kDigits, int kRows, bool kAsIs>
@@ -270,32 +319,17 @@ OTN_ALWAYS_INLINE void DotVectors(const Decoder& decoder, const uint8_t* tile_co
   Clear<kVectors, kChains>(acc);
   AddSpans<kVectors, kChains, kAsIs>(decoder, tile_codes, q, 0, num_spans, acc);
   constexpr int kQuads = (kRows + 3) / 4;
-  const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
   OTN_UNROLL16
   for (int quad = 0; quad < kDigits * kQuads; ++quad) {
-    __m512i pairs[4];
+    __m512i a[4], b[4];
     OTN_UNROLL16
     for (int i = 0; i < 4; ++i) {
       const int r = quad % kQuads * 4 + i;
-      if (r >= kRows) {
-        pairs[i] = _mm512_setzero_si512();
-        continue;
-      }
       const int v = quad / kQuads * kRows + r;
-      const __m512i a = Total<kChains>(acc[v][0]);
-      const __m512i b = Total<kChains>(acc[v][1]);
-      // Columns 0 and 1 are the halves of a, 2 and 3 those of b. In each 128-bit lane now: column 0
-      // (or 1), 2 (or 3), the same, the same.
-      pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+      a[i] = r < kRows ? Total<kChains>(acc[v][0]) : _mm512_setzero_si512();
+      b[i] = r < kRows ? Total<kChains>(acc[v][1]) : _mm512_setzero_si512();
     }
-    const __m512i r01 = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[0], pairs[1]),
-                                         _mm512_unpackhi_epi64(pairs[0], pairs[1]));
-    const __m512i r23 = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[2], pairs[3]),
-                                         _mm512_unpackhi_epi64(pairs[2], pairs[3]));
-    // Lanes 0 and 1 of each belong to columns 0 and 2, lanes 2 and 3 to columns 1 and 3.
-    const __m512i even = _mm512_shuffle_i32x4(r01, r23, 0x88);
-    const __m512i odd = _mm512_shuffle_i32x4(r01, r23, 0xdd);
-    sums[quad] = _mm512_permutexvar_epi32(order, _mm512_add_epi32(even, odd));
+    sums[quad] = SumLanes<false>(a, b);
   }
 }
 
@@ -305,92 +339,31 @@ int64_t ChunkColumns(const Layer* layer) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Scales per group. Sums of units leave the reduction in registers of sixteen, four units of four
-// columns, in an order that depends on how many steps it has: lanes of a unit are 1, 2, 4, 8 for
-// blocks of 16, 32, 64, 128, and so four units are half a span, one, two or four.
+// Scales per group. A span's lanes (sixteen inputs, all of one unit) are exact integers, started
+// with minus the sum of their activations; converted to float32 they are weighted and added lane by
+// lane, and lanes are reduced once, at the end of a column.
 
-struct UnitLanes {
-  int64_t spans;       // at once
-  int steps;           // of the reduction
-  __m512i units;       // unit of every lane
-  __m512i scales[2];   // its place among scales (units, 4), for every register
-  __m512i columns[2];  // float64 lanes that make columns 0 to 3 twice: two of the four of each
+// Unit and column of every lane, as places among the scales of a span (units, 4 columns).
+struct LaneScales {
+  int64_t span_floats;
+  __m512i order01, order23;
 };
 
-UnitLanes MakeUnitLanes(const Layer* layer) {
-  UnitLanes lanes;
-  lanes.steps = layer->block_size == 16 ? 0 : layer->block_size == 32 ? 1 : layer->block_size / 32;
-  lanes.steps = Min(lanes.steps, 3);
-  lanes.spans = Max(layer->block_size / 32, 1);
-  int32_t units[16], scales[2][16], found[4] = {0, 0, 0, 0};
-  int64_t columns[16] = {0};
-  for (int32_t vector = 0; vector < 2; ++vector) {
-    for (int32_t lane = 0; lane < 16; ++lane) {
-      const int32_t quarter = lane / 4, low = lane & 1, high = lane / 2 & 1;
-      int32_t column = 0, unit = 0;
-      switch (lanes.steps) {
-        case 0:
-          column = 2 * vector + lane / 8;
-          unit = lane % 8;
-          break;
-        case 1:
-          column = quarter / 2 + 2 * high;
-          unit = 2 * (quarter % 2) + low;
-          break;
-        case 2:
-          column = quarter / 2 + 2 * low;
-          unit = quarter % 2 + 2 * high;
-          break;
-        default:
-          column = quarter % 2 + 2 * low;
-          unit = 2 * (quarter / 2) + high;
-          break;
-      }
-      units[lane] = unit;
-      scales[vector][lane] = unit * (int32_t)kTile + column;
-      if (vector == 0 && lanes.steps > 0) columns[found[column]++ * kTile + column] = lane;
-    }
-    lanes.scales[vector] = _mm512_loadu_si512(scales[vector]);
+LaneScales MakeLaneScales(const Layer* layer) {
+  const int32_t unit_lanes = (int32_t)layer->block_size / 16;
+  int32_t order[32];
+  for (int32_t lane = 0; lane < 32; ++lane) {
+    order[lane] = lane % 8 / unit_lanes * (int32_t)kTile + lane / 8;
   }
-  lanes.units = _mm512_loadu_si512(units);
-  lanes.columns[0] = _mm512_loadu_si512(columns);
-  lanes.columns[1] = _mm512_loadu_si512(columns + 8);
-  return lanes;
+  return {kSpan / layer->block_size * kTile, _mm512_loadu_si512(order),
+          _mm512_loadu_si512(order + 16)};
 }
 
-// [a0 + a1, a2 + a3, b0 + b1, b2 + b3] in every 128 bits.
-__m512i AddPairs(__m512i a, __m512i b) {
-  const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
-  return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
-                          _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
-}
-
-// totals (2,) += scales * (sums - sum of the unit's activations), sixteen lanes.
-inline void AddScaled(__m512i sums, __m512i unit_sums, __m512 scales, __m512d* totals) {
-  const __m512i exact = _mm512_sub_epi32(sums, unit_sums);
-  totals[0] = _mm512_fmadd_pd(_mm512_cvtepi32_pd(_mm512_castsi512_si256(exact)),
-                              _mm512_cvtps_pd(_mm512_castps512_ps256(scales)), totals[0]);
-  totals[1] = _mm512_fmadd_pd(_mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(exact, 1)),
-                              _mm512_cvtps_pd(_mm512_extractf32x8_ps(scales, 1)), totals[1]);
-}
-
-// Four columns of sixteen or thirty-two lanes.
-__m256d ColumnTotals(const UnitLanes& lanes, const __m512d* totals) {
-  if (lanes.steps == 0) {
-    return _mm256_setr_pd(_mm512_reduce_add_pd(totals[0]), _mm512_reduce_add_pd(totals[1]),
-                          _mm512_reduce_add_pd(totals[2]), _mm512_reduce_add_pd(totals[3]));
-  }
-  const __m512d twice =
-      _mm512_add_pd(_mm512_permutex2var_pd(totals[0], lanes.columns[0], totals[1]),
-                    _mm512_permutex2var_pd(totals[0], lanes.columns[1], totals[1]));
-  return _mm256_add_pd(_mm512_castpd512_pd256(twice), _mm512_extractf64x4_pd(twice, 1));
-}
-
-// Where activations of a group of rows lie; unit_sums (rows, padded units) int32, divisors s or
-// units 2^-e (rows,).
+// Where activations of a group of rows lie: starts (num_spans, rows of the group, 8) int32, minus
+// the sums of activations of a lane; factors s or units 2^-e (rows,).
 struct GroupRows {
   const int8_t* q;
-  const int32_t* unit_sums;
+  const int32_t* starts;
   const double* factors;
 };
 
@@ -398,92 +371,102 @@ struct GroupRows {
 template <int kDigits, int kRows, bool kAsIs>
 void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int64_t end, float* y,
                   void* scratch) {
-  constexpr int kVectors = kDigits * kRows;
-  constexpr int kChains = 1;  // spans are independent of each other
+  constexpr int kQuads = (kRows + 3) / 4;
   const Decoder decoder = MakeDecoder(layer);
-  const UnitLanes lanes = MakeUnitLanes(layer);
-  const int steps = kAsIs ? 3 : lanes.steps;
-  const int64_t spans = kAsIs ? 4 : lanes.spans;
+  const LaneScales lanes = MakeLaneScales(layer);
   const int64_t num_spans = NumSpans(layer);
-  const int64_t num_units = PaddedUnits(layer);
-  const int64_t units_at_once = UnitsAtOnce(layer);
+  const __m512i mask3 = _mm512_set1_epi8(3);
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = layer->codes + n / kTile * decoder.tile_bytes;
     const float* scales = StripScales(layer, begin, n, scratch);
-    __m512d totals[kRows][4];
-    for (int r = 0; r < kRows; ++r) {
-      for (int i = 0; i < 4; ++i) totals[r][i] = _mm512_setzero_pd();
-    }
-    for (int64_t first = 0, unit = 0; first < num_spans; first += spans) {
-      __m512i parts[4][kRows];
-      __m512i parts_behind[kRows];  // columns 2 and 3, without a reduction
-      for (int64_t i = 0; i < spans; ++i) {
-        if (first + i >= num_spans) {
-          for (int r = 0; r < kRows; ++r) parts[i][r] = _mm512_setzero_si512();
-          continue;
+    __m512 totals[kRows][2];
+    OTN_UNROLL16
+    for (int r = 0; r < kRows; ++r) totals[r][0] = totals[r][1] = _mm512_setzero_ps();
+    for (int64_t span = 0; span < num_spans; ++span) {
+      const int8_t* q_span = rows.q + span * (kDigits * kRows * kSpan);
+      const int32_t* starts = rows.starts + span * (kRows * 8);
+      PrefetchSpan<kAsIs>(decoder, codes, span);
+      __m512i v01, v23;
+      LoadSpan<kAsIs>(decoder, codes, span, &v01, &v23);
+      __m512i acc[kRows][2];
+      OTN_UNROLL16
+      for (int r = 0; r < kRows; ++r) {
+        acc[r][0] = acc[r][1] =
+            kDigits == 1
+                ? _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)(starts + r * 8)))
+                : _mm512_setzero_si512();
+      }
+      OTN_UNROLL16
+      for (int digit = kDigits - 1; digit >= 0; --digit) {
+        OTN_UNROLL16
+        for (int j = 0; j < 4; ++j) {
+          const __m512i field01 =
+              _mm512_and_si512(_mm512_srli_epi16(v01, (unsigned)(2 * j)), mask3);
+          const __m512i field23 =
+              _mm512_and_si512(_mm512_srli_epi16(v23, (unsigned)(2 * j)), mask3);
+          OTN_UNROLL16
+          for (int r = 0; r < kRows; ++r) {
+            OTN_DOT(acc[r][0], acc[r][1], field01, field23,
+                    q_span + (digit * kRows + r) * kSpan + j * 32);
+          }
         }
-        __m512i acc[kVectors][2][kChains];
-        Clear<kVectors, kChains>(acc);
-        AddSpans<kVectors, kChains, kAsIs>(decoder, codes, rows.q, first + i, first + i + 1, acc);
+        if (digit == 0) break;
         OTN_UNROLL16
         for (int r = 0; r < kRows; ++r) {
-          __m512i a = Total<kChains>(acc[r][0]), b = Total<kChains>(acc[r][1]);
-          OTN_UNROLL16
-          for (int d = 1; d < kDigits; ++d) {
-            const unsigned shift = (unsigned)(8 * d);
-            a = _mm512_add_epi32(a,
-                                 _mm512_slli_epi32(Total<kChains>(acc[d * kRows + r][0]), shift));
-            b = _mm512_add_epi32(b,
-                                 _mm512_slli_epi32(Total<kChains>(acc[d * kRows + r][1]), shift));
-          }
-          if (steps == 0) {
-            parts[i][r] = a;
-            parts_behind[r] = b;
-          } else {
-            parts[i][r] = AddPairs(a, b);
-          }
+          acc[r][0] = _mm512_slli_epi32(acc[r][0], 8);
+          acc[r][1] = _mm512_slli_epi32(acc[r][1], 8);
         }
       }
-      const __m512 unit_scales = _mm512_loadu_ps(scales + unit * kTile);
-      if (steps == 0) {
-        const __m512 behind = _mm512_loadu_ps(scales + unit * kTile + 16);
-        for (int r = 0; r < kRows; ++r) {
-          const __m512i unit_sums = _mm512_permutexvar_epi32(
-              lanes.units, _mm512_castsi256_si512(_mm256_loadu_si256(
-                               (const __m256i*)(rows.unit_sums + r * num_units + unit))));
-          AddScaled(parts[0][r], unit_sums,
-                    _mm512_permutex2var_ps(unit_scales, lanes.scales[0], behind), totals[r]);
-          AddScaled(parts_behind[r], unit_sums,
-                    _mm512_permutex2var_ps(unit_scales, lanes.scales[1], behind), totals[r] + 2);
-        }
+      __m512 scale01, scale23;
+      const float* span_scales = scales + span * lanes.span_floats;
+      if (kAsIs) {
+        const __m512 four = _mm512_broadcast_f32x4(_mm_load_ps(span_scales));
+        scale01 = _mm512_permutevar_ps(four, lanes.order01);
+        scale23 = _mm512_permutevar_ps(four, lanes.order23);
       } else {
-        const __m512 lane_scales = _mm512_permutexvar_ps(lanes.scales[0], unit_scales);
-        for (int r = 0; r < kRows; ++r) {
-          __m512i sums = parts[0][r];
-          if (steps >= 2) sums = AddPairs(sums, parts[1][r]);
-          if (steps == 3) {
-            const __m512i others = AddPairs(parts[2][r], parts[3][r]);
-            sums = _mm512_add_epi32(_mm512_shuffle_i32x4(sums, others, 0x88),
-                                    _mm512_shuffle_i32x4(sums, others, 0xdd));
-          }
-          const __m512i unit_sums = _mm512_permutexvar_epi32(
-              lanes.units, _mm512_castsi128_si512(_mm_loadu_si128(
-                               (const __m128i*)(rows.unit_sums + r * num_units + unit))));
-          AddScaled(sums, unit_sums, lane_scales, totals[r]);
-        }
+        const __m512 first = _mm512_loadu_ps(span_scales),
+                     second = _mm512_loadu_ps(span_scales + 16);
+        scale01 = _mm512_permutex2var_ps(first, lanes.order01, second);
+        scale23 = _mm512_permutex2var_ps(first, lanes.order23, second);
       }
-      unit += units_at_once;
+      OTN_UNROLL16
+      for (int r = 0; r < kRows; ++r) {
+        if (kDigits > 1) {
+          const __m512i start =
+              _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)(starts + r * 8)));
+          acc[r][0] = _mm512_add_epi32(acc[r][0], start);
+          acc[r][1] = _mm512_add_epi32(acc[r][1], start);
+        }
+        totals[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][0]), scale01, totals[r][0]);
+        totals[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][1]), scale23, totals[r][1]);
+      }
     }
     const __m128 bias = LoadBias(layer, n);
-    for (int r = 0; r < kRows; ++r) {
-      // In float64: the weighted sums may lie outside float32.
-      const __m256d total = ColumnTotals(lanes, totals[r]);
-      const __m256d factor = _mm256_set1_pd(rows.factors[r]);
-      const __m128 result =
-          kDigits == 1
-              ? _mm_add_ps(_mm256_cvtpd_ps(_mm256_div_pd(total, factor)), bias)
-              : _mm256_cvtpd_ps(_mm256_add_pd(_mm256_mul_pd(total, factor), _mm256_cvtps_pd(bias)));
-      StoreFloats(y + r * layer->N + n, result, end - n);
+    OTN_UNROLL16
+    for (int quad = 0; quad < kQuads; ++quad) {
+      __m512i a[4], b[4];
+      OTN_UNROLL16
+      for (int i = 0; i < 4; ++i) {
+        const int r = 4 * quad + i;
+        a[i] = r < kRows ? _mm512_castps_si512(totals[r][0]) : _mm512_setzero_si512();
+        b[i] = r < kRows ? _mm512_castps_si512(totals[r][1]) : _mm512_setzero_si512();
+      }
+      const __m512 total = _mm512_castsi512_ps(SumLanes<true>(a, b));
+      const int r = 4 * quad;
+      TwoByFour wide = {_mm512_cvtps_pd(_mm512_castps512_ps256(total)),
+                        _mm512_cvtps_pd(_mm512_extractf32x8_ps(total, 1))};
+      const TwoByFour factor = RowsF64(rows.factors + r, kRows - r);
+      if (kDigits == 1) {
+        wide.rows01 = _mm512_div_pd(wide.rows01, factor.rows01);
+        wide.rows23 = _mm512_div_pd(wide.rows23, factor.rows23);
+      } else {
+        wide.rows01 = _mm512_mul_pd(wide.rows01, factor.rows01);
+        wide.rows23 = _mm512_mul_pd(wide.rows23, factor.rows23);
+      }
+      const __m512d wide_bias = _mm512_broadcast_f64x4(_mm256_cvtps_pd(bias));
+      wide.rows01 = _mm512_add_pd(wide.rows01, wide_bias);
+      wide.rows23 = _mm512_add_pd(wide.rows23, wide_bias);
+      StoreTile(y + r * layer->N + n, layer->N, Narrow(wide), kRows - r, end - n);
     }
   }
 }
@@ -504,7 +487,7 @@ struct Int8Rows {
 
 Int8Rows Int8RowsLayout(const Layer* layer, int64_t rows) {
   const size_t padded_K = (size_t)(NumSpans(layer) * kSpan);
-  const int64_t sums = PerGroup(layer) ? PaddedUnits(layer) : 1;
+  const int64_t sums = PerGroup(layer) ? NumSpans(layer) * kLanes : 1;
   Int8Rows layout;
   layout.sums_offset = (size_t)rows * padded_K;
   layout.s_offset = layout.sums_offset + RoundUp64((size_t)(rows * sums) * sizeof(int32_t));
@@ -521,7 +504,6 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   const Int8Rows layout = Int8RowsLayout(layer, rows);
   const InputOrder order = MakeInputOrder(layer);
   const int64_t num_spans = NumSpans(layer);
-  const int64_t num_units = PaddedUnits(layer);
   const int64_t padded_K = num_spans * kSpan;
   char* base = (char*)prepared;
   int32_t* sums = (int32_t*)(base + layout.sums_offset);
@@ -533,22 +515,23 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
     memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
     if (PerGroup(layer)) {
       s_wide[row] = (double)s_row;
-      for (int64_t u = 0; u < num_units; ++u) {
-        sums[row * num_units + u] =
-            u < layer->num_k_blocks ? SumBytes(in_order + u * layer->block_size, layer->block_size)
-                                    : 0;
-      }
     } else {
       s[row] = s_row;
       sums[row] = SumBytes(in_order, padded_K);
     }
     const int64_t group_row = row / kRowGroup * kRowGroup;
-    const int64_t stride = Min(rows - group_row, kRowGroup) * kSpan;
+    const int64_t group_rows = Min(rows - group_row, kRowGroup);
+    const int64_t stride = group_rows * kSpan;
     int8_t* q = (int8_t*)base + group_row * padded_K + (row - group_row) * kSpan;
+    int32_t* starts = sums + (group_row * num_spans + row - group_row) * kLanes;
     for (int64_t span = 0; span < num_spans; ++span) {
       int8_t* out = q + span * stride;
       memcpy(out, in_order + span * kSpan, (size_t)kSpan);
       if (!order.as_is) OrderSpan(out, order.first, order.second);
+      if (!PerGroup(layer)) continue;
+      int32_t* start = starts + span * group_rows * kLanes;
+      memset(start, 0, kLanes * sizeof(int32_t));
+      TakeLaneSums(out, 0, start);
     }
   }
 }
@@ -602,7 +585,7 @@ void GemmInt8Of(const Layer* layer, int64_t rows, const void* prepared, int64_t 
       const int8_t* q = (const int8_t*)base + row * NumSpans(layer) * kSpan;
       const int64_t which = Min(rows - row, kRowGroup) - 1;
       if (PerGroup(layer)) {
-        const GroupRows group = {q, sums + row * PaddedUnits(layer), s_wide + row};
+        const GroupRows group = {q, sums + row * NumSpans(layer) * kLanes, s_wide + row};
         kGroupFunctions[which](layer, group, n, chunk_end, y + row * layer->N, scratch);
       } else {
         kFunctions[which](layer, q, sums + row, s + row, n, chunk_end, y + row * layer->N);
@@ -641,7 +624,7 @@ struct FixedRows {
 };
 
 FixedRows FixedRowsLayout(const Layer* layer, int64_t rows) {
-  const int64_t sums = PerGroup(layer) ? PaddedUnits(layer) : kDigits;
+  const int64_t sums = PerGroup(layer) ? NumSpans(layer) * kLanes : kDigits;
   FixedRows layout;
   layout.sums_offset = (size_t)(rows * NumSpans(layer) * kDigits * kSpan);
   layout.units_offset = layout.sums_offset + RoundUp64((size_t)(rows * sums) * sizeof(int32_t));
@@ -694,8 +677,6 @@ void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepar
   const InputOrder order = MakeInputOrder(layer);
   const int64_t K = layer->K;
   const int64_t num_spans = NumSpans(layer);
-  const int64_t num_units = PaddedUnits(layer);
-  const int64_t span_units = kSpan / layer->block_size;
   const __m512i half = _mm512_set1_epi32(128);
   char* base = (char*)prepared;
   int32_t* sums = (int32_t*)(base + layout.sums_offset);
@@ -703,15 +684,15 @@ void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepar
   for (int64_t row = 0; row < rows; ++row) {
     const float* x_row = x + row * K;
     const int64_t group_row = row / kFixedRowGroup * kFixedRowGroup;
-    const int64_t stride = Min(rows - group_row, kFixedRowGroup) * kSpan;  // of a digit
+    const int64_t group_rows = Min(rows - group_row, kFixedRowGroup);
+    const int64_t stride = group_rows * kSpan;  // of a digit
     int8_t* digits =
         (int8_t*)base + group_row * num_spans * kDigits * kSpan + (row - group_row) * kSpan;
     const int e = FixedPointExponent(AbsMax(x_row, K));
     units[row] = PowerOfTwo(-e);
     const __m512 exponent = _mm512_set1_ps((float)e);
     int32_t totals[kDigits] = {0, 0, 0};
-    int32_t* unit_sums = sums + row * num_units;
-    if (PerGroup(layer)) memset(unit_sums, 0, (size_t)num_units * sizeof(int32_t));
+    int32_t* starts = sums + (group_row * num_spans + row - group_row) * kLanes;
     for (int64_t span = 0; span < num_spans; ++span) {
       int8_t* out = digits + span * kDigits * stride;
       for (int64_t i = 0; i < kSpan; i += 16) {
@@ -726,18 +707,16 @@ void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepar
           rest = _mm512_srai_epi32(_mm512_add_epi32(rest, half), 8);
         }
       }
-      const int64_t first = span * span_units;
+      int32_t* start = starts + span * group_rows * kLanes;
+      if (PerGroup(layer)) memset(start, 0, kLanes * sizeof(int32_t));
       for (int d = 0; d < kDigits; ++d) {
         int8_t* digit = out + d * stride;
-        if (!PerGroup(layer)) {
-          totals[d] += SumBytes(digit, kSpan);
-        } else {
-          for (int64_t u = 0; u < Min(span_units, num_units - first); ++u) {
-            unit_sums[first + u] +=
-                SumBytes(digit + u * layer->block_size, layer->block_size) * (1 << 8 * d);
-          }
-        }
         if (!order.as_is) OrderSpan(digit, order.first, order.second);
+        if (PerGroup(layer)) {
+          TakeLaneSums(digit, 8 * d, start);
+        } else {
+          totals[d] += SumBytes(digit, kSpan);
+        }
       }
     }
     if (PerGroup(layer)) continue;
@@ -764,10 +743,7 @@ void FixedRowsColumns(const Layer* layer, const int8_t* digits, const int32_t* s
                       const double* units, int64_t begin, int64_t end, float* y) {
   const Decoder decoder = MakeDecoder(layer);
   const int64_t num_spans = NumSpans(layer);
-  const __m512d rows_units = _mm512_castpd256_pd512(_mm256_maskz_loadu_pd(FirstFour(kRows), units));
-  const TwoByFour unit = {
-      _mm512_permutexvar_pd(_mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), rows_units),
-      _mm512_permutexvar_pd(_mm512_setr_epi64(2, 2, 2, 2, 3, 3, 3, 3), rows_units)};
+  const TwoByFour unit = RowsF64(units, kRows);
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = layer->codes + n / kTile * decoder.tile_bytes;
     __m512i dot[kDigits];
@@ -806,7 +782,7 @@ void GemvFloatOf(const Layer* layer, int64_t rows, const void* prepared, int64_t
       const int8_t* digits = (const int8_t*)base + row * NumSpans(layer) * kDigits * kSpan;
       const int64_t which = Min(rows - row, kFixedRowGroup) - 1;
       if (PerGroup(layer)) {
-        const GroupRows group = {digits, sums + row * PaddedUnits(layer), units + row};
+        const GroupRows group = {digits, sums + row * NumSpans(layer) * kLanes, units + row};
         kGroupFunctions[which](layer, group, n, chunk_end, y + row * layer->N, scratch);
       } else {
         kFunctions[which](layer, digits, sums + row, rows, units + row, n, chunk_end,
