@@ -24,6 +24,9 @@ enum class ActivationRule : uint8_t {
 enum class ScaleKind : uint8_t { per_tensor, per_column, per_group };
 enum class Isa : uint8_t { scalar, portable, avx2, avx512bw, avx512vbmi, avx512vnni };
 
+// Of kernels that add weighted integers of up to 2^47 in float32.
+constexpr float kLargestBlockScale = 1.2e24f;  // 2^80
+
 // One weight matrix as kernels see it: validated, immutable, shared by concurrent calls.
 // Layouts: docs/index_format.md. Pointers have no alignment beyond that of bytes for `codes`
 // (memory-mapped files), natural alignment otherwise.
@@ -59,6 +62,10 @@ struct Layer {
   ScaleKind scale_kind;
   int64_t group_size;  // rows a scale group; K where scales are not per group
   int64_t num_groups;
+  // packed with scales per group, for kernels that read them beside the codes: the scale of every
+  // block, (num_column_tiles, blocks of whole 128 inputs, 4) float32, zero past K and N. Null where
+  // a scale is above kLargestBlockScale.
+  const float* block_scales;
 
   const float* bias;  // (N,) float32, or null for no bias
 

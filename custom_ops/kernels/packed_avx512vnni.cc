@@ -48,12 +48,17 @@ constexpr int64_t kPrefetchBytes = 3072;
 // Codes of a column chunk, read once for every group of rows: they stay in L2.
 constexpr int64_t kChunkBytes = 128 << 10;
 
+bool Accepts(const Layer* layer) {
+  return layer->index_format == IndexFormat::packed &&
+         (!PerGroup(layer) || layer->block_scales != nullptr);
+}
+
 bool AcceptsFloat(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32;
+  return layer->activation == Activation::float32 && Accepts(layer);
 }
 
 bool AcceptsInt8(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->activation == Activation::int8;
+  return layer->activation == Activation::int8 && Accepts(layer);
 }
 
 // As QuantiseActivationRow, compiled for this instruction set where it is a matter of absmax.
@@ -63,8 +68,8 @@ float QuantiseRow(const Layer* layer, const float* x, int8_t* q) {
   return (absmax ? QuantiseAbsmaxRow : QuantiseActivationRow)(layer, x, q);
 }
 
-// Blocks, those of whole spans.
-int64_t PaddedUnits(const Layer* layer) { return NumSpans(layer) * (kSpan / layer->block_size); }
+// Blocks of whole spans.
+int64_t PaddedBlocks(const Layer* layer) { return NumSpans(layer) * (kSpan / layer->block_size); }
 
 __mmask8 FirstFour(int64_t count) { return (__mmask8)(count >= 4 ? 15u : (1u << count) - 1u); }
 
@@ -83,37 +88,7 @@ __m128 LoadBias(const Layer* layer, int64_t n) {
   return layer->bias ? LoadFloats(layer->bias + n, layer->N - n) : _mm_setzero_ps();
 }
 
-// Scales per group are copied four tiles (a cache line) at a time to scratch, (tiles, units, 4
-// columns), zero past the last unit: read in place, the groups of a column lie N floats apart and
-// evict each other from L1 where N is a multiple of a power of two.
-constexpr int64_t kStripTiles = 4;
-
-size_t StripBytes(const Layer* layer, int64_t, int64_t) {
-  return PerGroup(layer) ? (size_t)(PaddedUnits(layer) * kStripTiles * kTile + 32) * sizeof(float)
-                         : 0;
-}
-
-// Scales of the tile at column n, (units, 4); fills the strip at the first tile of each.
-const float* StripScales(const Layer* layer, int64_t begin, int64_t n, void* scratch) {
-  const int64_t num_units = PaddedUnits(layer);
-  float* strip = (float*)scratch;
-  const int64_t tile = (n - begin) / kTile % kStripTiles;
-  if (tile == 0) {
-    const int64_t columns = Min(layer->N - n, kStripTiles * kTile);
-    const __mmask16 valid = (__mmask16)((1u << columns) - 1u);
-    for (int64_t u = 0; u < num_units; ++u) {
-      const float* row = layer->scale + u * layer->block_size / layer->group_size * layer->N + n;
-      const __m512 scales =
-          u < layer->num_k_blocks ? _mm512_maskz_loadu_ps(valid, row) : _mm512_setzero_ps();
-      float* out = strip + u * kTile;
-      _mm_store_ps(out, _mm512_castps512_ps128(scales));
-      _mm_store_ps(out + num_units * kTile, _mm512_extractf32x4_ps(scales, 1));
-      _mm_store_ps(out + 2 * num_units * kTile, _mm512_extractf32x4_ps(scales, 2));
-      _mm_store_ps(out + 3 * num_units * kTile, _mm512_extractf32x4_ps(scales, 3));
-    }
-  }
-  return strip + tile * num_units * kTile;
-}
+size_t ScratchBytes(const Layer*, int64_t, int64_t) { return 0; }
 
 // Four rows by four columns, row by row in one register; rows from `count` on are not touched.
 void StoreTile(float* y, int64_t N, __m512 tile, int64_t count, int64_t num_columns) {
@@ -281,33 +256,6 @@ OTN_ALWAYS_INLINE __m512i Total(const __m512i* chains) {
   return sum;
 }
 
-template <bool kFloat>
-OTN_ALWAYS_INLINE __m512i Plus(__m512i a, __m512i b) {
-  return kFloat ? _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)))
-                : _mm512_add_epi32(a, b);
-}
-
-// (4 rows, 4 columns) of int32 or float32 from lanes of columns 0 and 1 (the halves of a) and of
-// columns 2 and 3 (those of b), four rows each.
-template <bool kFloat>
-OTN_ALWAYS_INLINE __m512i SumLanes(const __m512i* a, const __m512i* b) {
-  __m512i pairs[4];
-  OTN_UNROLL16
-  for (int i = 0; i < 4; ++i) {
-    // In each 128-bit lane now: column 0 (or 1), 2 (or 3), the same, the same.
-    pairs[i] = Plus<kFloat>(_mm512_unpacklo_epi32(a[i], b[i]), _mm512_unpackhi_epi32(a[i], b[i]));
-  }
-  const __m512i r01 = Plus<kFloat>(_mm512_unpacklo_epi64(pairs[0], pairs[1]),
-                                   _mm512_unpackhi_epi64(pairs[0], pairs[1]));
-  const __m512i r23 = Plus<kFloat>(_mm512_unpacklo_epi64(pairs[2], pairs[3]),
-                                   _mm512_unpackhi_epi64(pairs[2], pairs[3]));
-  // Lanes 0 and 1 of each belong to columns 0 and 2, lanes 2 and 3 to columns 1 and 3.
-  const __m512i even = _mm512_shuffle_i32x4(r01, r23, 0x88);
-  const __m512i odd = _mm512_shuffle_i32x4(r01, r23, 0xdd);
-  const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-  return _mm512_permutexvar_epi32(order, Plus<kFloat>(even, odd));
-}
-
 // sums: (kDigits, kRows / 4, 4 rows, 4 columns) int32, sum(code * q) over all spans of one column
 // tile modulo 2^32; zero past kRows. q: (num_spans, kDigits, kRows, 128) int8.
 template <int kDigits, int kRows, bool kAsIs>
@@ -319,44 +267,77 @@ OTN_ALWAYS_INLINE void DotVectors(const Decoder& decoder, const uint8_t* tile_co
   Clear<kVectors, kChains>(acc);
   AddSpans<kVectors, kChains, kAsIs>(decoder, tile_codes, q, 0, num_spans, acc);
   constexpr int kQuads = (kRows + 3) / 4;
+  const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
   OTN_UNROLL16
   for (int quad = 0; quad < kDigits * kQuads; ++quad) {
-    __m512i a[4], b[4];
+    __m512i pairs[4];
     OTN_UNROLL16
     for (int i = 0; i < 4; ++i) {
       const int r = quad % kQuads * 4 + i;
+      if (r >= kRows) {
+        pairs[i] = _mm512_setzero_si512();
+        continue;
+      }
       const int v = quad / kQuads * kRows + r;
-      a[i] = r < kRows ? Total<kChains>(acc[v][0]) : _mm512_setzero_si512();
-      b[i] = r < kRows ? Total<kChains>(acc[v][1]) : _mm512_setzero_si512();
+      const __m512i a = Total<kChains>(acc[v][0]);
+      const __m512i b = Total<kChains>(acc[v][1]);
+      // Columns 0 and 1 are the halves of a, 2 and 3 those of b. In each 128-bit lane now: column 0
+      // (or 1), 2 (or 3), the same, the same.
+      pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     }
-    sums[quad] = SumLanes<false>(a, b);
+    const __m512i r01 = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[0], pairs[1]),
+                                         _mm512_unpackhi_epi64(pairs[0], pairs[1]));
+    const __m512i r23 = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[2], pairs[3]),
+                                         _mm512_unpackhi_epi64(pairs[2], pairs[3]));
+    // Lanes 0 and 1 of each belong to columns 0 and 2, lanes 2 and 3 to columns 1 and 3.
+    const __m512i even = _mm512_shuffle_i32x4(r01, r23, 0x88);
+    const __m512i odd = _mm512_shuffle_i32x4(r01, r23, 0xdd);
+    sums[quad] = _mm512_permutexvar_epi32(order, _mm512_add_epi32(even, odd));
   }
 }
 
-int64_t ChunkColumns(const Layer* layer) {
-  const int64_t tiles = Max(kChunkBytes / TileBytes(layer), 1);
-  return (tiles + kStripTiles - 1) / kStripTiles * kStripTiles * kTile;
-}
+int64_t ChunkColumns(const Layer* layer) { return Max(kChunkBytes / TileBytes(layer), 1) * kTile; }
 
 // ---------------------------------------------------------------------------------------------
-// Scales per group. A span's lanes (sixteen inputs, all of one unit) are exact integers, started
-// with minus the sum of their activations; converted to float32 they are weighted and added lane by
-// lane, and lanes are reduced once, at the end of a column.
+// Scales per group. A lane of a span is an exact integer, sixteen inputs of one block, started with
+// minus the sum of their activations. Pairs of lanes of a block (of a column in blocks of 16) are
+// added, converted to float32, weighted and added up over the spans, and reduced once, at the end
+// of a column.
 
-// Unit and column of every lane, as places among the scales of a span (units, 4 columns).
+// Adds pairs: [a0 + a1, a2 + a3, b0 + b1, b2 + b3] in every 128 bits.
+OTN_ALWAYS_INLINE __m512i AddPairs(__m512i a, __m512i b) {
+  const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
+  return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
+                          _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
+}
+
+OTN_ALWAYS_INLINE __m512 AddPairs(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+
+enum class Blocks { as_is, paired, sixteen };  // 2-bit blocks of 128; 32 and more; of 16
+
+// Where the scale of a lane lies among those of a span (blocks, 4 columns).
 struct LaneScales {
   int64_t span_floats;
-  __m512i order01, order23;
+  __m512i order;             // of pairs
+  __m512i order01, order23;  // of lanes, blocks of 16
 };
 
 LaneScales MakeLaneScales(const Layer* layer) {
-  const int32_t unit_lanes = (int32_t)layer->block_size / 16;
-  int32_t order[32];
+  const int32_t block_lanes = (int32_t)layer->block_size / 16;
+  int32_t order[48];
+  for (int32_t lane = 0; lane < 16; ++lane) {
+    const int32_t quarter = lane / 4;
+    const int32_t column = quarter / 2 + lane / 2 % 2 * 2;
+    const int32_t first = quarter % 2 * 4 + lane % 2 * 2;  // of the column's lanes
+    order[lane] = first / block_lanes * (int32_t)kTile + column;
+  }
   for (int32_t lane = 0; lane < 32; ++lane) {
-    order[lane] = lane % 8 / unit_lanes * (int32_t)kTile + lane / 8;
+    order[16 + lane] = lane % 8 / block_lanes * (int32_t)kTile + lane / 8;
   }
   return {kSpan / layer->block_size * kTile, _mm512_loadu_si512(order),
-          _mm512_loadu_si512(order + 16)};
+          _mm512_loadu_si512(order + 16), _mm512_loadu_si512(order + 32)};
 }
 
 // Where activations of a group of rows lie: starts (num_spans, rows of the group, 8) int32, minus
@@ -367,94 +348,125 @@ struct GroupRows {
   const double* factors;
 };
 
+// totals (kRows,) += scales * sums of kSpans spans from `span` on.
+template <int kDigits, int kRows, int kSpans, Blocks kBlocks>
+OTN_ALWAYS_INLINE void AddGroupSpans(const Decoder& decoder, const LaneScales& lanes,
+                                     const uint8_t* codes, const GroupRows& rows,
+                                     const float* scales, int64_t span, __m512* totals) {
+  constexpr bool kAsIs = kBlocks == Blocks::as_is;
+  const __m512i mask3 = _mm512_set1_epi8(3);
+  __m512i codes01[kSpans], codes23[kSpans];
+  __m512i fields[kSpans][4][2];
+  OTN_UNROLL16
+  for (int i = 0; i < kSpans; ++i) {
+    PrefetchSpan<kAsIs>(decoder, codes, span + i);
+    LoadSpan<kAsIs>(decoder, codes, span + i, &codes01[i], &codes23[i]);
+  }
+  __m512i sums[kSpans][kRows][2];
+  OTN_UNROLL16
+  for (int digit = kDigits - 1; digit >= 0; --digit) {
+    __m512i acc[kSpans][kRows][2];
+    OTN_UNROLL16
+    for (int i = 0; i < kSpans; ++i) {
+      OTN_UNROLL16
+      for (int r = 0; r < kRows; ++r) {
+        const int32_t* start = rows.starts + ((span + i) * kRows + r) * kLanes;
+        acc[i][r][0] = acc[i][r][1] =
+            digit == 0 ? _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)start))
+                       : _mm512_setzero_si512();
+      }
+    }
+    OTN_UNROLL16
+    for (int j = 0; j < 4; ++j) {
+      OTN_UNROLL16
+      for (int i = 0; i < kSpans; ++i) {
+        const int8_t* q = rows.q + ((span + i) * kDigits + digit) * (kRows * kSpan) + j * 32;
+        if (digit == kDigits - 1) {
+          const unsigned shift = (unsigned)(2 * j);
+          fields[i][j][0] = _mm512_and_si512(_mm512_srli_epi16(codes01[i], shift), mask3);
+          fields[i][j][1] = _mm512_and_si512(_mm512_srli_epi16(codes23[i], shift), mask3);
+        }
+        OTN_UNROLL16
+        for (int r = 0; r < kRows; ++r) {
+          OTN_DOT(acc[i][r][0], acc[i][r][1], fields[i][j][0], fields[i][j][1], q + r * kSpan);
+        }
+      }
+    }
+    OTN_UNROLL16
+    for (int i = 0; i < kSpans; ++i) {
+      OTN_UNROLL16
+      for (int r = 0; r < kRows; ++r) {
+        OTN_UNROLL16
+        for (int pair = 0; pair < 2; ++pair) {
+          sums[i][r][pair] =
+              digit == kDigits - 1
+                  ? acc[i][r][pair]
+                  : _mm512_add_epi32(_mm512_slli_epi32(sums[i][r][pair], 8), acc[i][r][pair]);
+        }
+      }
+    }
+  }
+  OTN_UNROLL16
+  for (int i = 0; i < kSpans; ++i) {
+    const float* span_scales = scales + (span + i) * lanes.span_floats;
+    if (kBlocks == Blocks::sixteen) {
+      const __m512 first = _mm512_loadu_ps(span_scales), second = _mm512_loadu_ps(span_scales + 16);
+      const __m512 scale01 = _mm512_permutex2var_ps(first, lanes.order01, second);
+      const __m512 scale23 = _mm512_permutex2var_ps(first, lanes.order23, second);
+      OTN_UNROLL16
+      for (int r = 0; r < kRows; ++r) {
+        totals[r] = _mm512_add_ps(
+            totals[r], AddPairs(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][r][0]), scale01),
+                                _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][r][1]), scale23)));
+      }
+      continue;
+    }
+    const __m512 scale =
+        kAsIs ? _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(span_scales)), lanes.order)
+              : _mm512_permutexvar_ps(lanes.order, _mm512_loadu_ps(span_scales));
+    OTN_UNROLL16
+    for (int r = 0; r < kRows; ++r) {
+      totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(AddPairs(sums[i][r][0], sums[i][r][1])), scale,
+                                  totals[r]);
+    }
+  }
+}
+
 // Columns [begin, end) of kRows rows.
-template <int kDigits, int kRows, bool kAsIs>
-void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int64_t end, float* y,
-                  void* scratch) {
-  constexpr int kQuads = (kRows + 3) / 4;
+template <int kDigits, int kRows, Blocks kBlocks>
+void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int64_t end, float* y) {
+  constexpr int kSpans = kDigits * kRows == 1 ? 2 : 1;
   const Decoder decoder = MakeDecoder(layer);
   const LaneScales lanes = MakeLaneScales(layer);
   const int64_t num_spans = NumSpans(layer);
-  const __m512i mask3 = _mm512_set1_epi8(3);
+  const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = layer->codes + n / kTile * decoder.tile_bytes;
-    const float* scales = StripScales(layer, begin, n, scratch);
-    __m512 totals[kRows][2];
+    const float* scales = layer->block_scales + n * PaddedBlocks(layer);
+    __m512 totals[kRows];
     OTN_UNROLL16
-    for (int r = 0; r < kRows; ++r) totals[r][0] = totals[r][1] = _mm512_setzero_ps();
-    for (int64_t span = 0; span < num_spans; ++span) {
-      const int8_t* q_span = rows.q + span * (kDigits * kRows * kSpan);
-      const int32_t* starts = rows.starts + span * (kRows * 8);
-      PrefetchSpan<kAsIs>(decoder, codes, span);
-      __m512i v01, v23;
-      LoadSpan<kAsIs>(decoder, codes, span, &v01, &v23);
-      __m512i acc[kRows][2];
-      OTN_UNROLL16
-      for (int r = 0; r < kRows; ++r) {
-        acc[r][0] = acc[r][1] =
-            kDigits == 1
-                ? _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)(starts + r * 8)))
-                : _mm512_setzero_si512();
-      }
-      OTN_UNROLL16
-      for (int digit = kDigits - 1; digit >= 0; --digit) {
-        OTN_UNROLL16
-        for (int j = 0; j < 4; ++j) {
-          const __m512i field01 =
-              _mm512_and_si512(_mm512_srli_epi16(v01, (unsigned)(2 * j)), mask3);
-          const __m512i field23 =
-              _mm512_and_si512(_mm512_srli_epi16(v23, (unsigned)(2 * j)), mask3);
-          OTN_UNROLL16
-          for (int r = 0; r < kRows; ++r) {
-            OTN_DOT(acc[r][0], acc[r][1], field01, field23,
-                    q_span + (digit * kRows + r) * kSpan + j * 32);
-          }
-        }
-        if (digit == 0) break;
-        OTN_UNROLL16
-        for (int r = 0; r < kRows; ++r) {
-          acc[r][0] = _mm512_slli_epi32(acc[r][0], 8);
-          acc[r][1] = _mm512_slli_epi32(acc[r][1], 8);
-        }
-      }
-      __m512 scale01, scale23;
-      const float* span_scales = scales + span * lanes.span_floats;
-      if (kAsIs) {
-        const __m512 four = _mm512_broadcast_f32x4(_mm_load_ps(span_scales));
-        scale01 = _mm512_permutevar_ps(four, lanes.order01);
-        scale23 = _mm512_permutevar_ps(four, lanes.order23);
-      } else {
-        const __m512 first = _mm512_loadu_ps(span_scales),
-                     second = _mm512_loadu_ps(span_scales + 16);
-        scale01 = _mm512_permutex2var_ps(first, lanes.order01, second);
-        scale23 = _mm512_permutex2var_ps(first, lanes.order23, second);
-      }
-      OTN_UNROLL16
-      for (int r = 0; r < kRows; ++r) {
-        if (kDigits > 1) {
-          const __m512i start =
-              _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)(starts + r * 8)));
-          acc[r][0] = _mm512_add_epi32(acc[r][0], start);
-          acc[r][1] = _mm512_add_epi32(acc[r][1], start);
-        }
-        totals[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][0]), scale01, totals[r][0]);
-        totals[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][1]), scale23, totals[r][1]);
-      }
+    for (int r = 0; r < kRows; ++r) totals[r] = _mm512_setzero_ps();
+    int64_t span = 0;
+    for (; span + kSpans <= num_spans; span += kSpans) {
+      AddGroupSpans<kDigits, kRows, kSpans, kBlocks>(decoder, lanes, codes, rows, scales, span,
+                                                     totals);
     }
-    const __m128 bias = LoadBias(layer, n);
+    if (span < num_spans) {
+      AddGroupSpans<kDigits, kRows, 1, kBlocks>(decoder, lanes, codes, rows, scales, span, totals);
+    }
+    const __m512d bias = _mm512_broadcast_f64x4(_mm256_cvtps_pd(LoadBias(layer, n)));
     OTN_UNROLL16
-    for (int quad = 0; quad < kQuads; ++quad) {
-      __m512i a[4], b[4];
+    for (int r = 0; r < kRows; r += 4) {
+      __m512 t[4];
       OTN_UNROLL16
-      for (int i = 0; i < 4; ++i) {
-        const int r = 4 * quad + i;
-        a[i] = r < kRows ? _mm512_castps_si512(totals[r][0]) : _mm512_setzero_si512();
-        b[i] = r < kRows ? _mm512_castps_si512(totals[r][1]) : _mm512_setzero_si512();
-      }
-      const __m512 total = _mm512_castsi512_ps(SumLanes<true>(a, b));
-      const int r = 4 * quad;
-      TwoByFour wide = {_mm512_cvtps_pd(_mm512_castps512_ps256(total)),
-                        _mm512_cvtps_pd(_mm512_extractf32x8_ps(total, 1))};
+      for (int i = 0; i < 4; ++i) t[i] = r + i < kRows ? totals[r + i] : _mm512_setzero_ps();
+      // In every 128 bits of these: columns 0 and 2 (or 1 and 3) of both rows.
+      const __m512 r01 = AddPairs(t[0], t[1]), r23 = AddPairs(t[2], t[3]);
+      const __m512 sums =
+          _mm512_permutexvar_ps(order, _mm512_add_ps(_mm512_shuffle_f32x4(r01, r23, 0x88),
+                                                     _mm512_shuffle_f32x4(r01, r23, 0xdd)));
+      TwoByFour wide = {_mm512_cvtps_pd(_mm512_castps512_ps256(sums)),
+                        _mm512_cvtps_pd(_mm512_extractf32x8_ps(sums, 1))};
       const TwoByFour factor = RowsF64(rows.factors + r, kRows - r);
       if (kDigits == 1) {
         wide.rows01 = _mm512_div_pd(wide.rows01, factor.rows01);
@@ -463,12 +475,31 @@ void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int6
         wide.rows01 = _mm512_mul_pd(wide.rows01, factor.rows01);
         wide.rows23 = _mm512_mul_pd(wide.rows23, factor.rows23);
       }
-      const __m512d wide_bias = _mm512_broadcast_f64x4(_mm256_cvtps_pd(bias));
-      wide.rows01 = _mm512_add_pd(wide.rows01, wide_bias);
-      wide.rows23 = _mm512_add_pd(wide.rows23, wide_bias);
+      wide.rows01 = _mm512_add_pd(wide.rows01, bias);
+      wide.rows23 = _mm512_add_pd(wide.rows23, bias);
       StoreTile(y + r * layer->N + n, layer->N, Narrow(wide), kRows - r, end - n);
     }
   }
+}
+
+using GroupFunction = void (*)(const Layer*, const GroupRows&, int64_t, int64_t, float*);
+
+template <int kDigits, Blocks kBlocks>
+GroupFunction GroupColumnsOf(int64_t rows) {
+  static constexpr GroupFunction kFew[4] = {
+      GroupColumns<kDigits, 1, kBlocks>, GroupColumns<kDigits, 2, kBlocks>,
+      GroupColumns<kDigits, 3, kBlocks>, GroupColumns<kDigits, 4, kBlocks>};
+  static constexpr GroupFunction kMany[4] = {
+      GroupColumns<1, 5, kBlocks>, GroupColumns<1, 6, kBlocks>, GroupColumns<1, 7, kBlocks>,
+      GroupColumns<1, 8, kBlocks>};
+  return rows <= 4 ? kFew[rows - 1] : kMany[rows - 5];  // three digits: four rows at most
+}
+
+template <int kDigits>
+GroupFunction SelectGroupColumns(const Layer* layer, int64_t rows) {
+  if (AsIs(layer)) return GroupColumnsOf<kDigits, Blocks::as_is>(rows);
+  if (layer->block_size > 16) return GroupColumnsOf<kDigits, Blocks::paired>(rows);
+  return GroupColumnsOf<kDigits, Blocks::sixteen>(rows);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -560,19 +591,14 @@ void GemmInt8Rows(const Layer* layer, const int8_t* q, const int32_t* sums, cons
 
 using Int8Function = void (*)(const Layer*, const int8_t*, const int32_t*, const float*, int64_t,
                               int64_t, float*);
-using GroupFunction = void (*)(const Layer*, const GroupRows&, int64_t, int64_t, float*, void*);
 
 template <bool kAsIs>
 void GemmInt8Of(const Layer* layer, int64_t rows, const void* prepared, int64_t begin, int64_t end,
-                float* y, void* scratch) {
+                float* y) {
   static constexpr Int8Function kFunctions[kRowGroup] = {
       GemmInt8Rows<1, kAsIs>, GemmInt8Rows<2, kAsIs>, GemmInt8Rows<3, kAsIs>,
       GemmInt8Rows<4, kAsIs>, GemmInt8Rows<5, kAsIs>, GemmInt8Rows<6, kAsIs>,
       GemmInt8Rows<7, kAsIs>, GemmInt8Rows<8, kAsIs>};
-  static constexpr GroupFunction kGroupFunctions[kRowGroup] = {
-      GroupColumns<1, 1, kAsIs>, GroupColumns<1, 2, kAsIs>, GroupColumns<1, 3, kAsIs>,
-      GroupColumns<1, 4, kAsIs>, GroupColumns<1, 5, kAsIs>, GroupColumns<1, 6, kAsIs>,
-      GroupColumns<1, 7, kAsIs>, GroupColumns<1, 8, kAsIs>};
   const Int8Rows layout = Int8RowsLayout(layer, rows);
   const char* base = (const char*)prepared;
   const int32_t* sums = (const int32_t*)(base + layout.sums_offset);
@@ -583,21 +609,20 @@ void GemmInt8Of(const Layer* layer, int64_t rows, const void* prepared, int64_t 
     const int64_t chunk_end = Min(n + chunk, end);
     for (int64_t row = 0; row < rows; row += kRowGroup) {
       const int8_t* q = (const int8_t*)base + row * NumSpans(layer) * kSpan;
-      const int64_t which = Min(rows - row, kRowGroup) - 1;
+      const int64_t count = Min(rows - row, kRowGroup);
       if (PerGroup(layer)) {
         const GroupRows group = {q, sums + row * NumSpans(layer) * kLanes, s_wide + row};
-        kGroupFunctions[which](layer, group, n, chunk_end, y + row * layer->N, scratch);
+        SelectGroupColumns<1>(layer, count)(layer, group, n, chunk_end, y + row * layer->N);
       } else {
-        kFunctions[which](layer, q, sums + row, s + row, n, chunk_end, y + row * layer->N);
+        kFunctions[count - 1](layer, q, sums + row, s + row, n, chunk_end, y + row * layer->N);
       }
     }
   }
 }
 
 void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-              int64_t end, float* y, void* scratch) {
-  (AsIs(layer) ? GemmInt8Of<true> : GemmInt8Of<false>)(layer, rows, prepared, begin, end, y,
-                                                       scratch);
+              int64_t end, float* y, void*) {
+  (AsIs(layer) ? GemmInt8Of<true> : GemmInt8Of<false>)(layer, rows, prepared, begin, end, y);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -764,13 +789,10 @@ using FixedFunction = void (*)(const Layer*, const int8_t*, const int32_t*, int6
 
 template <bool kAsIs>
 void GemvFloatOf(const Layer* layer, int64_t rows, const void* prepared, int64_t begin, int64_t end,
-                 float* y, void* scratch) {
+                 float* y) {
   static constexpr FixedFunction kFunctions[kFixedRowGroup] = {
       FixedRowsColumns<1, kAsIs>, FixedRowsColumns<2, kAsIs>, FixedRowsColumns<3, kAsIs>,
       FixedRowsColumns<4, kAsIs>};
-  static constexpr GroupFunction kGroupFunctions[kFixedRowGroup] = {
-      GroupColumns<kDigits, 1, kAsIs>, GroupColumns<kDigits, 2, kAsIs>,
-      GroupColumns<kDigits, 3, kAsIs>, GroupColumns<kDigits, 4, kAsIs>};
   const FixedRows layout = FixedRowsLayout(layer, rows);
   const char* base = (const char*)prepared;
   const int32_t* sums = (const int32_t*)(base + layout.sums_offset);
@@ -780,22 +802,21 @@ void GemvFloatOf(const Layer* layer, int64_t rows, const void* prepared, int64_t
     const int64_t chunk_end = Min(n + chunk, end);
     for (int64_t row = 0; row < rows; row += kFixedRowGroup) {
       const int8_t* digits = (const int8_t*)base + row * NumSpans(layer) * kDigits * kSpan;
-      const int64_t which = Min(rows - row, kFixedRowGroup) - 1;
+      const int64_t count = Min(rows - row, kFixedRowGroup);
       if (PerGroup(layer)) {
         const GroupRows group = {digits, sums + row * NumSpans(layer) * kLanes, units + row};
-        kGroupFunctions[which](layer, group, n, chunk_end, y + row * layer->N, scratch);
+        SelectGroupColumns<kDigits>(layer, count)(layer, group, n, chunk_end, y + row * layer->N);
       } else {
-        kFunctions[which](layer, digits, sums + row, rows, units + row, n, chunk_end,
-                          y + row * layer->N);
+        kFunctions[count - 1](layer, digits, sums + row, rows, units + row, n, chunk_end,
+                              y + row * layer->N);
       }
     }
   }
 }
 
 void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
-               int64_t end, float* y, void* scratch) {
-  (AsIs(layer) ? GemvFloatOf<true> : GemvFloatOf<false>)(layer, rows, prepared, begin, end, y,
-                                                         scratch);
+               int64_t end, float* y, void*) {
+  (AsIs(layer) ? GemvFloatOf<true> : GemvFloatOf<false>)(layer, rows, prepared, begin, end, y);
 }
 
 // Integer sums; float64 where scales are per group.
@@ -816,7 +837,7 @@ extern const Kernel packed_gemm_int8_8x4_avx512vnni = {
     /*fixed_point=*/false,
     avx512vnni::GemmInt8PreparedBytes,
     avx512vnni::PrepareGemmInt8,
-    avx512vnni::StripBytes,
+    avx512vnni::ScratchBytes,
     avx512vnni::GemmInt8,
 };
 
@@ -832,7 +853,7 @@ extern const Kernel packed_gemv_float_4x4_avx512vnni = {
     /*fixed_point=*/true,
     avx512vnni::FixedPreparedBytes,
     avx512vnni::PrepareFixed,
-    avx512vnni::StripBytes,
+    avx512vnni::ScratchBytes,
     avx512vnni::GemvFloat,
 };
 
