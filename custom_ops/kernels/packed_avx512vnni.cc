@@ -348,111 +348,101 @@ struct GroupRows {
   const double* factors;
 };
 
-// totals (kRows,) += scales * sums of kSpans spans from `span` on.
-template <int kDigits, int kRows, int kSpans, Blocks kBlocks>
-OTN_ALWAYS_INLINE void AddGroupSpans(const Decoder& decoder, const LaneScales& lanes,
-                                     const uint8_t* codes, const GroupRows& rows,
-                                     const float* scales, int64_t span, __m512* totals) {
-  constexpr bool kAsIs = kBlocks == Blocks::as_is;
-  const __m512i mask3 = _mm512_set1_epi8(3);
-  __m512i codes01[kSpans], codes23[kSpans];
-  __m512i fields[kSpans][4][2];
-  OTN_UNROLL16
-  for (int i = 0; i < kSpans; ++i) {
-    PrefetchSpan<kAsIs>(decoder, codes, span + i);
-    LoadSpan<kAsIs>(decoder, codes, span + i, &codes01[i], &codes23[i]);
+template <Blocks kBlocks>
+struct SpanScales {
+  __m512 scale01, scale23;
+};
+
+template <Blocks kBlocks>
+OTN_ALWAYS_INLINE SpanScales<kBlocks> LoadSpanScales(const LaneScales& lanes, const float* scales) {
+  if (kBlocks == Blocks::as_is) {
+    const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(scales));
+    return {_mm512_permutevar_ps(four, lanes.order), four};
   }
-  __m512i sums[kSpans][kRows][2];
-  OTN_UNROLL16
-  for (int digit = kDigits - 1; digit >= 0; --digit) {
-    __m512i acc[kSpans][kRows][2];
-    OTN_UNROLL16
-    for (int i = 0; i < kSpans; ++i) {
-      OTN_UNROLL16
-      for (int r = 0; r < kRows; ++r) {
-        const int32_t* start = rows.starts + ((span + i) * kRows + r) * kLanes;
-        acc[i][r][0] = acc[i][r][1] =
-            digit == 0 ? _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)start))
-                       : _mm512_setzero_si512();
-      }
-    }
-    OTN_UNROLL16
-    for (int j = 0; j < 4; ++j) {
-      OTN_UNROLL16
-      for (int i = 0; i < kSpans; ++i) {
-        const int8_t* q = rows.q + ((span + i) * kDigits + digit) * (kRows * kSpan) + j * 32;
-        if (digit == kDigits - 1) {
-          const unsigned shift = (unsigned)(2 * j);
-          fields[i][j][0] = _mm512_and_si512(_mm512_srli_epi16(codes01[i], shift), mask3);
-          fields[i][j][1] = _mm512_and_si512(_mm512_srli_epi16(codes23[i], shift), mask3);
-        }
-        OTN_UNROLL16
-        for (int r = 0; r < kRows; ++r) {
-          OTN_DOT(acc[i][r][0], acc[i][r][1], fields[i][j][0], fields[i][j][1], q + r * kSpan);
-        }
-      }
-    }
-    OTN_UNROLL16
-    for (int i = 0; i < kSpans; ++i) {
-      OTN_UNROLL16
-      for (int r = 0; r < kRows; ++r) {
-        OTN_UNROLL16
-        for (int pair = 0; pair < 2; ++pair) {
-          sums[i][r][pair] =
-              digit == kDigits - 1
-                  ? acc[i][r][pair]
-                  : _mm512_add_epi32(_mm512_slli_epi32(sums[i][r][pair], 8), acc[i][r][pair]);
-        }
-      }
-    }
+  const __m512 first = _mm512_loadu_ps(scales);
+  if (kBlocks == Blocks::paired) return {_mm512_permutexvar_ps(lanes.order, first), first};
+  const __m512 second = _mm512_loadu_ps(scales + 16);
+  return {_mm512_permutex2var_ps(first, lanes.order01, second),
+          _mm512_permutex2var_ps(first, lanes.order23, second)};
+}
+
+template <Blocks kBlocks>
+OTN_ALWAYS_INLINE __m512 AddWeighted(__m512 total, __m512i sum01, __m512i sum23,
+                                     const SpanScales<kBlocks>& scales) {
+  if (kBlocks == Blocks::sixteen) {
+    return _mm512_add_ps(total,
+                         AddPairs(_mm512_mul_ps(_mm512_cvtepi32_ps(sum01), scales.scale01),
+                                  _mm512_mul_ps(_mm512_cvtepi32_ps(sum23), scales.scale23)));
   }
-  OTN_UNROLL16
-  for (int i = 0; i < kSpans; ++i) {
-    const float* span_scales = scales + (span + i) * lanes.span_floats;
-    if (kBlocks == Blocks::sixteen) {
-      const __m512 first = _mm512_loadu_ps(span_scales), second = _mm512_loadu_ps(span_scales + 16);
-      const __m512 scale01 = _mm512_permutex2var_ps(first, lanes.order01, second);
-      const __m512 scale23 = _mm512_permutex2var_ps(first, lanes.order23, second);
-      OTN_UNROLL16
-      for (int r = 0; r < kRows; ++r) {
-        totals[r] = _mm512_add_ps(
-            totals[r], AddPairs(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][r][0]), scale01),
-                                _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][r][1]), scale23)));
-      }
-      continue;
-    }
-    const __m512 scale =
-        kAsIs ? _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(span_scales)), lanes.order)
-              : _mm512_permutexvar_ps(lanes.order, _mm512_loadu_ps(span_scales));
-    OTN_UNROLL16
-    for (int r = 0; r < kRows; ++r) {
-      totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(AddPairs(sums[i][r][0], sums[i][r][1])), scale,
-                                  totals[r]);
-    }
-  }
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(AddPairs(sum01, sum23)), scales.scale01, total);
 }
 
 // Columns [begin, end) of kRows rows.
 template <int kDigits, int kRows, Blocks kBlocks>
 void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int64_t end, float* y) {
-  constexpr int kSpans = kDigits * kRows == 1 ? 2 : 1;
+  constexpr bool kAsIs = kBlocks == Blocks::as_is;
+  constexpr bool kTogether = kRows <= 2;
   const Decoder decoder = MakeDecoder(layer);
   const LaneScales lanes = MakeLaneScales(layer);
   const int64_t num_spans = NumSpans(layer);
+  const __m512i mask3 = _mm512_set1_epi8(3);
   const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = layer->codes + n / kTile * decoder.tile_bytes;
-    const float* scales = layer->block_scales + n * PaddedBlocks(layer);
+    const float* all_scales = layer->block_scales + n * PaddedBlocks(layer);
     __m512 totals[kRows];
+    __m512i sums[kRows][2];
+    SpanScales<kBlocks> scales = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     OTN_UNROLL16
-    for (int r = 0; r < kRows; ++r) totals[r] = _mm512_setzero_ps();
-    int64_t span = 0;
-    for (; span + kSpans <= num_spans; span += kSpans) {
-      AddGroupSpans<kDigits, kRows, kSpans, kBlocks>(decoder, lanes, codes, rows, scales, span,
-                                                     totals);
+    for (int r = 0; r < kRows; ++r) {
+      totals[r] = _mm512_setzero_ps();
+      sums[r][0] = sums[r][1] = _mm512_setzero_si512();
     }
-    if (span < num_spans) {
-      AddGroupSpans<kDigits, kRows, 1, kBlocks>(decoder, lanes, codes, rows, scales, span, totals);
+    for (int64_t span = 0; span < num_spans; ++span) {
+      PrefetchSpan<kAsIs>(decoder, codes, span);
+      __m512i v01, v23;
+      LoadSpan<kAsIs>(decoder, codes, span, &v01, &v23);
+      __m512i fields[4][2];
+      __m512i acc[kDigits][kRows][2];
+      OTN_UNROLL16
+      for (int step = 0; step < kDigits * 4; ++step) {
+        const int j = kTogether ? step / kDigits : step % 4;
+        const int digit = kDigits - 1 - (kTogether ? step % kDigits : step / 4);
+        const int8_t* q = rows.q + (span * kDigits + digit) * (kRows * kSpan) + j * 32;
+        if (digit == kDigits - 1) {
+          const unsigned shift = (unsigned)(2 * j);
+          fields[j][0] = _mm512_and_si512(_mm512_srli_epi16(v01, shift), mask3);
+          fields[j][1] = _mm512_and_si512(_mm512_srli_epi16(v23, shift), mask3);
+        }
+        OTN_UNROLL16
+        for (int r = 0; r < kRows; ++r) {
+          if (j == 0) {
+            // The sums of the span before, between the products of this one: the processor
+            // would not mix them so well.
+            if (digit == kDigits - 1) {
+              totals[r] = AddWeighted<kBlocks>(totals[r], sums[r][0], sums[r][1], scales);
+            }
+            const int32_t* start = rows.starts + (span * kRows + r) * kLanes;
+            acc[digit][r][0] = acc[digit][r][1] =
+                digit == 0 ? _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)start))
+                           : _mm512_setzero_si512();
+          }
+          OTN_DOT(acc[digit][r][0], acc[digit][r][1], fields[j][0], fields[j][1], q + r * kSpan);
+          if (j < 3) continue;
+          OTN_UNROLL16
+          for (int pair = 0; pair < 2; ++pair) {
+            const __m512i higher = _mm512_slli_epi32(sums[r][pair], 8);
+            sums[r][pair] = digit == kDigits - 1
+                                ? acc[digit][r][pair]
+                                : _mm512_add_epi32(higher, acc[digit][r][pair]);
+          }
+        }
+      }
+      scales = LoadSpanScales<kBlocks>(lanes, all_scales + span * lanes.span_floats);
+    }
+    OTN_UNROLL16
+    for (int r = 0; r < kRows; ++r) {
+      totals[r] = AddWeighted<kBlocks>(totals[r], sums[r][0], sums[r][1], scales);
     }
     const __m512d bias = _mm512_broadcast_f64x4(_mm256_cvtps_pd(LoadBias(layer, n)));
     OTN_UNROLL16

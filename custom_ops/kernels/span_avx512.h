@@ -110,13 +110,20 @@ OTN_ALWAYS_INLINE void LoadSpan(const Decoder& decoder, const uint8_t* tile_code
     return;
   }
   const int64_t left = decoder.tile_bytes - span * decoder.span_bytes;
-  const __m512i first = _mm512_maskz_loadu_epi8(FirstBytes(left), codes);
   if (!decoder.one_bit) {
-    const __m512i second = _mm512_maskz_loadu_epi8(FirstBytes(left - 64), codes + 64);
+    __m512i first, second;
+    if (left >= 2 * 64) {
+      first = _mm512_loadu_si512(codes);
+      second = _mm512_loadu_si512(codes + 64);
+    } else {
+      first = _mm512_maskz_loadu_epi8(FirstBytes(left), codes);
+      second = _mm512_maskz_loadu_epi8(FirstBytes(left - 64), codes + 64);
+    }
     *v01 = _mm512_permutex2var_epi16(first, decoder.order01, second);
     *v23 = _mm512_permutex2var_epi16(first, decoder.order23, second);
     return;
   }
+  const __m512i first = _mm512_maskz_loadu_epi8(FirstBytes(left), codes);
   const __m512i even = _mm512_set1_epi8(0x55);
   const __m512i odd_bits = _mm512_srli_epi16(first, 1);
   const __m512i bits01 =
