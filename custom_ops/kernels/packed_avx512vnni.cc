@@ -183,6 +183,26 @@ InputOrder MakeInputOrder(const Layer* layer) {
 // eight float rows of K = N = 512 on Zen 5); one assembler statement keeps them in place.
 // Sanitizers cannot see its loads.
 #if defined(OTN_SANITIZE) || !defined(__GNUC__)
+#define OTN_DOT2(acc0, acc1, acc2, acc3, field0, field1, field2, field3, q) \
+  do {                                                                      \
+    OTN_DOT(acc0, acc1, field0, field1, q);                                 \
+    OTN_DOT(acc2, acc3, field2, field3, q);                                 \
+  } while (0)
+#else
+#define OTN_DOT2(acc0, acc1, acc2, acc3, field0, field1, field2, field3, q)                      \
+  do {                                                                                           \
+    __m512i d;                                                                                   \
+    __asm__ volatile(                                                                            \
+        "vbroadcasti64x4 %9, %4\n\t"                                                             \
+        "vpdpbusd %4, %5, %0\n\t"                                                                \
+        "vpdpbusd %4, %6, %1\n\t"                                                                \
+        "vpdpbusd %4, %7, %2\n\t"                                                                \
+        "vpdpbusd %4, %8, %3"                                                                    \
+        : "+v"(acc0), "+v"(acc1), "+v"(acc2), "+v"(acc3), "=&v"(d)                               \
+        : "v"(field0), "v"(field1), "v"(field2), "v"(field3), "m"(*(const __m256i*)(q)));        \
+  } while (0)
+#endif
+#if defined(OTN_SANITIZE) || !defined(__GNUC__)
 #define OTN_DOT(acc0, acc1, field0, field1, q)                                        \
   do {                                                                                \
     const __m512i d = _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)(q))); \
@@ -377,33 +397,47 @@ OTN_ALWAYS_INLINE __m512 AddWeighted(__m512 total, __m512i sum01, __m512i sum23,
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(AddPairs(sum01, sum23)), scales.scale01, total);
 }
 
-// Columns [begin, end) of kRows rows.
+// What the columns of kRows rows share.
 template <int kDigits, int kRows, Blocks kBlocks>
-void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int64_t end, float* y) {
-  constexpr bool kAsIs = kBlocks == Blocks::as_is;
-  constexpr bool kTogether = kRows <= 2;
-  const Decoder decoder = MakeDecoder(layer);
-  const LaneScales lanes = MakeLaneScales(layer);
-  const int64_t num_spans = NumSpans(layer);
-  const __m512i mask3 = _mm512_set1_epi8(3);
-  const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-  for (int64_t n = begin; n < end; n += kTile) {
+struct GroupColumns {
+  const Layer* layer;
+  GroupRows rows;
+  Decoder decoder;
+  LaneScales lanes;
+  float* y;
+
+  static constexpr bool kAsIs = kBlocks == Blocks::as_is;
+  static constexpr bool kTogether = kDigits * kRows <= 6;
+
+  // kTiles tiles of four columns, from n on; end: the last column that is wanted.
+  template <int kTiles>
+  void Tiles(int64_t n, int64_t end) const {
+    const int64_t num_spans = NumSpans(layer);
+    const int64_t tile_scales = PaddedBlocks(layer) * kTile;
     const uint8_t* codes = layer->codes + n / kTile * decoder.tile_bytes;
-    const float* all_scales = layer->block_scales + n * PaddedBlocks(layer);
-    __m512 totals[kRows];
-    __m512i sums[kRows][2];
-    SpanScales<kBlocks> scales = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    const float* all_scales = layer->block_scales + n / kTile * tile_scales;
+    const __m512i mask3 = _mm512_set1_epi8(3);
+    __m512 totals[kTiles][kRows];
+    __m512i sums[kTiles][kRows][2];
+    SpanScales<kBlocks> scales[kTiles];
     OTN_UNROLL16
-    for (int r = 0; r < kRows; ++r) {
-      totals[r] = _mm512_setzero_ps();
-      sums[r][0] = sums[r][1] = _mm512_setzero_si512();
+    for (int t = 0; t < kTiles; ++t) {
+      scales[t] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+      OTN_UNROLL16
+      for (int r = 0; r < kRows; ++r) {
+        totals[t][r] = _mm512_setzero_ps();
+        sums[t][r][0] = sums[t][r][1] = _mm512_setzero_si512();
+      }
     }
     for (int64_t span = 0; span < num_spans; ++span) {
-      PrefetchSpan<kAsIs>(decoder, codes, span);
-      __m512i v01, v23;
-      LoadSpan<kAsIs>(decoder, codes, span, &v01, &v23);
-      __m512i fields[4][2];
-      __m512i acc[kDigits][kRows][2];
+      __m512i v01[kTiles], v23[kTiles];
+      OTN_UNROLL16
+      for (int t = 0; t < kTiles; ++t) {
+        PrefetchSpan<kAsIs>(decoder, codes + t * decoder.tile_bytes, span);
+        LoadSpan<kAsIs>(decoder, codes + t * decoder.tile_bytes, span, &v01[t], &v23[t]);
+      }
+      __m512i fields[kTiles][4][2];
+      __m512i acc[kTiles][kDigits][kRows][2];
       OTN_UNROLL16
       for (int step = 0; step < kDigits * 4; ++step) {
         const int j = kTogether ? step / kDigits : step % 4;
@@ -411,50 +445,78 @@ void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int6
         const int8_t* q = rows.q + (span * kDigits + digit) * (kRows * kSpan) + j * 32;
         if (digit == kDigits - 1) {
           const unsigned shift = (unsigned)(2 * j);
-          fields[j][0] = _mm512_and_si512(_mm512_srli_epi16(v01, shift), mask3);
-          fields[j][1] = _mm512_and_si512(_mm512_srli_epi16(v23, shift), mask3);
+          OTN_UNROLL16
+          for (int t = 0; t < kTiles; ++t) {
+            fields[t][j][0] = _mm512_and_si512(_mm512_srli_epi16(v01[t], shift), mask3);
+            fields[t][j][1] = _mm512_and_si512(_mm512_srli_epi16(v23[t], shift), mask3);
+          }
         }
         OTN_UNROLL16
         for (int r = 0; r < kRows; ++r) {
           if (j == 0) {
-            // The sums of the span before, between the products of this one: the processor
-            // would not mix them so well.
-            if (digit == kDigits - 1) {
-              totals[r] = AddWeighted<kBlocks>(totals[r], sums[r][0], sums[r][1], scales);
-            }
             const int32_t* start = rows.starts + (span * kRows + r) * kLanes;
-            acc[digit][r][0] = acc[digit][r][1] =
-                digit == 0 ? _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)start))
-                           : _mm512_setzero_si512();
+            const __m512i begin = digit == 0 ? _mm512_broadcast_i64x4(
+                                                   _mm256_load_si256((const __m256i*)start))
+                                             : _mm512_setzero_si512();
+            OTN_UNROLL16
+            for (int t = 0; t < kTiles; ++t) {
+              // The sums of the span before, between the products of this one: the processor
+              // would not mix them so well.
+              if (digit == kDigits - 1) {
+                totals[t][r] =
+                    AddWeighted<kBlocks>(totals[t][r], sums[t][r][0], sums[t][r][1], scales[t]);
+              }
+              acc[t][digit][r][0] = acc[t][digit][r][1] = begin;
+            }
           }
-          OTN_DOT(acc[digit][r][0], acc[digit][r][1], fields[j][0], fields[j][1], q + r * kSpan);
+          if (kTiles == 1) {
+            OTN_DOT(acc[0][digit][r][0], acc[0][digit][r][1], fields[0][j][0], fields[0][j][1],
+                    q + r * kSpan);
+          } else {
+            OTN_DOT2(acc[0][digit][r][0], acc[0][digit][r][1], acc[kTiles - 1][digit][r][0],
+                     acc[kTiles - 1][digit][r][1], fields[0][j][0], fields[0][j][1],
+                     fields[kTiles - 1][j][0], fields[kTiles - 1][j][1], q + r * kSpan);
+          }
           if (j < 3) continue;
           OTN_UNROLL16
-          for (int pair = 0; pair < 2; ++pair) {
-            const __m512i higher = _mm512_slli_epi32(sums[r][pair], 8);
-            sums[r][pair] = digit == kDigits - 1
-                                ? acc[digit][r][pair]
-                                : _mm512_add_epi32(higher, acc[digit][r][pair]);
+          for (int i = 0; i < 2 * kTiles; ++i) {
+            const __m512i sum = acc[i / 2][digit][r][i % 2];
+            __m512i* into = &sums[i / 2][r][i % 2];
+            *into = digit == kDigits - 1 ? sum : _mm512_add_epi32(_mm512_slli_epi32(*into, 8), sum);
           }
         }
       }
-      scales = LoadSpanScales<kBlocks>(lanes, all_scales + span * lanes.span_floats);
+      OTN_UNROLL16
+      for (int t = 0; t < kTiles; ++t) {
+        scales[t] = LoadSpanScales<kBlocks>(
+            lanes, all_scales + t * tile_scales + span * lanes.span_floats);
+      }
     }
     OTN_UNROLL16
-    for (int r = 0; r < kRows; ++r) {
-      totals[r] = AddWeighted<kBlocks>(totals[r], sums[r][0], sums[r][1], scales);
+    for (int t = 0; t < kTiles; ++t) {
+      OTN_UNROLL16
+      for (int r = 0; r < kRows; ++r) {
+        totals[t][r] =
+            AddWeighted<kBlocks>(totals[t][r], sums[t][r][0], sums[t][r][1], scales[t]);
+      }
+      Finish(totals[t], n + t * kTile, end);
     }
+  }
+
+  // Y of the tile at column n.
+  OTN_ALWAYS_INLINE void Finish(const __m512* totals, int64_t n, int64_t end) const {
+    const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
     const __m512d bias = _mm512_broadcast_f64x4(_mm256_cvtps_pd(LoadBias(layer, n)));
     OTN_UNROLL16
     for (int r = 0; r < kRows; r += 4) {
-      __m512 t[4];
+      __m512 total[4];
       OTN_UNROLL16
-      for (int i = 0; i < 4; ++i) t[i] = r + i < kRows ? totals[r + i] : _mm512_setzero_ps();
+      for (int i = 0; i < 4; ++i) total[i] = r + i < kRows ? totals[r + i] : _mm512_setzero_ps();
       // In every 128 bits of these: columns 0 and 2 (or 1 and 3) of both rows.
-      const __m512 r01 = AddPairs(t[0], t[1]), r23 = AddPairs(t[2], t[3]);
-      const __m512 sums =
-          _mm512_permutexvar_ps(order, _mm512_add_ps(_mm512_shuffle_f32x4(r01, r23, 0x88),
-                                                     _mm512_shuffle_f32x4(r01, r23, 0xdd)));
+      const __m512 r01 = AddPairs(total[0], total[1]), r23 = AddPairs(total[2], total[3]);
+      const __m512 sums = _mm512_permutexvar_ps(
+          order, _mm512_add_ps(_mm512_shuffle_f32x4(r01, r23, 0x88),
+                               _mm512_shuffle_f32x4(r01, r23, 0xdd)));
       TwoByFour wide = {_mm512_cvtps_pd(_mm512_castps512_ps256(sums)),
                         _mm512_cvtps_pd(_mm512_extractf32x8_ps(sums, 1))};
       const TwoByFour factor = RowsF64(rows.factors + r, kRows - r);
@@ -470,6 +532,18 @@ void GroupColumns(const Layer* layer, const GroupRows& rows, int64_t begin, int6
       StoreTile(y + r * layer->N + n, layer->N, Narrow(wide), kRows - r, end - n);
     }
   }
+};
+
+// Columns [begin, end) of kRows rows.
+template <int kDigits, int kRows, Blocks kBlocks>
+void ComputeGroups(const Layer* layer, const GroupRows& rows, int64_t begin, int64_t end,
+                   float* y) {
+  const GroupColumns<kDigits, kRows, kBlocks> columns = {layer, rows, MakeDecoder(layer),
+                                                         MakeLaneScales(layer), y};
+  constexpr int kTiles = kDigits * kRows <= 3 ? 2 : 1;
+  int64_t n = begin;
+  for (; kTiles > 1 && n + kTile < end; n += kTiles * kTile) columns.template Tiles<kTiles>(n, end);
+  for (; n < end; n += kTile) columns.template Tiles<1>(n, end);
 }
 
 using GroupFunction = void (*)(const Layer*, const GroupRows&, int64_t, int64_t, float*);
@@ -477,11 +551,11 @@ using GroupFunction = void (*)(const Layer*, const GroupRows&, int64_t, int64_t,
 template <int kDigits, Blocks kBlocks>
 GroupFunction GroupColumnsOf(int64_t rows) {
   static constexpr GroupFunction kFew[4] = {
-      GroupColumns<kDigits, 1, kBlocks>, GroupColumns<kDigits, 2, kBlocks>,
-      GroupColumns<kDigits, 3, kBlocks>, GroupColumns<kDigits, 4, kBlocks>};
+      ComputeGroups<kDigits, 1, kBlocks>, ComputeGroups<kDigits, 2, kBlocks>,
+      ComputeGroups<kDigits, 3, kBlocks>, ComputeGroups<kDigits, 4, kBlocks>};
   static constexpr GroupFunction kMany[4] = {
-      GroupColumns<1, 5, kBlocks>, GroupColumns<1, 6, kBlocks>, GroupColumns<1, 7, kBlocks>,
-      GroupColumns<1, 8, kBlocks>};
+      ComputeGroups<1, 5, kBlocks>, ComputeGroups<1, 6, kBlocks>, ComputeGroups<1, 7, kBlocks>,
+      ComputeGroups<1, 8, kBlocks>};
   return rows <= 4 ? kFew[rows - 1] : kMany[rows - 5];  // three digits: four rows at most
 }
 
