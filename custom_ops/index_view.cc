@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "kernel_registry.h"
 #include "pack.h"
 #include "run.h"
 
@@ -320,6 +321,30 @@ void CopyIfMisaligned(const T** pointer, int64_t count, std::vector<T>* owned) {
   *pointer = owned->data();
 }
 
+// See Layer::block_scales; empty where a scale is too large.
+std::vector<float> BlockScales(const Layer& layer) {
+  const float* end = layer.scale + layer.num_groups * layer.N;
+  if (*std::max_element(layer.scale, end) > kLargestBlockScale) return {};
+  constexpr int64_t kSpan = 128;
+  const int64_t blocks_a_span = kSpan / layer.block_size;
+  const int64_t num_blocks =
+      (layer.num_k_blocks + blocks_a_span - 1) / blocks_a_span * blocks_a_span;
+  // Kernels load sixteen floats at the last span.
+  std::vector<float> scales(static_cast<size_t>(layer.num_column_tiles * num_blocks * 4 + 16));
+  // A cache line of a row at a time: all of it is read while it is near.
+  constexpr int64_t kColumns = 16;
+  for (int64_t first = 0; first < layer.N; first += kColumns) {
+    const int64_t last = std::min(first + kColumns, layer.N);
+    for (int64_t block = 0; block < layer.num_k_blocks; ++block) {
+      const float* row = layer.scale + block * layer.block_size / layer.group_size * layer.N;
+      for (int64_t n = first; n < last; ++n) {
+        scales[static_cast<size_t>((n / 4 * num_blocks + block) * 4 + n % 4)] = row[n];
+      }
+    }
+  }
+  return scales;
+}
+
 const char* DtypeText(size_t element_bytes) {
   return element_bytes == 1 ? "uint8" : element_bytes == 2 ? "uint16" : "uint32";
 }
@@ -384,6 +409,11 @@ IndexView::IndexView(const OtnNode& node, const std::string& node_name) {
                                  : layer_.num_groups * layer_.N;
   CopyIfMisaligned(&layer_.scale, num_scales, &scale_);
   CopyIfMisaligned(&layer_.bias, layer_.N, &bias_);
+  if (layer_.index_format == IndexFormat::packed && layer_.scale_kind == ScaleKind::per_group &&
+      IsaSupported(Isa::avx512vnni)) {
+    block_scales_ = BlockScales(layer_);
+    if (!block_scales_.empty()) layer_.block_scales = block_scales_.data();
+  }
   if (layer_.activation_rule != ActivationRule::dynamic_quantize_linear) return;
   static constexpr float kOne = 1.0f;
   layer_.output_scale = layer_.scale;

@@ -36,6 +36,7 @@ class IndexView {
   std::vector<uint32_t> permutation_u32_;
   std::vector<uint32_t> segment_offsets_;
   std::vector<float> scale_;
+  std::vector<float> block_scales_;
   std::vector<float> bias_;
   std::vector<int32_t> column_sums_;
 };

@@ -24,7 +24,7 @@ enum class ActivationRule : uint8_t {
 enum class ScaleKind : uint8_t { per_tensor, per_column, per_group };
 enum class Isa : uint8_t { scalar, portable, avx2, avx512bw, avx512vbmi, avx512vnni };
 
-// Of kernels that add weighted integers of up to 2^47 in float32.
+// Kernels that read block_scales add integers of up to 2^47 times scales in float32.
 constexpr float kLargestBlockScale = 1.2e24f;  // 2^80
 
 // One weight matrix as kernels see it: validated, immutable, shared by concurrent calls.
@@ -63,8 +63,9 @@ struct Layer {
   int64_t group_size;  // rows a scale group; K where scales are not per group
   int64_t num_groups;
   // packed with scales per group, for kernels that read them beside the codes: the scale of every
-  // block, (num_column_tiles, blocks of whole 128 inputs, 4) float32, zero past K and N. Null where
-  // a scale is above kLargestBlockScale.
+  // block, (num_column_tiles, blocks of whole spans of 128 inputs, 4) float32, zero past K and N,
+  // followed by 16 zeros. Null where a scale is above kLargestBlockScale, and on processors without
+  // such a kernel.
   const float* block_scales;
 
   const float* bias;  // (N,) float32, or null for no bias

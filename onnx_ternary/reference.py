@@ -351,10 +351,18 @@ def int8_error_bound(
 ) -> NDArray[np.float64]:
     """Bound on ``|Y - exact|`` for `activation = int8`, exact being what q, s and scale give.
 
-    q, s and the integer sums are exact. A group's sum is converted to float32, divided by s and
-    multiplied by its scale; G - 1 additions join the groups and one adds the bias: gamma(G + 3) of
-    sum_g |sum_g / s * scale_g| + |bias|, one more where a kernel multiplies by 1 / s. A product
-    that is a denormal is off by half a denormal step. Rounding to Y's dtype as in
+    q, s and integer sums are exact. With one scale a column the sum is converted to float32,
+    divided by s and multiplied by the scale, and the bias is added: gamma(5) of
+    |sum / s * scale| + |bias|, one more than that for kernels that multiply by 1 / s.
+
+    With scales per group kernels add weighted integers in float32: sums of groups, or of parts of
+    them in spans of 128 inputs. A term scale * level * q passes at most an addition a span and a
+    group, two among the lanes of a column, a conversion, the multiplications by the scale and by
+    1 / s, and the addition of the bias. With A = sum |scale * level * q| / s:
+
+        gamma(ceil(K / 128) + G + 5) * (A + |bias|)
+
+    A product that is a denormal is off by half a denormal step. Rounding to Y's dtype as in
     `float_error_bound`.
 
     Args:
@@ -383,13 +391,16 @@ def int8_error_bound(
     for g in range(num_groups):
         group = slice(g * group_rows, (g + 1) * group_rows)
         part = q[:, group].astype(np.float64)
+        size = np.abs(part)
         for columns, signs in _float64_columns(levels[group]):
-            term = (part @ signs) / s[:, None].astype(np.float64) * group_scales[g, columns]
+            factor = group_scales[g, columns] / s[:, None].astype(np.float64)
+            term = (part @ signs) * factor
             exact[:, columns] += term
-            magnitude[:, columns] += np.abs(term)
+            magnitude[:, columns] += (size @ np.abs(signs)) * factor if group_size else np.abs(term)
 
-    bound = gamma(num_groups + 4) * magnitude + num_groups * _DENORMAL_STEP
-    bound += (num_groups + 4) * 2.0**-53 * magnitude
+    roundings = (-(-K // 128) if group_size else 0) + num_groups + (5 if group_size else 4)
+    bound = gamma(roundings) * magnitude + num_groups * _DENORMAL_STEP
+    bound += roundings * 2.0**-53 * magnitude
     bound = _with_output_rounding(exact, bound, dtype)
     return bound.reshape(*x.shape[:-1], N)
 

@@ -189,17 +189,17 @@ InputOrder MakeInputOrder(const Layer* layer) {
     OTN_DOT(acc2, acc3, field2, field3, q);                                 \
   } while (0)
 #else
-#define OTN_DOT2(acc0, acc1, acc2, acc3, field0, field1, field2, field3, q)                      \
-  do {                                                                                           \
-    __m512i d;                                                                                   \
-    __asm__ volatile(                                                                            \
-        "vbroadcasti64x4 %9, %4\n\t"                                                             \
-        "vpdpbusd %4, %5, %0\n\t"                                                                \
-        "vpdpbusd %4, %6, %1\n\t"                                                                \
-        "vpdpbusd %4, %7, %2\n\t"                                                                \
-        "vpdpbusd %4, %8, %3"                                                                    \
-        : "+v"(acc0), "+v"(acc1), "+v"(acc2), "+v"(acc3), "=&v"(d)                               \
-        : "v"(field0), "v"(field1), "v"(field2), "v"(field3), "m"(*(const __m256i*)(q)));        \
+#define OTN_DOT2(acc0, acc1, acc2, acc3, field0, field1, field2, field3, q)               \
+  do {                                                                                    \
+    __m512i d;                                                                            \
+    __asm__ volatile(                                                                     \
+        "vbroadcasti64x4 %9, %4\n\t"                                                      \
+        "vpdpbusd %4, %5, %0\n\t"                                                         \
+        "vpdpbusd %4, %6, %1\n\t"                                                         \
+        "vpdpbusd %4, %7, %2\n\t"                                                         \
+        "vpdpbusd %4, %8, %3"                                                             \
+        : "+v"(acc0), "+v"(acc1), "+v"(acc2), "+v"(acc3), "=&v"(d)                        \
+        : "v"(field0), "v"(field1), "v"(field2), "v"(field3), "m"(*(const __m256i*)(q))); \
   } while (0)
 #endif
 #if defined(OTN_SANITIZE) || !defined(__GNUC__)
@@ -390,9 +390,8 @@ template <Blocks kBlocks>
 OTN_ALWAYS_INLINE __m512 AddWeighted(__m512 total, __m512i sum01, __m512i sum23,
                                      const SpanScales<kBlocks>& scales) {
   if (kBlocks == Blocks::sixteen) {
-    return _mm512_add_ps(total,
-                         AddPairs(_mm512_mul_ps(_mm512_cvtepi32_ps(sum01), scales.scale01),
-                                  _mm512_mul_ps(_mm512_cvtepi32_ps(sum23), scales.scale23)));
+    return _mm512_add_ps(total, AddPairs(_mm512_mul_ps(_mm512_cvtepi32_ps(sum01), scales.scale01),
+                                         _mm512_mul_ps(_mm512_cvtepi32_ps(sum23), scales.scale23)));
   }
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(AddPairs(sum01, sum23)), scales.scale01, total);
 }
@@ -455,9 +454,9 @@ struct GroupColumns {
         for (int r = 0; r < kRows; ++r) {
           if (j == 0) {
             const int32_t* start = rows.starts + (span * kRows + r) * kLanes;
-            const __m512i begin = digit == 0 ? _mm512_broadcast_i64x4(
-                                                   _mm256_load_si256((const __m256i*)start))
-                                             : _mm512_setzero_si512();
+            const __m512i begin =
+                digit == 0 ? _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)start))
+                           : _mm512_setzero_si512();
             OTN_UNROLL16
             for (int t = 0; t < kTiles; ++t) {
               // The sums of the span before, between the products of this one: the processor
@@ -488,16 +487,15 @@ struct GroupColumns {
       }
       OTN_UNROLL16
       for (int t = 0; t < kTiles; ++t) {
-        scales[t] = LoadSpanScales<kBlocks>(
-            lanes, all_scales + t * tile_scales + span * lanes.span_floats);
+        scales[t] =
+            LoadSpanScales<kBlocks>(lanes, all_scales + t * tile_scales + span * lanes.span_floats);
       }
     }
     OTN_UNROLL16
     for (int t = 0; t < kTiles; ++t) {
       OTN_UNROLL16
       for (int r = 0; r < kRows; ++r) {
-        totals[t][r] =
-            AddWeighted<kBlocks>(totals[t][r], sums[t][r][0], sums[t][r][1], scales[t]);
+        totals[t][r] = AddWeighted<kBlocks>(totals[t][r], sums[t][r][0], sums[t][r][1], scales[t]);
       }
       Finish(totals[t], n + t * kTile, end);
     }
@@ -514,9 +512,9 @@ struct GroupColumns {
       for (int i = 0; i < 4; ++i) total[i] = r + i < kRows ? totals[r + i] : _mm512_setzero_ps();
       // In every 128 bits of these: columns 0 and 2 (or 1 and 3) of both rows.
       const __m512 r01 = AddPairs(total[0], total[1]), r23 = AddPairs(total[2], total[3]);
-      const __m512 sums = _mm512_permutexvar_ps(
-          order, _mm512_add_ps(_mm512_shuffle_f32x4(r01, r23, 0x88),
-                               _mm512_shuffle_f32x4(r01, r23, 0xdd)));
+      const __m512 sums =
+          _mm512_permutexvar_ps(order, _mm512_add_ps(_mm512_shuffle_f32x4(r01, r23, 0x88),
+                                                     _mm512_shuffle_f32x4(r01, r23, 0xdd)));
       TwoByFour wide = {_mm512_cvtps_pd(_mm512_castps512_ps256(sums)),
                         _mm512_cvtps_pd(_mm512_extractf32x8_ps(sums, 1))};
       const TwoByFour factor = RowsF64(rows.factors + r, kRows - r);
@@ -883,8 +881,9 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
   (AsIs(layer) ? GemvFloatOf<true> : GemvFloatOf<false>)(layer, rows, prepared, begin, end, y);
 }
 
-// Integer sums; float64 where scales are per group.
-int64_t ExactDepth(const Layer*) { return 0; }
+// Sums of integers are exact. Scales per group: an addition a span, then those of four lanes of a
+// column (a third one in blocks of 16 takes the place of a group's in T + G + 3).
+int64_t Depth(const Layer* layer) { return PerGroup(layer) ? NumSpans(layer) + 2 : 0; }
 
 }  // namespace
 }  // namespace avx512vnni
@@ -897,7 +896,7 @@ extern const Kernel packed_gemm_int8_8x4_avx512vnni = {
     avx512vnni::AcceptsInt8,
     /*max_rows=*/avx512vnni::kInt8MaxRows,
     /*column_step=*/avx512vnni::kTile,
-    avx512vnni::ExactDepth,
+    avx512vnni::Depth,
     /*fixed_point=*/false,
     avx512vnni::GemmInt8PreparedBytes,
     avx512vnni::PrepareGemmInt8,
@@ -913,7 +912,7 @@ extern const Kernel packed_gemv_float_4x4_avx512vnni = {
     avx512vnni::AcceptsFloat,
     /*max_rows=*/avx512vnni::kFixedMaxRows,
     /*column_step=*/avx512vnni::kTile,
-    avx512vnni::ExactDepth,
+    avx512vnni::Depth,
     /*fixed_point=*/true,
     avx512vnni::FixedPreparedBytes,
     avx512vnni::PrepareFixed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -213,7 +214,8 @@ def quantised(node: Node, x: NDArray[np.float32]) -> tuple[NDArray[np.int64], ND
 def check_int8(node: Node, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
     """Exact sums, then the operations docs/op_spec.md names in float32: the same bits.
 
-    With scales per group kernels may add the groups in float32 or better, in any order.
+    With scales per group kernels add weighted integers of groups, or of lanes of them, in float32
+    or better, in any order.
     """
     q, s = quantised(node, x)
     levels = node.levels.astype(np.int64)
@@ -227,10 +229,9 @@ def check_int8(node: Node, x: NDArray[np.float32], y: NDArray[np.float32]) -> No
     magnitude = np.abs(exact)
     for group, scale in enumerate(node.scale.astype(np.float64)):
         part = slice(group * size, (group + 1) * size)
-        term = (q[:, part] @ levels[part]) * scale / s
-        exact += term
-        magnitude += np.abs(term)
-    steps = node.attributes.num_groups + 4
+        exact += (q[:, part] @ levels[part]) * scale / s
+        magnitude += (np.abs(q[:, part]) @ np.abs(levels[part])) * scale / s
+    steps = -(-node.attributes.K // 128) + node.attributes.num_groups + 5
     within = np.abs(y - exact) <= steps * U / (1 - steps * U) * magnitude + 2.0**-149
     # Terms that leave float32's range may meet as infinities.
     assert within[magnitude <= np.finfo(np.float32).max].all()
@@ -390,7 +391,73 @@ def test_int8_kernel_large_group_scales_do_not_overflow(name: str) -> None:
     node.scale[...] = 1e35
     node = replace(node, attributes=replace(node.attributes, activation_epsilon=1e-30))
     x = rng.uniform(0.5e-28, 1e-28, (2, 256)).astype(np.float32)
+    if BY_NAME[name]["isa"] == "avx512vnni":
+        # Adds weighted integers in float32 and leaves such layers to others.
+        with pytest.raises(LibraryError, match=name):
+            node.run(x, name)
+        y, used = node.run(x, None)
+        assert name not in used
+        check(node, x, y, used)
+        return
     check(node, x, node.run(x, name)[0], name)
+
+
+@each_packed_kernel
+@pytest.mark.parametrize("block_size", [16, 128])
+def test_kernel_largest_weighted_integers_do_not_overflow(name: str, block_size: int) -> None:
+    """The largest scales that no kernel refuses, and the largest sums of the most inputs."""
+    K = 65537
+    levels = np.ones((K, 5), np.int8)
+    node = make_node(
+        np.random.default_rng(0),
+        "packed",
+        BY_NAME[name]["activation"],
+        K,
+        5,
+        block_size=block_size,
+        scale_kind="group",
+        with_bias=False,
+        levels=levels,
+    )
+    node.scale[...] = 1.2e24
+    x = np.full((2, K), 3.0, np.float32)
+    x[1] = -x[1]
+    y, used = node.run(x, name)
+    assert used == name
+    assert np.isfinite(y).all()
+    check(node, x, y, name)
+
+
+@each_packed_kernel
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
+@pytest.mark.parametrize(
+    ("storage", "alphabet"), [("2bit", "ternary"), ("1bit", "binary_pm"), ("1bit", "binary_01")]
+)
+@pytest.mark.parametrize("num_group_blocks", [1, 2, 3])
+def test_kernel_groups_of_any_size_and_magnitude(
+    name: str, block_size: int, storage: str, alphabet: str, num_group_blocks: int
+) -> None:
+    rng = np.random.default_rng(block_size + num_group_blocks)
+    node = make_node(
+        rng,
+        "packed",
+        BY_NAME[name]["activation"],
+        655,
+        21,
+        storage=storage,
+        alphabet=alphabet,
+        block_size=block_size,
+        scale_kind="group",
+        num_group_blocks=num_group_blocks,
+    )
+    node.scale[...] = 10.0 ** rng.uniform(-9, 9, node.scale.shape)
+    node.scale[rng.uniform(size=node.scale.shape) < 0.1] = 0
+    for rows in (1, 2, 3, 4, 5, 8, 11):
+        x = rng.normal(size=(rows, 655)).astype(np.float32)
+        x[0, 100:400] = 0
+        y, _ = node.run(x, name)
+        check(node, x, y, name)
+        np.testing.assert_array_equal(y, node.run(x, name, num_parts=5)[0])
 
 
 @each_float_kernel
@@ -595,8 +662,8 @@ def test_force_unknown_name(force: Any, message: str) -> None:
 def test_check_rejects_a_wrong_answer() -> None:
     """The comparison itself can fail."""
     rng = np.random.default_rng(14)
-    for activation in ("float", "int8"):
-        node = make_node(rng, "packed", activation, 129, 9)
+    for activation, scale_kind in product(("float", "int8"), ("column", "group")):
+        node = make_node(rng, "packed", activation, 129, 9, scale_kind=scale_kind)
         x = rng.normal(size=(3, 129)).astype(np.float32)
         name = f"packed_gemm_{activation}_portable"
         y = node.run(x, name)[0].copy()
