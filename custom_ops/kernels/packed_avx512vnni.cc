@@ -275,16 +275,10 @@ OTN_ALWAYS_INLINE __m512i Total(const __m512i* chains) {
   return sum;
 }
 
-// sums: (kDigits, kRows / 4, 4 rows, 4 columns) int32, sum(code * q) over all spans of one column
-// tile modulo 2^32; zero past kRows. q: (num_spans, kDigits, kRows, 128) int8.
-template <int kDigits, int kRows, bool kAsIs>
-OTN_ALWAYS_INLINE void DotVectors(const Decoder& decoder, const uint8_t* tile_codes,
-                                  const int8_t* q, int64_t num_spans, __m512i* sums) {
-  constexpr int kVectors = kDigits * kRows;
-  constexpr int kChains = Chains<kVectors>::kCount;
-  __m512i acc[kVectors][2][kChains];
-  Clear<kVectors, kChains>(acc);
-  AddSpans<kVectors, kChains, kAsIs>(decoder, tile_codes, q, num_spans, acc);
+// sums: (kDigits, kRows / 4, 4 rows, 4 columns) int32, the sums of the lanes of acc (kDigits *
+// kRows, two pairs of columns, kChains) modulo 2^32; zero past kRows.
+template <int kDigits, int kRows, int kChains>
+OTN_ALWAYS_INLINE void AddLanes(const __m512i (*acc)[2][kChains], __m512i* sums) {
   constexpr int kQuads = (kRows + 3) / 4;
   const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
   OTN_UNROLL16
@@ -313,6 +307,57 @@ OTN_ALWAYS_INLINE void DotVectors(const Decoder& decoder, const uint8_t* tile_co
     const __m512i odd = _mm512_shuffle_i32x4(r01, r23, 0xdd);
     sums[quad] = _mm512_permutexvar_epi32(order, _mm512_add_epi32(even, odd));
   }
+}
+
+// sums: as above, sum(code * q) over all spans of one column tile. q: (num_spans, kDigits, kRows,
+// 128) int8.
+template <int kDigits, int kRows, bool kAsIs>
+OTN_ALWAYS_INLINE void DotVectors(const Decoder& decoder, const uint8_t* tile_codes,
+                                  const int8_t* q, int64_t num_spans, __m512i* sums) {
+  constexpr int kVectors = kDigits * kRows;
+  constexpr int kChains = Chains<kVectors>::kCount;
+  __m512i acc[kVectors][2][kChains];
+  Clear<kVectors, kChains>(acc);
+  AddSpans<kVectors, kChains, kAsIs>(decoder, tile_codes, q, num_spans, acc);
+  AddLanes<kDigits, kRows, kChains>(acc, sums);
+}
+
+// The same of two column tiles that share the loads of q, which take a vector pipe each: sums
+// (kDigits, two tiles times kRows rows, 4 columns), zero past them.
+template <int kDigits, int kRows, bool kAsIs>
+OTN_ALWAYS_INLINE void DotVectorsOfTwo(const Decoder& decoder, const uint8_t* tile_codes,
+                                       const int8_t* q, int64_t num_spans, __m512i* sums) {
+  static_assert(2 * kRows <= 4, "rows of both tiles in one register");
+  constexpr int kVectors = kDigits * kRows;
+  const __m512i mask3 = _mm512_set1_epi8(3);
+  __m512i acc[2 * kVectors][2][1];  // kDigits, 2 tiles, kRows
+  Clear<2 * kVectors, 1>(acc);
+  for (int64_t span = 0; span < num_spans; ++span) {
+    const int8_t* q_span = q + span * (kVectors * kSpan);
+    __m512i codes[2][2];
+    OTN_UNROLL16
+    for (int t = 0; t < 2; ++t) {
+      const uint8_t* tile = tile_codes + t * decoder.tile_bytes;
+      PrefetchSpan<kAsIs>(decoder, tile, span);
+      LoadSpan<kAsIs>(decoder, tile, span, &codes[t][0], &codes[t][1]);
+    }
+    OTN_UNROLL16
+    for (int j = 0; j < 4; ++j) {
+      __m512i field[2][2];
+      OTN_UNROLL16
+      for (int i = 0; i < 4; ++i) {
+        field[i / 2][i % 2] =
+            _mm512_and_si512(_mm512_srli_epi16(codes[i / 2][i % 2], (unsigned)(2 * j)), mask3);
+      }
+      OTN_UNROLL16
+      for (int v = 0; v < kVectors; ++v) {
+        const int first = v / kRows * 2 * kRows + v % kRows, second = first + kRows;
+        OTN_DOT2(acc[first][0][0], acc[first][1][0], acc[second][0][0], acc[second][1][0],
+                 field[0][0], field[0][1], field[1][0], field[1][1], q_span + v * kSpan + j * 32);
+      }
+    }
+  }
+  AddLanes<kDigits, 2 * kRows, 1>(acc, sums);
 }
 
 int64_t ChunkColumns(const Layer* layer) { return Max(kChunkBytes / TileBytes(layer), 1) * kTile; }
@@ -813,38 +858,114 @@ void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepar
   }
 }
 
+// Rows of a register of four rows by four columns.
+struct TileRows {
+  __m512i row;      // of every lane, for arrays of a number a row
+  __m512i column;   // of every lane, for arrays of a number a column
+  int64_t columns;  // tiles' columns
+};
+
+// kTiles tiles of kRows rows, tile by tile; lanes past them repeat others.
+template <int kTiles, int kRows>
+TileRows MakeTileRows() {
+  int32_t row[16], column[16];
+  for (int32_t lane = 0; lane < 16; ++lane) {
+    row[lane] = lane / 4 % kRows;
+    column[lane] = lane / 4 / kRows % kTiles * (int32_t)kTile + lane % 4;
+  }
+  return {_mm512_loadu_si512(row), _mm512_loadu_si512(column), kTiles * kTile};
+}
+
+__mmask16 FirstColumns(const TileRows& tile, int64_t left) {
+  return FirstSixteen(Min(left, tile.columns));
+}
+
+TwoByFour RowsF64(const TileRows& tile, int64_t num_rows, const double* p) {
+  const __m512d rows = _mm512_castpd256_pd512(_mm256_maskz_loadu_pd(FirstFour(num_rows), p));
+  return {
+      _mm512_permutexvar_pd(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(tile.row)), rows),
+      _mm512_permutexvar_pd(_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(tile.row, 1)), rows)};
+}
+
+TwoByFour ColumnsF64(const TileRows& tile, __mmask16 valid, const float* p) {
+  const __m512 lanes = _mm512_permutexvar_ps(tile.column, _mm512_maskz_loadu_ps(valid, p));
+  return {_mm512_cvtps_pd(_mm512_castps512_ps256(lanes)),
+          _mm512_cvtps_pd(_mm512_extractf32x8_ps(lanes, 1))};
+}
+
 // sum(level * q), exact, from the sums of the digits. sums: (3, stride) int32.
 template <int kRows>
-inline TwoByFour Combine(const __m512i* dot, const int32_t* sums, int64_t stride) {
+inline TwoByFour Combine(const TileRows& tile, const __m512i* dot, const int32_t* sums,
+                         int64_t stride) {
   const __m512d base = _mm512_set1_pd(256.0);
-  TwoByFour total = Widen(_mm512_sub_epi32(dot[2], RowsI32(sums + 2 * stride, kRows)));
-  for (int d = 1; d >= 0; --d) {
-    const TwoByFour digit = Widen(_mm512_sub_epi32(dot[d], RowsI32(sums + d * stride, kRows)));
+  TwoByFour total;
+  for (int d = 2; d >= 0; --d) {
+    const __m512i rows = _mm512_maskz_loadu_epi32(FirstSixteen(kRows), sums + d * stride);
+    const TwoByFour digit =
+        Widen(_mm512_sub_epi32(dot[d], _mm512_permutexvar_epi32(tile.row, rows)));
+    if (d == 2) {
+      total = digit;
+      continue;
+    }
     total.rows01 = _mm512_fmadd_pd(total.rows01, base, digit.rows01);
     total.rows23 = _mm512_fmadd_pd(total.rows23, base, digit.rows23);
   }
   return total;
+}
+// Y of kTiles column tiles from n on, `left` columns that are wanted. dot: (3, kTiles * kRows rows,
+// 4 columns); sums: (3, stride) int32; units: of every row.
+template <int kTiles, int kRows>
+OTN_ALWAYS_INLINE void FinishFixed(const Layer* layer, const TileRows& tile, const __m512i* dot,
+                                   const int32_t* sums, int64_t stride, const TwoByFour& units,
+                                   int64_t n, int64_t left, float* y) {
+  TwoByFour total = Combine<kRows>(tile, dot, sums, stride);
+  const __mmask16 valid = FirstColumns(tile, layer->N - n);
+  TwoByFour scale, bias;
+  if (layer->scale_kind == ScaleKind::per_tensor) {
+    scale.rows01 = scale.rows23 = _mm512_set1_pd((double)layer->scale[0]);
+  } else {
+    scale = ColumnsF64(tile, valid, layer->scale + n);
+  }
+  if (layer->bias) {
+    bias = ColumnsF64(tile, valid, layer->bias + n);
+  } else {
+    bias.rows01 = bias.rows23 = _mm512_setzero_pd();
+  }
+  total.rows01 = _mm512_mul_pd(_mm512_mul_pd(total.rows01, scale.rows01), units.rows01);
+  total.rows23 = _mm512_mul_pd(_mm512_mul_pd(total.rows23, scale.rows23), units.rows23);
+  total.rows01 = _mm512_add_pd(total.rows01, bias.rows01);
+  total.rows23 = _mm512_add_pd(total.rows23, bias.rows23);
+  const __m512 values = Narrow(total);
+  if (kTiles == 1) return StoreTile(y + n, layer->N, values, kRows, left);
+  StoreTile(y + n, layer->N, values, kRows, left);
+  const __m512 second = _mm512_shuffle_f32x4(values, values, kRows == 1 ? 0xe5 : 0xee);
+  StoreTile(y + n + kTile, layer->N, second, kRows, left - kTile);
 }
 
 // sums: (3, stride) int32.
 template <int kRows, bool kAsIs>
 void FixedRowsColumns(const Layer* layer, const int8_t* digits, const int32_t* sums, int64_t stride,
                       const double* units, int64_t begin, int64_t end, float* y) {
+  constexpr int kTiles = kRows <= 2 ? 2 : 1;
   const Decoder decoder = MakeDecoder(layer);
   const int64_t num_spans = NumSpans(layer);
-  const TwoByFour unit = RowsF64(units, kRows);
-  for (int64_t n = begin; n < end; n += kTile) {
-    const uint8_t* codes = layer->codes + n / kTile * decoder.tile_bytes;
+  const uint8_t* codes = layer->codes + begin / kTile * decoder.tile_bytes;
+  int64_t n = begin;
+  if constexpr (kTiles == 2) {
+    const TileRows tile = MakeTileRows<kTiles, kRows>();
+    const TwoByFour unit = RowsF64(tile, kRows, units);
+    for (; n + kTile < end; n += 2 * kTile, codes += 2 * decoder.tile_bytes) {
+      __m512i dot[kDigits];
+      DotVectorsOfTwo<kDigits, kRows, kAsIs>(decoder, codes, digits, num_spans, dot);
+      FinishFixed<kTiles, kRows>(layer, tile, dot, sums, stride, unit, n, end - n, y);
+    }
+  }
+  const TileRows tile = MakeTileRows<1, kRows>();
+  const TwoByFour unit = RowsF64(tile, kRows, units);
+  for (; n < end; n += kTile, codes += decoder.tile_bytes) {
     __m512i dot[kDigits];
     DotVectors<kDigits, kRows, kAsIs>(decoder, codes, digits, num_spans, dot);
-    TwoByFour total = Combine<kRows>(dot, sums, stride);
-    const __m512d scale = _mm512_broadcast_f64x4(_mm256_cvtps_pd(LoadScale(layer, n)));
-    const __m512d bias = _mm512_broadcast_f64x4(_mm256_cvtps_pd(LoadBias(layer, n)));
-    total.rows01 = _mm512_mul_pd(total.rows01, scale);
-    total.rows23 = _mm512_mul_pd(total.rows23, scale);
-    total.rows01 = _mm512_add_pd(_mm512_mul_pd(total.rows01, unit.rows01), bias);
-    total.rows23 = _mm512_add_pd(_mm512_mul_pd(total.rows23, unit.rows23), bias);
-    StoreTile(y + n, layer->N, Narrow(total), kRows, end - n);
+    FinishFixed<1, kRows>(layer, tile, dot, sums, stride, unit, n, end - n, y);
   }
 }
 
