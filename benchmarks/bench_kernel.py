@@ -32,7 +32,16 @@ import numpy as np
 from bandwidth import read_bandwidth
 from harness import Candidate, Timing, available_bytes, conditions, measure
 from numpy.typing import NDArray
-from peers import Layer, Peer, Run, UnavailableError, all_peers, matmul_float32, matmul_nbits
+from peers import (
+    Layer,
+    Peer,
+    Run,
+    UnavailableError,
+    all_peers,
+    matmul_float32,
+    matmul_nbits,
+    share_threads,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -230,6 +239,8 @@ def memory() -> list[dict[str, Any]]:
 def worker(arguments: argparse.Namespace) -> dict[str, Any]:
     """Hot and cold with one number of threads."""
     threads = int(arguments.threads)
+    if threads > 1:
+        share_threads(threads)
     peers = chosen_peers(arguments.peers)
     parts = arguments.only.split(",")
     skipped: dict[str, str] = {}

@@ -19,8 +19,8 @@ import numpy as np
 import onnx_ternary
 
 GIB = 2**30
-# Idle pool threads spin for up to about 0.1 s after a run and would slow the next candidate.
-SPIN_DOWN_SECONDS = 0.2
+# Idle pool threads spin after a run (OpenMP of LLVM for 0.2 s) and would slow the next candidate.
+SPIN_DOWN_SECONDS = 1.0
 SPIN_CHECK_SECONDS = 0.005
 # A call this long needs no second one to be timed by.
 LONG_CALL_SECONDS = 2.0

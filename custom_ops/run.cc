@@ -17,12 +17,20 @@ namespace {
 // 3.4e38.
 constexpr float kLargestMagnitude = 1e31f;
 
-// Rows whose crest factor c = absmax * K / sum |x| exceeds this do not go to fixed-point kernels.
-// Their error is at most scale * nonzeros * absmax * 2^-22.99. As nonzeros * absmax <= K * absmax =
-// c * sum |x|, that is c * 2.02 * u * (scale * sum |x|) with u = 2^-24: at c = 64 the bound of a
-// float32 dot product whose chains of additions are 130 long, what a loop over 16 lanes has at
-// K = 2080.
+// Rows whose crest factor c = absmax * K / sum |x| exceeds a limit do not go to fixed-point
+// kernels. Their error is at most scale * nonzeros * absmax * 2^-22.99. As nonzeros * absmax <= K *
+// absmax = c * sum |x|, that is c * 2.02 * u * (scale * sum |x|) with u = 2^-24. At c = 64 this is
+// the bound of a float32 dot product whose chains of additions are 130 long, what a loop over 16
+// lanes has at K = 2080.
 constexpr double kCrestLimit = 64.0;
+
+// The lookup kernels that take the other rows have chains of group_size / 4 additions and one a
+// group, so more is allowed where fixed point is still bound by no more than that. Rows behind a
+// squared ReLU need it.
+double CrestLimit(const Layer& layer) {
+  const int64_t chain = layer.group_size / 4 + layer.num_groups;
+  return std::max(kCrestLimit, static_cast<double>(chain) / 2.02);
+}
 
 // A parallel item is worth its dispatch (a few microseconds) from about this many products on.
 constexpr int64_t kMinWorkPerItem = int64_t{1} << 18;
@@ -103,14 +111,14 @@ void RowMagnitudes(const float* x, int64_t K, int32_t* largest_bits, double* tot
   *total = sum;
 }
 
-RowKind ClassifyRow(const float* x, int64_t K) {
+RowKind ClassifyRow(const float* x, int64_t K, double crest_limit) {
   static const RowMagnitudesFunction found = FindRowMagnitudes();
   int32_t absmax_bits = 0;
   double sum = 0.0;
   (found ? found : RowMagnitudes)(x, K, &absmax_bits, &sum);
   const float absmax = FloatOf(static_cast<uint32_t>(absmax_bits));
   if (!(absmax <= kLargestMagnitude)) return RowKind::ieee;
-  return static_cast<double>(absmax) * static_cast<double>(K) > kCrestLimit * sum
+  return static_cast<double>(absmax) * static_cast<double>(K) > crest_limit * sum
              ? RowKind::spread
              : RowKind::ordinary;
 }
@@ -266,8 +274,9 @@ class Runner {
 
   void ClassifyRows() {
     kinds_.resize(static_cast<size_t>(request_.rows));
+    const double crest_limit = CrestLimit(layer_);
     ForEachRow(NumRowParts(), [&](int64_t, int64_t m, const float* x) noexcept {
-      kinds_[static_cast<size_t>(m)] = ClassifyRow(x, layer_.K);
+      kinds_[static_cast<size_t>(m)] = ClassifyRow(x, layer_.K, crest_limit);
     });
   }
 

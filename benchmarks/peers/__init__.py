@@ -75,6 +75,19 @@ def bits_of(bits: float) -> Callable[[Layer], int]:
     return lambda layer: int(layer.levels.size * bits / 8)
 
 
+_shared_threads: list[int] = []
+
+
+def share_threads(threads: int) -> None:
+    """Give all sessions of this process one pool of so many threads; before the first session.
+
+    With a pool each, the threads of one candidate still spin while the next is timed.
+    """
+    if hasattr(ort, "set_global_thread_pool_sizes"):
+        ort.set_global_thread_pool_sizes(threads, 1)
+        _shared_threads.append(threads)
+
+
 def onnx_peer(
     name: str,
     model: Callable[[Layer], bytes],
@@ -89,6 +102,7 @@ def onnx_peer(
     def prepare(layer: Layer, threads: int, copies: int) -> list[Run]:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        options.use_per_session_threads = threads not in _shared_threads
         options.log_severity_level = 3
         for key, value in (config or {}).items():
             options.add_session_config_entry(key, value)

@@ -45,7 +45,7 @@ namespace {
 using namespace avx512;
 
 constexpr int64_t kLanes = 8;  // of a column in a span, int32
-constexpr int64_t kPrefetchBytes = 3072;
+constexpr int64_t kPrefetchBytes = 6144;
 // Codes of a column chunk, read once for every group of rows: they stay in L2.
 constexpr int64_t kChunkBytes = 128 << 10;
 
@@ -221,9 +221,18 @@ InputOrder MakeInputOrder(const Layer* layer) {
   } while (0)
 #endif
 
-template <bool kAsIs>
+// Of kTiles tiles that are computed together, one after the other in memory: what comes
+// kPrefetchBytes later in this one, or in its successor, behind the others.
+template <int kTiles, bool kAsIs>
 OTN_ALWAYS_INLINE void PrefetchSpan(const Decoder& decoder, const uint8_t* codes, int64_t span) {
-  const char* ahead = (const char*)codes + span * decoder.span_bytes + kPrefetchBytes;
+  int64_t at = span * decoder.span_bytes;
+  if (kTiles == 1) {
+    at += kPrefetchBytes;
+  } else {
+    at += Min(kPrefetchBytes, decoder.tile_bytes);
+    if (at >= decoder.tile_bytes) at += (kTiles - 1) * decoder.tile_bytes;
+  }
+  const char* ahead = (const char*)codes + at;
   _mm_prefetch(ahead, _MM_HINT_T0);
   if (kAsIs || !decoder.one_bit) _mm_prefetch(ahead + 64, _MM_HINT_T0);
 }
@@ -236,7 +245,7 @@ OTN_ALWAYS_INLINE void AddSpans(const Decoder& decoder, const uint8_t* tile_code
   const __m512i mask3 = _mm512_set1_epi8(3);
   for (int64_t span = 0; span < num_spans; ++span) {
     const int8_t* q_span = q + span * (kVectors * kSpan);
-    PrefetchSpan<kAsIs>(decoder, tile_codes, span);
+    PrefetchSpan<1, kAsIs>(decoder, tile_codes, span);
     __m512i v01, v23;
     LoadSpan<kAsIs>(decoder, tile_codes, span, &v01, &v23);
     OTN_UNROLL16
@@ -338,7 +347,7 @@ OTN_ALWAYS_INLINE void DotVectorsOfTwo(const Decoder& decoder, const uint8_t* ti
     OTN_UNROLL16
     for (int t = 0; t < 2; ++t) {
       const uint8_t* tile = tile_codes + t * decoder.tile_bytes;
-      PrefetchSpan<kAsIs>(decoder, tile, span);
+      PrefetchSpan<2, kAsIs>(decoder, tile, span);
       LoadSpan<kAsIs>(decoder, tile, span, &codes[t][0], &codes[t][1]);
     }
     OTN_UNROLL16
@@ -476,7 +485,7 @@ struct GroupColumns {
       OTN_UNROLL16
       for (int t = 0; t < kTiles; ++t) {
         const uint8_t* tile_codes = codes + t * decoder.tile_bytes;
-        PrefetchSpan<kAsIs>(decoder, tile_codes + (kTiles - 1) * decoder.tile_bytes, span);
+        PrefetchSpan<kTiles, kAsIs>(decoder, tile_codes, span);
         LoadSpan<kAsIs>(decoder, tile_codes, span, &v01[t], &v23[t]);
       }
       __m512i fields[kTiles][4][2];
