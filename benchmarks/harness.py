@@ -22,6 +22,9 @@ GIB = 2**30
 # Idle pool threads spin after a run (OpenMP of LLVM for 0.2 s) and would slow the next candidate.
 SPIN_DOWN_SECONDS = 1.0
 SPIN_CHECK_SECONDS = 0.005
+# Threads that slept may wake on the processor of the caller; it takes the system some milliseconds
+# to move them apart, in which two threads are slower than one.
+WAKE_SECONDS = 0.03
 # A call this long needs no second one to be timed by.
 LONG_CALL_SECONDS = 2.0
 
@@ -105,7 +108,7 @@ def measure(
             once = clock() - start
         calls[candidate.name] = max(1, int(seconds_a_round / once))
         count = calls[candidate.name]
-        a_round += once * (count + (count > 1))
+        a_round += once * (count + (count > 1 or threads > 1))
     if budget_seconds is not None:
         rounds = min(rounds, max(min_rounds, int(budget_seconds / a_round)))
     samples: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
@@ -116,8 +119,12 @@ def measure(
             if threads > 1:
                 settle()
             count = calls[candidate.name]
-            if count > 1:  # a call that fills a round warms itself up
+            awake = clock() + WAKE_SECONDS
+            # One thread: a call that fills a round warms itself up.
+            if count > 1 or threads > 1:
                 candidate.run()
+                while threads > 1 and clock() < awake:
+                    candidate.run()
             start = clock()
             for _ in range(count):
                 candidate.run()

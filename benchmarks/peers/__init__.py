@@ -101,8 +101,10 @@ def onnx_peer(
 
     def prepare(layer: Layer, threads: int, copies: int) -> list[Run]:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.use_per_session_threads = threads not in _shared_threads
+        if threads in _shared_threads:
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = threads
         options.log_severity_level = 3
         for key, value in (config or {}).items():
             options.add_session_config_entry(key, value)
