@@ -221,12 +221,12 @@ const Environment& FromEnvironment() {
 std::atomic<const IsaEntry*> g_forced_isa{nullptr};
 std::atomic<const Kernel*> g_forced_kernel{nullptr};
 
-// A forced instruction set may lean on the ones any processor has for what it has no kernel for;
-// scalar stands alone.
 bool IsBits(const Layer& layer) {
   return layer.storage == Storage::one_bit && layer.block_size == 128;
 }
 
+// A forced instruction set may lean on the ones any processor has for what it has no kernel for;
+// scalar stands alone.
 bool IsaAllowed(Isa isa, const IsaEntry* forced) {
   if (!IsaSupported(isa)) return false;
   if (forced == nullptr || isa == forced->isa) return true;

@@ -17,20 +17,13 @@ namespace {
 // 3.4e38.
 constexpr float kLargestMagnitude = 1e31f;
 
-// Rows whose crest factor c = absmax * K / sum |x| exceeds a limit do not go to fixed-point
-// kernels. Their error is at most scale * nonzeros * absmax * 2^-22.99. As nonzeros * absmax <= K *
-// absmax = c * sum |x|, that is c * 2.02 * u * (scale * sum |x|) with u = 2^-24. At c = 64 this is
-// the bound of a float32 dot product whose chains of additions are 130 long, what a loop over 16
-// lanes has at K = 2080.
-constexpr double kCrestLimit = 64.0;
-
-// The lookup kernels that take the other rows have chains of group_size / 4 additions and one a
-// group, so more is allowed where fixed point is still bound by no more than that. Rows behind a
-// squared ReLU need it.
-double CrestLimit(const Layer& layer) {
-  const int64_t chain = layer.group_size / 4 + layer.num_groups;
-  return std::max(kCrestLimit, static_cast<double>(chain) / 2.02);
-}
+// Rows whose crest factor c = absmax * K / sum |x| exceeds this do not go to fixed-point kernels.
+// Their error is at most scale * nonzeros * absmax * 2^-22.99. As nonzeros * absmax <= K * absmax =
+// c * sum |x|, that is c * 2.02 * u * (scale * sum |x|) with u = 2^-24: at c = 128 the bound of a
+// float32 dot product whose chains of additions are 259 long, what a loop over 16 lanes has at
+// K = 4144. Rows behind a squared ReLU have 50 to 90; the other kernels take several times as long
+// for one row.
+constexpr double kCrestLimit = 128.0;
 
 // A parallel item is worth its dispatch (a few microseconds) from about this many products on.
 constexpr int64_t kMinWorkPerItem = int64_t{1} << 18;
@@ -111,14 +104,14 @@ void RowMagnitudes(const float* x, int64_t K, int32_t* largest_bits, double* tot
   *total = sum;
 }
 
-RowKind ClassifyRow(const float* x, int64_t K, double crest_limit) {
+RowKind ClassifyRow(const float* x, int64_t K) {
   static const RowMagnitudesFunction found = FindRowMagnitudes();
   int32_t absmax_bits = 0;
   double sum = 0.0;
   (found ? found : RowMagnitudes)(x, K, &absmax_bits, &sum);
   const float absmax = FloatOf(static_cast<uint32_t>(absmax_bits));
   if (!(absmax <= kLargestMagnitude)) return RowKind::ieee;
-  return static_cast<double>(absmax) * static_cast<double>(K) > crest_limit * sum
+  return static_cast<double>(absmax) * static_cast<double>(K) > kCrestLimit * sum
              ? RowKind::spread
              : RowKind::ordinary;
 }
@@ -184,23 +177,28 @@ class Runner {
       return;
     }
     ClassifyRows();
-    std::vector<int64_t> finite_rows;
-    std::vector<int64_t> ieee_rows;
-    if (std::find(kinds_.begin(), kinds_.end(), RowKind::ieee) != kinds_.end()) {
-      for (int64_t m = 0; m < request_.rows; ++m) {
-        (kinds_[static_cast<size_t>(m)] == RowKind::ieee ? ieee_rows : finite_rows).push_back(m);
-      }
+    // What computes a row depends on the row, not on those beside it, which tiles share depends on
+    // the number of threads.
+    std::vector<int64_t> ordinary_rows, spread_rows, ieee_rows;
+    for (int64_t m = 0; m < request_.rows; ++m) {
+      const RowKind kind = kinds_[static_cast<size_t>(m)];
+      (kind == RowKind::ordinary ? ordinary_rows
+       : kind == RowKind::spread ? spread_rows
+                                 : ieee_rows)
+          .push_back(m);
     }
-    const int64_t num_ieee = static_cast<int64_t>(ieee_rows.size());
-    RunRows(num_ieee ? finite_rows.data() : nullptr, request_.rows - num_ieee,
-            [&](int64_t remaining, const int64_t* rows, int64_t first) {
-              return SelectForFinite(remaining, rows, first);
-            });
-    if (num_ieee) {
-      const Kernel* reference = ReferenceKernel(layer_.index_format, layer_.activation);
-      RunRows(ieee_rows.data(), num_ieee,
-              [&](int64_t, const int64_t*, int64_t) { return reference; });
-    }
+    const auto run = [&](const std::vector<int64_t>& rows, const auto& choose) {
+      const int64_t num_rows = static_cast<int64_t>(rows.size());
+      RunRows(num_rows == request_.rows ? nullptr : rows.data(), num_rows, choose);
+    };
+    run(ordinary_rows, [&](int64_t remaining, const int64_t*, int64_t) {
+      return Select(remaining, /*ordinary_rows=*/true);
+    });
+    run(spread_rows, [&](int64_t remaining, const int64_t*, int64_t) {
+      return Select(remaining, /*ordinary_rows=*/false);
+    });
+    const Kernel* reference = ReferenceKernel(layer_.index_format, layer_.activation);
+    run(ieee_rows, [&](int64_t, const int64_t*, int64_t) { return reference; });
   }
 
   // x_scale and x_zero_point of docs/op_spec.md from all rows of X; a minimum and a maximum do not
@@ -247,20 +245,6 @@ class Runner {
     return kernel;
   }
 
-  // A fixed-point kernel only for tiles of ordinary rows.
-  const Kernel* SelectForFinite(int64_t remaining, const int64_t* rows, int64_t first) const {
-    const Kernel* kernel = Select(remaining, /*ordinary_rows=*/true);
-    if (!kernel->fixed_point) return kernel;
-    const int64_t end = first + std::min(remaining, kernel->max_rows);
-    for (int64_t position = first; position < end; ++position) {
-      const int64_t m = rows ? rows[position] : position;
-      if (kinds_[static_cast<size_t>(m)] == RowKind::spread) {
-        return Select(remaining, /*ordinary_rows=*/false);
-      }
-    }
-    return kernel;
-  }
-
   const void* XRow(int64_t m) const {
     const size_t row_bytes = static_cast<size_t>(layer_.K) * ElementBytes(request_.type);
     return static_cast<const uint8_t*>(request_.x) + static_cast<size_t>(m) * row_bytes;
@@ -274,9 +258,8 @@ class Runner {
 
   void ClassifyRows() {
     kinds_.resize(static_cast<size_t>(request_.rows));
-    const double crest_limit = CrestLimit(layer_);
     ForEachRow(NumRowParts(), [&](int64_t, int64_t m, const float* x) noexcept {
-      kinds_[static_cast<size_t>(m)] = ClassifyRow(x, layer_.K, crest_limit);
+      kinds_[static_cast<size_t>(m)] = ClassifyRow(x, layer_.K);
     });
   }
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_ternary._memory import num_processors
+from onnx_ternary.errors import ModelError
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.ternary import NotTernary, TernaryWeight
 
@@ -74,16 +75,15 @@ class Ahead:
                 self._started[id(weight.root)] = _Started(product, weight, future)
 
     def take(self, weight: Constant) -> Found | None:
-        """What was found, once it is; None for a weight that was not started on.
-
-        Raises:
-            ModelError: if the tensor cannot be read.
-        """
+        """What was found, once it is; None for a weight that was not started on or not read."""
         started = self._started.pop(id(weight.root), None)
         if started is None:
             return None
         if started.weight.key == weight.key:
-            return started.future.result()
+            try:
+                return started.future.result()
+            except (ModelError, OSError, MemoryError):
+                return None  # read again, in turn, it succeeds or says what is wrong
         _end(started)
         return None
 

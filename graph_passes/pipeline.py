@@ -93,7 +93,8 @@ def _run(
     for position, (node, where) in enumerate(products):
         if progress is not None:
             progress(node_label(node), position, len(products))
-        following = [each for each, _ in products[position : position + ahead.num_products + 1]]
+        window = max(ahead.num_products, 1)
+        following = [each for each, _ in products[position : position + window + 1]]
         _prefetch(following[-1])
         if not whole_model:
             context.read_ahead([each for each in following if not _excluded(each, options)])

@@ -262,8 +262,9 @@ def verify(
         max_rows: rows a product is compared on at most, fewer where it is large; all are run.
         max_exposed_bytes: intermediate values held at once, roughly.
         products_only: run each product alone, on random activations, and no whole model: memory is
-            that of the largest product. Outputs are not compared, and products that do not run
-            alone have no verdict.
+            that of the largest product, where float weights are external data. Outputs are not
+            compared. A product that cannot be taken out of the original has no verdict; one that
+            can but does not run has failed.
         custom_op_libraries: other libraries whose operators the models use, as
             `runtime.find_library` takes them.
         progress: called with the product's name, its number and how many there are.
@@ -400,18 +401,21 @@ def _verify_products(
             if progress is not None:
                 progress(_node_name(node), len(checks) + 1, total)
             place, attributes = places[id(node)], _attributes(node)
-            pair = _alone(exact, scope.before, place, attributes.K, rng)
+            between = f"the original's nodes from '{place.source}' to '{place.target}'"
+            reason = f"{between} cannot be taken out alone"
+            try:
+                pair = _alone(exact, scope.before, place, attributes.K, rng)
+            except ModelError as error:
+                pair, reason = None, f"{between} do not run on (M, {attributes.K}): {error}"
             if pair is None:
+                alone = _original_product(scope.before, place) is not None
                 checks.append(
                     ProductCheck(
                         _node_name(node),
                         node.output[0],
                         (attributes.K, attributes.N),
-                        "end to end only",
-                        reason=(
-                            f"the original's nodes from '{place.source}' to '{place.target}' do "
-                            "not run alone"
-                        ),
+                        "failed" if alone else "end to end only",
+                        reason=reason,
                     )
                 )
                 continue
@@ -429,7 +433,14 @@ def _verify_products(
 def _alone(
     before: _Loaded, graph: GraphProto, place: _Place, K: int, rng: np.random.Generator
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Random numbers and what the original's product makes of them, as its source and target."""
+    """Random numbers and what the original's product makes of them, as its source and target.
+
+    Raises:
+        ModelError: if the product stands alone but does not run on any form of them.
+    """
+    if _original_product(graph, place) is None:
+        return None
+    failure: ModelError | None = None
     values = rng.standard_normal((_MIN_ROWS, K))
     perm = place.perm_x or place.perm_y
     ranks = (2, 3, 4, 1) if perm is None else (len(perm),)
@@ -437,9 +448,15 @@ def _alone(
         for rank in ranks:
             rows = values if rank > 1 else values[0]
             x = rows.astype(dtype).reshape((1,) * (rank - 2) + rows.shape)
-            y = _run_original_product(before, graph, place, x)
-            if y is not None:
+            try:
+                y = _product_of(before, graph, place, x)
+            except ModelError as error:
+                failure = failure or error
+                continue
+            if y is not None and y.dtype == x.dtype:
                 return place.source_of(x), place.target_of(y)
+    if failure is not None:
+        raise failure
     return None
 
 
@@ -1103,6 +1120,20 @@ def _run_original_product(
     before: _Loaded, graph: GraphProto, place: _Place, probe: NDArray[Any]
 ) -> NDArray[Any] | None:
     """The original's product on another X; None where it does not stand alone or for its shape."""
+    try:
+        return _product_of(before, graph, place, probe)
+    except ModelError:
+        return None
+
+
+def _product_of(
+    before: _Loaded, graph: GraphProto, place: _Place, probe: NDArray[Any]
+) -> NDArray[Any] | None:
+    """The original's product on another X; None where it does not stand alone.
+
+    Raises:
+        ModelError: if it does not run, on X of this shape and type or at all.
+    """
     source, target = place.source, place.target
     x = place.source_of(probe)
     product = _original_product(graph, place)
@@ -1118,11 +1149,8 @@ def _run_original_product(
     dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
     alone.graph.input.append(helper.make_tensor_value_info(source, dtype, x.shape))
     alone.graph.output.append(onnx.ValueInfoProto(name=target))
-    try:
-        session = before.session(alone, optimised=False)
-        result: NDArray[Any] = before.run_session(session, {source: x}, [target])[target]
-    except ModelError:
-        return None
+    session = before.session(alone, optimised=False)
+    result: NDArray[Any] = before.run_session(session, {source: x}, [target])[target]
     return place.y_of(result)
 
 

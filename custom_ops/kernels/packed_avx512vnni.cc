@@ -945,8 +945,8 @@ OTN_ALWAYS_INLINE void FinishFixed(const Layer* layer, const TileRows& tile, con
   total.rows01 = _mm512_add_pd(total.rows01, bias.rows01);
   total.rows23 = _mm512_add_pd(total.rows23, bias.rows23);
   const __m512 values = Narrow(total);
-  if (kTiles == 1) return StoreTile(y + n, layer->N, values, kRows, left);
   StoreTile(y + n, layer->N, values, kRows, left);
+  if (kTiles == 1) return;
   const __m512 second = _mm512_shuffle_f32x4(values, values, kRows == 1 ? 0xe5 : 0xee);
   StoreTile(y + n + kTile, layer->N, second, kRows, left - kTile);
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -118,6 +120,19 @@ def test_fused_products_do_not_run_alone() -> None:
     report = verify(made, fused, products_only=True)
     assert [check.status for check in report.products] == ["end to end only"]
     assert "1 products have no verdict" in report.notes[-1]
+
+
+def test_products_that_do_not_run_alone_fail(tmp_path: Path) -> None:
+    made = model([matmul("x", "w", "y", "first")], {"w": ternary(K, 32)})
+    other = optimize(made, OptimizeOptions(min_elements=0)).to_proto()
+    path = tmp_path / "model.onnx"
+    onnx.save(made, path, save_as_external_data=True, location="weights", size_threshold=0)
+    assert verify(path, other, products_only=True).passed
+    (tmp_path / "weights").write_bytes(b"")
+    report = verify(path, other, products_only=True)
+    assert not report.passed
+    (check,) = report.products
+    assert "do not run" in check.reason
 
 
 def test_products_alone_take_no_inputs() -> None:

@@ -305,6 +305,23 @@ def test_thread_count_does_not_change_bits(rng: np.random.Generator, rows: int, 
     np.testing.assert_array_equal(outputs[2], outputs[0])
 
 
+@pytest.mark.parametrize("rows", [33, 64, 96])
+def test_an_extreme_row_changes_no_bits_of_others(rng: np.random.Generator, rows: int) -> None:
+    """Which rows share a tile depends on the threads, and must not decide on the kernel."""
+    model = make_model(make_node(rng, OpAttributes(K=512, N=64)))
+    x = rng.standard_normal((rows, 512)).astype(np.float32)
+    x[0] = 1e-3 * x[0]
+    x[0, 7] = 1
+    sessions = [make_session(model, threads=threads) for threads in (1, 2, 4)]
+    expected = run(sessions[0], x)
+    # Work is cut for all processors at first, later for the threads that were seen.
+    for session in sessions:
+        for _ in range(40):
+            np.testing.assert_array_equal(run(session, x), expected)
+    without = run(sessions[0], np.concatenate([x[1:], x[1:2]]))
+    np.testing.assert_array_equal(expected[1:], without[:-1])
+
+
 @pytest.mark.parametrize("rows", [24, 32, 48, 70])
 @pytest.mark.parametrize("base", attribute_variants(512, 64)[8:], ids=label)
 def test_thread_count_does_not_change_bits_of_rsr(
