@@ -224,7 +224,10 @@ def readme_section(results: dict[str, Any]) -> str:
             continue
         by_threads = [cases[shape, M, t] for t in (1, 2) if (shape, M, t) in cases]
         cells = [
-            " / ".join(f"{ratio(case[name], case[BASELINE]):.1f}" for case in by_threads)
+            " / ".join(
+                f"{ratio(case[name], case[BASELINE]):.1f}" if name in case else "-"
+                for case in by_threads
+            )
             for name in names[1:]
         ]
         rows.append([shape, str(M), *cells])
