@@ -196,15 +196,10 @@ class Results:
     def _conditions(self) -> dict[str, str]:
         return conditions()
 
-    def begin(self, part: str, model: str) -> list[dict[str, Any]]:
-        """The rows of a part that is measured again, none yet."""
-        rows: list[dict[str, Any]] = []
+    def save(self, part: str, model: str, rows: list[dict[str, Any]]) -> None:
+        """Write all that was measured, these rows in place of an earlier run's of the part."""
         facts = {"model": model, **self._conditions, "date": time.strftime("%Y-%m-%d")}
         self.found[part] = {"conditions": facts, "rows": rows}
-        return rows
-
-    def save(self) -> None:
-        """Write all that was measured."""
         if self.path is not None:
             staged = self.path.with_suffix(".new")
             staged.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
@@ -227,9 +222,8 @@ def check(outputs: dict[str, NDArray[np.float32]], contestants: Sequence[Contest
             )
 
 
-def measure_speeds(plan: Plan, part: Part, results: Results) -> Iterator[None]:
+def measure_speeds(plan: Plan, part: Part, rows: list[dict[str, Any]]) -> Iterator[None]:
     """Rows of time, one a case and contestant; yields when some are complete."""
-    rows = results.begin(part.name, f"{plan.preset}, {_size(plan.shape(part))}")
     shape = plan.shape(part)
     with ExitStack() as stack:
         remotes: dict[str, Remote] = {}
@@ -294,9 +288,8 @@ def _speed_row(case: Case, threads: int, name: str, timing: Timing) -> dict[str,
     }
 
 
-def measure_loads(plan: Plan, part: Part, results: Results) -> Iterator[None]:
+def measure_loads(plan: Plan, part: Part, rows: list[dict[str, Any]]) -> Iterator[None]:
     """Rows of load time and memory, each session alone and used once."""
-    rows = results.begin(part.name, f"{plan.preset}, {_size(plan.shape(part))}")
     (case,) = part.cases
     for number in range(min(plan.rounds, LOADS)):
         for contestant in part.contestants:
@@ -344,9 +337,8 @@ def _linear_bytes(path: Path, contestant: Contestant) -> dict[str, int]:
     return {"linear": stored, "linear_float32": sum(4 * K * N for K, N in shapes)}
 
 
-def measure_conversions(plan: Plan, part: Part, results: Results) -> Iterator[None]:
+def measure_conversions(plan: Plan, part: Part, rows: list[dict[str, Any]]) -> Iterator[None]:
     """Rows of time and memory of a process that converts."""
-    rows = results.begin(part.name, f"{plan.preset}, {_size(plan.shape(part))}")
     for contestant in part.contestants:
         assert contestant.options is not None
         source = replace(contestant, options=None).path(plan.folder, plan.stem(part))
@@ -370,8 +362,9 @@ def _size(shape: Shape) -> str:
 def run_part(plan: Plan, part: Part, results: Results) -> None:
     """Measure and write."""
     kinds = {"speed": measure_speeds, "load": measure_loads, "conversion": measure_conversions}
-    for _ in kinds[part.kind](plan, part, results):
-        results.save()
+    rows: list[dict[str, Any]] = []
+    for _ in kinds[part.kind](plan, part, rows):
+        results.save(part.name, f"{plan.preset}, {_size(plan.shape(part))}", rows)
 
 
 def chosen(parts: str | None, cases: str | None, candidates: str | None) -> list[Part]:

@@ -173,6 +173,12 @@ class VerificationReport:
         return all(output.passed for output in self.outputs)
 
     @property
+    def num_unjudged(self) -> int:
+        """Products that were not compared on their own."""
+        alone = sum(product.status == "end to end only" for product in self.products)
+        return alone + self.num_nested_products
+
+    @property
     def passed(self) -> bool:
         """Whether products and outputs passed."""
         return self.products_passed and self.outputs_passed
@@ -402,45 +408,33 @@ def _verify_products(
                 progress(_node_name(node), len(checks) + 1, total)
             place, attributes = places[id(node)], _attributes(node)
             between = f"the original's nodes from '{place.source}' to '{place.target}'"
-            reason = f"{between} cannot be taken out alone"
+            named = (_node_name(node), node.output[0], (attributes.K, attributes.N))
+            if _original_product(scope.before, place) is None:
+                reason = f"{between} cannot be taken out alone"
+                checks.append(ProductCheck(*named, "end to end only", reason=reason))
+                continue
             try:
                 pair = _alone(exact, scope.before, place, attributes.K, rng)
             except ModelError as error:
-                pair, reason = None, f"{between} do not run on (M, {attributes.K}): {error}"
-            if pair is None:
-                alone = _original_product(scope.before, place) is not None
-                checks.append(
-                    ProductCheck(
-                        _node_name(node),
-                        node.output[0],
-                        (attributes.K, attributes.N),
-                        "failed" if alone else "end to end only",
-                        reason=reason,
-                    )
-                )
+                reason = f"{between} do not run on (M, {attributes.K}): {error}"
+                checks.append(ProductCheck(*named, "failed", reason=reason))
                 continue
             checks.append(
                 _check_product(exact, after, scope, node, place, *pair, weight_tolerance, max_rows)
             )
-    notes = ["each product ran alone, on random activations; outputs were not compared"]
-    num_nested = _num_nested(after, scopes)
-    unjudged = num_nested + sum(check.status == "end to end only" for check in checks)
-    if unjudged:
-        notes.append(f"{unjudged} products have no verdict: they do not run alone")
-    return VerificationReport(tuple(checks), (), num_nested, {}, tuple(notes))
+    notes = ("each product ran alone, on random activations; outputs were not compared",)
+    return VerificationReport(tuple(checks), (), _num_nested(after, scopes), {}, notes)
 
 
 def _alone(
     before: _Loaded, graph: GraphProto, place: _Place, K: int, rng: np.random.Generator
-) -> tuple[NDArray[Any], NDArray[Any]] | None:
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Random numbers and what the original's product makes of them, as its source and target.
 
     Raises:
-        ModelError: if the product stands alone but does not run on any form of them.
+        ModelError: if the product does not run on any form of them.
     """
-    if _original_product(graph, place) is None:
-        return None
-    failure: ModelError | None = None
+    failure = ModelError("its outputs have another type than its inputs")
     values = rng.standard_normal((_MIN_ROWS, K))
     perm = place.perm_x or place.perm_y
     ranks = (2, 3, 4, 1) if perm is None else (len(perm),)
@@ -451,13 +445,11 @@ def _alone(
             try:
                 y = _product_of(before, graph, place, x)
             except ModelError as error:
-                failure = failure or error
+                failure = error
                 continue
             if y is not None and y.dtype == x.dtype:
                 return place.source_of(x), place.target_of(y)
-    if failure is not None:
-        raise failure
-    return None
+    raise failure
 
 
 def _num_nested(after: _Loaded, scopes: Sequence[_Scope]) -> int:

@@ -46,7 +46,6 @@ constexpr int64_t kChunkBytes = 320 << 10;
 
 static_assert((kTableRow * 4) == (1 << kOffsetShift), "an offset is a shifted pattern");
 
-int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 bool AcceptsFloat(const Layer* layer) {
   return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32;
 }
@@ -90,10 +89,6 @@ size_t GemmFloatScratchBytes(const Layer* layer, int64_t, int64_t num_columns) {
   return ScratchLayout(layer, columns).bytes;
 }
 
-__mmask16 FirstLanes(int64_t count) {
-  return count >= kLanes ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1u);
-}
-
 void Transpose16x16(__m512* r) {
   __m512 pairs[16], quads[16];
   for (int i = 0; i < 16; i += 2) {
@@ -134,7 +129,7 @@ void PrepareGemmFloat(const Layer* layer, const float* x, int64_t rows, void* pr
     for (int64_t k = 0; k < NumSpans(layer) * kSpan; k += kSpan) {
       const float* span = x + row * K + k;
       for (int64_t input = 0; input < kSpan; input += kLanes) {
-        const __mmask16 valid = FirstLanes(Max(K - k - input, 0));
+        const __mmask16 valid = FirstSixteen(Max(K - k - input, 0));
         __m512 v[16];
         for (int64_t r = 0; r < kLanes; ++r) {
           v[r] = r < valid_rows ? _mm512_maskz_loadu_ps(valid, span + r * K + input)
@@ -282,19 +277,14 @@ void StoreRows(const Layer* layer, const float* sums, int64_t begin, int64_t num
                int64_t valid_rows, float* y) {
   for (int64_t n = 0; n < num_columns; n += kLanes) {
     const int64_t column = begin + n;
-    const __mmask16 valid = FirstLanes(num_columns - n);
+    const __mmask16 valid = FirstSixteen(num_columns - n);
     __m512 v[16];
     for (int i = 0; i < 16; ++i) v[i] = _mm512_load_ps(sums + (n + i) * kLanes);
     Transpose16x16(v);
-    const __m512 scale = layer->scale_kind == ScaleKind::per_tensor
-                             ? _mm512_set1_ps(layer->scale[0])
-                         : layer->scale_kind == ScaleKind::per_column
-                             ? _mm512_maskz_loadu_ps(valid, layer->scale + column)
-                             : _mm512_set1_ps(1.0f);
-    const __m512 bias =
-        layer->bias ? _mm512_maskz_loadu_ps(valid, layer->bias + column) : _mm512_setzero_ps();
+    const ScaleAndBias columns = LoadScaleAndBias(layer, column, valid);
     for (int64_t r = 0; r < valid_rows; ++r) {
-      _mm512_mask_storeu_ps(y + r * layer->N + column, valid, _mm512_fmadd_ps(v[r], scale, bias));
+      _mm512_mask_storeu_ps(y + r * layer->N + column, valid,
+                            _mm512_fmadd_ps(v[r], columns.scale, columns.bias));
     }
   }
 }
@@ -385,7 +375,7 @@ void RowMagnitudes(const float* x, int64_t count, int32_t* largest_bits, double*
     __m512 part = _mm512_setzero_ps();
     for (int64_t i = 0; i < 4 && k < count; ++i, k += kLanes) {
       const __m512i bits =
-          _mm512_and_si512(_mm512_maskz_loadu_epi32(FirstLanes(count - k), x + k), magnitude);
+          _mm512_and_si512(_mm512_maskz_loadu_epi32(FirstSixteen(count - k), x + k), magnitude);
       max_bits = _mm512_max_epi32(max_bits, bits);
       part = _mm512_add_ps(part, _mm512_castsi512_ps(bits));
     }

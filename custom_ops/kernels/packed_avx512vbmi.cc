@@ -74,8 +74,6 @@ constexpr int64_t NumPatterns() {
 constexpr int64_t kSumsBytes = 640 << 10;
 constexpr int64_t kMostColumns = 4096;
 
-int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
 // A group of scales must be whole spans.
 bool Accepts(const Layer* layer) {
   return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32 &&
@@ -131,19 +129,9 @@ size_t ScratchBytes(const Layer*, int64_t rows, int64_t num_columns) {
   return ScratchLayout<Ternary>(Min(columns, kMostColumns), num_sums).bytes;
 }
 
-__mmask16 FirstLanes(int64_t count) {
-  return count >= kLanes ? (__mmask16)0xffff : (__mmask16)((1u << Max(count, 0)) - 1u);
-}
-
 // floor(log2(absmax of x)), below any float32's for a row of zeros.
 int AbsMaxExponent(const float* x, int64_t count) {
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  __m512i max_bits = _mm512_setzero_si512();
-  for (int64_t k = 0; k < count; k += kLanes) {
-    const __m512i bits = _mm512_maskz_loadu_epi32(FirstLanes(count - k), x + k);
-    max_bits = _mm512_max_epi32(max_bits, _mm512_and_si512(bits, magnitude));
-  }
-  const int32_t bits = _mm512_reduce_max_epi32(max_bits);
+  const int32_t bits = AbsMaxBits(x, count);
   if (bits >= 1 << 23) return (bits >> 23) - 127;
   int exponent = -150;  // subnormal
   for (int32_t left = bits; left > 0; left >>= 1) ++exponent;
@@ -168,7 +156,7 @@ void Prepare(const Layer* layer, const float* x, int64_t rows, void* prepared) {
     const __m512 power = _mm512_set1_ps((float)exponent);
     for (int64_t k = 0; k < num_spans * kSpan; k += kSpan, q += kSpan) {
       for (int64_t i = 0; i < kSpan; i += kLanes) {
-        const __m512 v = _mm512_maskz_loadu_ps(FirstLanes(K - k - i), x + row * K + k + i);
+        const __m512 v = _mm512_maskz_loadu_ps(FirstSixteen(K - k - i), x + row * K + k + i);
         const __m512i rounded = _mm512_cvtps_epi32(_mm512_scalef_ps(v, power));
         const int64_t* at = place + i / 4;
         _mm_store_si128((__m128i*)(q + at[0]), _mm512_castsi512_si128(rounded));
@@ -489,17 +477,11 @@ using AddSpanFunction = void (*)(const Chunk&, const RowTile&, int64_t, int32_t*
 // Y from sums, with scale (unless already applied) and bias.
 void StoreRow(const Layer* layer, const float* sums, int64_t begin, int64_t num_columns, float* y) {
   for (int64_t n = 0; n < num_columns; n += kLanes) {
-    const __mmask16 valid = FirstLanes(num_columns - n);
+    const __mmask16 valid = FirstSixteen(num_columns - n);
     const int64_t column = begin + n;
-    const __m512 scale = layer->scale_kind == ScaleKind::per_tensor
-                             ? _mm512_set1_ps(layer->scale[0])
-                         : layer->scale_kind == ScaleKind::per_column
-                             ? _mm512_maskz_loadu_ps(valid, layer->scale + column)
-                             : _mm512_set1_ps(1.0f);
-    const __m512 bias =
-        layer->bias ? _mm512_maskz_loadu_ps(valid, layer->bias + column) : _mm512_setzero_ps();
+    const ScaleAndBias columns = LoadScaleAndBias(layer, column, valid);
     _mm512_mask_storeu_ps(y + column, valid,
-                          _mm512_fmadd_ps(_mm512_load_ps(sums + n), scale, bias));
+                          _mm512_fmadd_ps(_mm512_load_ps(sums + n), columns.scale, columns.bias));
   }
 }
 
@@ -533,7 +515,7 @@ void ComputeOf(const Layer* layer, int64_t rows, const void* prepared, int64_t b
                          (uint32_t*)(base + layout.codes_offset),
                          PerGroup(layer) ? scales : nullptr};
     memset(sums, 0, (size_t)(rows * stride) * sizeof(float));
-    memset(scales, 0, (size_t)stride * sizeof(float));
+    if (chunk.scales) memset(scales, 0, (size_t)stride * sizeof(float));
     for (int64_t span = 0; span < num_spans; ++span) {
       if (chunk.scales && span * kSpan % layer->group_size == 0) {
         memcpy(scales, layer->scale + span * kSpan / layer->group_size * layer->N + n,

@@ -204,7 +204,7 @@ InputOrder MakeInputOrder(const Layer* layer) {
         "vbroadcasti64x4 %5, %2\n\t"                            \
         "vpdpbusd %2, %3, %0\n\t"                               \
         "vpdpbusd %2, %4, %1"                                   \
-        : "+v"(acc0), "+v"(acc1), "=&v"(d)                      \
+        : "+&v"(acc0), "+&v"(acc1), "=&v"(d)                    \
         : "v"(field0), "v"(field1), "m"(*(const __m256i*)(q))); \
   } while (0)
 #define OTN_DOT2(acc0, acc1, acc2, acc3, field0, field1, field2, field3, q)               \
@@ -216,7 +216,7 @@ InputOrder MakeInputOrder(const Layer* layer) {
         "vpdpbusd %4, %6, %1\n\t"                                                         \
         "vpdpbusd %4, %7, %2\n\t"                                                         \
         "vpdpbusd %4, %8, %3"                                                             \
-        : "+v"(acc0), "+v"(acc1), "+v"(acc2), "+v"(acc3), "=&v"(d)                        \
+        : "+&v"(acc0), "+&v"(acc1), "+&v"(acc2), "+&v"(acc3), "=&v"(d)                    \
         : "v"(field0), "v"(field1), "v"(field2), "v"(field3), "m"(*(const __m256i*)(q))); \
   } while (0)
 #endif
@@ -605,10 +605,13 @@ GroupFunction GroupColumnsOf(int64_t rows) {
   static constexpr GroupFunction kFew[4] = {
       ComputeGroups<kDigits, 1, kBlocks>, ComputeGroups<kDigits, 2, kBlocks>,
       ComputeGroups<kDigits, 3, kBlocks>, ComputeGroups<kDigits, 4, kBlocks>};
-  static constexpr GroupFunction kMany[4] = {
-      ComputeGroups<1, 5, kBlocks>, ComputeGroups<1, 6, kBlocks>, ComputeGroups<1, 7, kBlocks>,
-      ComputeGroups<1, 8, kBlocks>};
-  return rows <= 4 ? kFew[rows - 1] : kMany[rows - 5];  // three digits: four rows at most
+  if constexpr (kDigits == 1) {
+    static constexpr GroupFunction kMany[4] = {
+        ComputeGroups<1, 5, kBlocks>, ComputeGroups<1, 6, kBlocks>, ComputeGroups<1, 7, kBlocks>,
+        ComputeGroups<1, 8, kBlocks>};
+    if (rows > 4) return kMany[rows - 5];
+  }
+  return kFew[rows - 1];
 }
 
 template <int kDigits>
@@ -779,18 +782,8 @@ size_t FixedPreparedBytes(const Layer* layer, int64_t rows) {
   return FixedRowsLayout(layer, rows).bytes;
 }
 
-__mmask16 FirstSixteen(int64_t count) {
-  return count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << Max(count, 0)) - 1u);
-}
-
 float AbsMax(const float* x, int64_t count) {
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  __m512i max_bits = _mm512_setzero_si512();
-  for (int64_t k = 0; k < count; k += 16) {
-    const __m512i bits = _mm512_maskz_loadu_epi32(FirstSixteen(count - k), x + k);
-    max_bits = _mm512_max_epi32(max_bits, _mm512_and_si512(bits, magnitude));
-  }
-  const int32_t largest = _mm512_reduce_max_epi32(max_bits);
+  const int32_t largest = AbsMaxBits(x, count);
   float absmax;
   memcpy(&absmax, &largest, sizeof absmax);
   return absmax;

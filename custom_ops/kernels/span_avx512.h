@@ -42,6 +42,36 @@ size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
 
+inline int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+inline __mmask16 FirstSixteen(int64_t count) {
+  return count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << Max(count, 0)) - 1u);
+}
+
+// Largest magnitude of x (count,), as bits: without their sign float32s order as integers do.
+inline int32_t AbsMaxBits(const float* x, int64_t count) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i max_bits = _mm512_setzero_si512();
+  for (int64_t k = 0; k < count; k += 16) {
+    const __m512i bits = _mm512_maskz_loadu_epi32(FirstSixteen(count - k), x + k);
+    max_bits = _mm512_max_epi32(max_bits, _mm512_and_si512(bits, magnitude));
+  }
+  return _mm512_reduce_max_epi32(max_bits);
+}
+
+struct ScaleAndBias {
+  __m512 scale, bias;
+};
+
+// Of the valid columns from `column` on; scale 1 where scales are per group, applied before.
+inline ScaleAndBias LoadScaleAndBias(const Layer* layer, int64_t column, __mmask16 valid) {
+  return {layer->scale_kind == ScaleKind::per_tensor ? _mm512_set1_ps(layer->scale[0])
+          : layer->scale_kind == ScaleKind::per_column
+              ? _mm512_maskz_loadu_ps(valid, layer->scale + column)
+              : _mm512_set1_ps(1.0f),
+          layer->bias ? _mm512_maskz_loadu_ps(valid, layer->bias + column) : _mm512_setzero_ps()};
+}
+
 bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
 
 int64_t NumSpans(const Layer* layer) {

@@ -65,7 +65,8 @@ def verify_command(
         print_verification(out, report)
     if not report.passed:
         raise VerificationError(report.summary())
-    for note in report.notes[1:] if products_only else ():
-        out.warn(f"{note}.")
+    unjudged = report.num_unjudged
+    if products_only and unjudged:
+        out.warn(f"Products without a verdict, as they do not run alone: {unjudged}.")
     if not report.products and not report.num_nested_products:
         out.warn(f"'{converted}' has no TernaryIndexedMatMul node; are the arguments swapped?")
