@@ -114,9 +114,9 @@ class Budget:
 
 
 @cache
-def plain(optimisation: str) -> ctypes.CDLL:
+def plain(optimization: str) -> ctypes.CDLL:
     """The C products, compiled with -O0 or -O3."""
-    library = compiled(C_SOURCE, optimisation)
+    library = compiled(C_SOURCE, optimization)
     for name in ("column_order", "row_order"):
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         getattr(library, name).argtypes = [pointer, pointer, size, size, pointer]
@@ -129,9 +129,9 @@ def plain(optimisation: str) -> ctypes.CDLL:
 
 
 def plain_product(
-    function: str, optimisation: str, weight: NDArray[Any], x: NDArray[np.float32]
+    function: str, optimization: str, weight: NDArray[Any], x: NDArray[np.float32]
 ) -> Callable[[], NDArray[Any]]:
-    call = getattr(plain(optimisation), function)
+    call = getattr(plain(optimization), function)
     row = x[0].astype(np.int32)
     y = np.empty((1, weight.shape[1]), np.int32)
 
@@ -281,9 +281,9 @@ def column_order(
     """The paper's standard product by itself: two calls, seconds each at larger sizes."""
     wide = levels.astype(np.int32)
     times = {}
-    for optimisation in ("-O0", "-O3"):
-        name = f"standard, column order, {optimisation}"
-        run = plain_product("column_order", optimisation, wide, x)
+    for optimization in ("-O0", "-O3"):
+        name = f"standard, column order, {optimization}"
+        run = plain_product("column_order", optimization, wide, x)
         seconds = []
         for _ in range(2):
             start = time.thread_time()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @cache
-def compiled(source: str, optimisation: str = "-O3") -> ctypes.CDLL:
+def compiled(source: str, optimization: str = "-O3") -> ctypes.CDLL:
     """The library of a source text.
 
     Raises:
@@ -23,6 +23,6 @@ def compiled(source: str, optimisation: str = "-O3") -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         text, target = Path(folder) / "code.c", Path(folder) / "code.so"
         text.write_text(source, encoding="utf-8")
-        flags = [optimisation, "-march=native", "-shared", "-fPIC"]
+        flags = [optimization, "-march=native", "-shared", "-fPIC"]
         subprocess.run([compiler, *flags, str(text), "-o", str(target)], check=True)
         return ctypes.CDLL(str(target))

@@ -265,7 +265,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     names = list(dict.fromkeys(row["candidate"] for row in rows))
     threads = sorted({row["threads"] for row in rows})
     figure, axes = plt.subplots(1, len(threads), figsize=(13, 5), sharey=True, squeeze=False)
-    colours = plt.get_cmap("tab20").colors
+    colors = plt.get_cmap("tab20").colors
     for axis, count in zip(axes[0], threads, strict=True):
         for number, name in enumerate(names):
             points = sorted(
@@ -274,7 +274,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 if row["candidate"] == name and row["threads"] == count
             )
             ours = name in (FLOAT, INT8)
-            style: dict[str, Any] = {"color": colours[number % 20], "linewidth": 1}
+            style: dict[str, Any] = {"color": colors[number % 20], "linewidth": 1}
             if ours:
                 style = {"color": "k" if name == FLOAT else "r", "linewidth": 2.5, "zorder": 3}
             exact = name in (FLOAT, BASELINE, "numpy float32", "torch float32")

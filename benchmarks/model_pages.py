@@ -311,11 +311,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(
         1, max(1, len(cases)), figsize=(2.6 * max(1, len(cases)) + 1.5, 2.4), squeeze=False
     )
-    colours = {BASELINE: "tab:gray", NBITS: "tab:blue", FLOAT: "k", INT8: "r"}
-    names = list(reversed(colours))
+    colors = {BASELINE: "tab:gray", NBITS: "tab:blue", FLOAT: "k", INT8: "r"}
+    names = list(reversed(colors))
     for axis, (case, rows) in zip(axes[0], cases.items(), strict=False):
         speeds = [tokens_a_second(rows[name]) if name in rows else 0.0 for name in names]
-        bars = axis.barh(names, speeds, color=[colours[name] for name in names])
+        bars = axis.barh(names, speeds, color=[colors[name] for name in names])
         labels = [_speed(rows[name]) if name in rows else "" for name in names]
         axis.bar_label(bars, labels, padding=2, fontsize=7)
         axis.margins(x=0.25)

@@ -333,10 +333,10 @@ def draw_time(plt: Any, result: dict[str, Any]) -> Any:
     sizes = sorted({row["n"] for row in result["square"]})
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     for axis, alphabet, title in zip(axes, ALPHABETS, ("binary", "ternary"), strict=True):
-        for colour, (name, label) in enumerate(shown.items()):
+        for color, (name, label) in enumerate(shown.items()):
             n, ms_of_n = points(result, alphabet, name)
             if n:
-                axis.plot(n, ms_of_n, "o-", color=f"C{colour}", label=label)
+                axis.plot(n, ms_of_n, "o-", color=f"C{color}", label=label)
         if alphabet == "binary_01":
             authors = AUTHORS_MS["rsr++"]
             axis.plot(list(authors), list(authors.values()), "k:", label="authors' RSR++")

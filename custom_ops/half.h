@@ -1,5 +1,5 @@
 // float16 and bfloat16 to float32 and back, round to nearest even, NaN kept. Straight-line integer
-// code that compilers vectorise on any processor. A float32 subnormal is an operand only where it
+// code that compilers vectorize on any processor. A float32 subnormal is an operand only where it
 // is added to 0.5, so nothing depends on the flush-to-zero mode a session may set.
 #pragma once
 

@@ -89,7 +89,7 @@ struct Layer {
 //
 //   x         (rows, K) float32, row-major, contiguous
 //   y         (rows, N) float32, row-major, contiguous; a call writes columns [begin, end)
-//   prepared  what depends on x alone (quantised rows, transposes); written by one prepare() call
+//   prepared  what depends on x alone (quantized rows, transposes); written by one prepare() call
 //             before any compute() of the tile, then read by all
 //   scratch   private to one compute() call
 //

@@ -8,7 +8,7 @@
 
 #include "half.h"
 #include "kernel_registry.h"
-#include "kernels/quantise_row.h"
+#include "kernels/quantize_row.h"
 
 namespace onnx_ternary {
 namespace {
@@ -79,7 +79,7 @@ void StoreRow(ElementType type, const float* values, int64_t count, void* out) {
 void RowMagnitudes(const float* x, int64_t K, int32_t* largest_bits, double* total) {
   constexpr int64_t kLanes = 16;
   constexpr int64_t kChunk = 1024;
-  // Magnitudes order like their bits, NaN above infinity: an integer maximum vectorises.
+  // Magnitudes order like their bits, NaN above infinity: an integer maximum vectorizes.
   int32_t largest[kLanes] = {};
   double sum = 0.0;
   for (int64_t begin = 0; begin < K; begin += kChunk) {

@@ -71,7 +71,7 @@ class Ahead:
             if num_bytes > MAX_BYTES:
                 return
             if weight.key != known and id(weight.root) not in self._started:
-                future = self._pool.submit(weight.ternarise, self._options.tolerance)
+                future = self._pool.submit(weight.ternarize, self._options.tolerance)
                 self._started[id(weight.root)] = _Started(product, weight, future)
 
     def take(self, weight: Constant) -> Found | None:

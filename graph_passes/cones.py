@@ -1,10 +1,10 @@
 """Weights that are the end of a constant expression.
 
-    w -> Abs -> ReduceMean -> Clip -> Div -> Round -> Mul -> MatMul(X, .)   (quantised in the graph)
+    w -> Abs -> ReduceMean -> Clip -> Div -> Round -> Mul -> MatMul(X, .)   (quantized in the graph)
     packed uint8 -> BitwiseAnd -> BitShift -> ScatterND -> Sub -> Cast -> MatMul(X, .)   (unpacked)
 
 A *cone* is everything a value is computed from, if that is constants only. It is cut out as a
-model of its own and run by onnxruntime with optimisations off, one cone at a time; the user's
+model of its own and run by onnxruntime with optimizations off, one cone at a time; the user's
 graph stays as it is, and replace.py removes what nobody uses any more.
 
 1. In the main graph, in local functions, and in subgraphs, whose cones may reach into the graphs
@@ -256,7 +256,7 @@ class _Folder:
         )
 
     @staticmethod
-    def _quantised(value: ir.Value) -> Array:
+    def _quantized(value: ir.Value) -> Array:
         found = resolve(value)
         if isinstance(found, NotConstant):
             raise _Refusal(found.reason)
@@ -327,7 +327,7 @@ class _Folder:
         if whole.stored_bytes > MAX_TENSOR_BYTES:
             raise _Refusal(f"it starts from {whole.stored_bytes} bytes of constants")
         known = {
-            id(node.outputs[0]): self._quantised(node.outputs[0])
+            id(node.outputs[0]): self._quantized(node.outputs[0])
             for node in whole.nodes
             if (node.domain, node.op_type) in qonnx.STEPS
         }

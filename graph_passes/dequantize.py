@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_ternary.codes import ternarise_codes
+from onnx_ternary.codes import ternarize_codes
 from onnx_ternary.ternary import NotTernary, TernaryWeight
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ _RANGES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Dequantised:
+class Dequantized:
     """``(codes - zero_point) * scale``, as the `evaluate` of a `Constant`.
 
     Attributes:
@@ -91,7 +91,7 @@ class Dequantised:
                 result = result.astype(dtype, copy=False)
         return result
 
-    def transposed(self, perm: tuple[int, ...]) -> Dequantised:
+    def transposed(self, perm: tuple[int, ...]) -> Dequantized:
         """The same behind a Transpose."""
         return replace(
             self,
@@ -101,7 +101,7 @@ class Dequantised:
             blocks=tuple(self.blocks[axis] for axis in perm),
         )
 
-    def matrix(self) -> Dequantised:
+    def matrix(self) -> Dequantized:
         """The same without all axes but the first two, which have one element each."""
 
         def flat(array: NDArray[Any]) -> NDArray[Any]:
@@ -115,11 +115,11 @@ class Dequantised:
             blocks=self.blocks[:2],
         )
 
-    def cast(self, dtype: np.dtype[Any]) -> Dequantised:
+    def cast(self, dtype: np.dtype[Any]) -> Dequantized:
         """The same behind a Cast to a float type."""
         return replace(self, dtypes=(*self.dtypes, dtype))
 
-    def ternarise(self) -> TernaryWeight | NotTernary:
+    def ternarize(self) -> TernaryWeight | NotTernary:
         """Levels and scales of a matrix (K, N), or why it has none."""
         codes, scale, zero_point = self.codes(), self.scale(), self.zero_point()
         columns = codes.shape[1]
@@ -127,7 +127,7 @@ class Dequantised:
             scale = np.repeat(scale, self.blocks[1], axis=1)[:, :columns]
             if zero_point.size > 1:
                 zero_point = np.repeat(zero_point, self.blocks[1], axis=1)[:, :columns]
-        return ternarise_codes(
+        return ternarize_codes(
             codes, scale, zero_point, group_size=self.blocks[0], dtypes=self.dtypes
         )
 
@@ -168,7 +168,7 @@ def integers(codes: Constant) -> Callable[[], NDArray[Any]]:
 def _dequantize(
     node: ir.Node, codes: Constant, scale: Constant, zero_point: Constant | None
 ) -> Constant | str:
-    what = f"'{codes.name}' is dequantised by '{node.name}'"
+    what = f"'{codes.name}' is dequantized by '{node.name}'"
     if codes.dtype not in _CODES:
         return f"{what} from {codes.dtype.name}, which this version does not evaluate"
     output_dtype = node.attributes.get_int("output_dtype", 0) or int(scale.dtype)
@@ -187,7 +187,7 @@ def _dequantize(
         key=(step_key(node, codes, scale, zero_point),),
         dtype=dtype,
         stored_bytes=sum(each.stored_bytes for each in (codes, scale, zero_point) if each),
-        evaluate=Dequantised(
+        evaluate=Dequantized(
             codes=integers(codes),
             scale=lambda: _shaped(scale.numpy(), codes.shape, blocks).astype(np.float32),
             zero_point=lambda: _zero_points(zero_point, codes.shape, blocks),
@@ -200,7 +200,7 @@ def _dequantize(
 def _quantize(
     node: ir.Node, source: Constant, scale: Constant, zero_point: Constant | None
 ) -> Constant | str:
-    what = f"'{source.name}' is quantised by '{node.name}'"
+    what = f"'{source.name}' is quantized by '{node.name}'"
     given = node.attributes.get_int("output_dtype", 0)
     dtype = ir.DataType(given) if given else ir.DataType.UINT8
     if zero_point is not None:
@@ -218,14 +218,14 @@ def _quantize(
 
     def evaluate() -> NDArray[Any]:
         numbers = source.numpy()
-        spread = Dequantised(
+        spread = Dequantized(
             codes=lambda: numbers,
             scale=lambda: _shaped(scale.numpy(), source.shape, blocks),
             zero_point=lambda: _zero_points(zero_point, source.shape, blocks),
             blocks=blocks,
             dtypes=(),
         )
-        rounded: NDArray[Any] = _quantised(spread, lowest, highest).astype(_CODES[dtype])
+        rounded: NDArray[Any] = _quantized(spread, lowest, highest).astype(_CODES[dtype])
         return rounded
 
     return replace(
@@ -237,7 +237,7 @@ def _quantize(
     )
 
 
-def _quantised(source: Dequantised, lowest: int, highest: int) -> NDArray[Any]:
+def _quantized(source: Dequantized, lowest: int, highest: int) -> NDArray[Any]:
     numbers = source.codes()
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         rounded = np.rint(numbers / source._spread(source.scale(), numbers.shape))

@@ -59,7 +59,7 @@ class TernaryMatMul:
         addend: a term that stays an Add.
         output: the value the last replaced node produces; its name is kept.
         note: what the user should know, said of all such nodes at once; or an empty string.
-        activation: the op's activation attributes, where the model quantises X itself.
+        activation: the op's activation attributes, where the model quantizes X itself.
     """
 
     product: ir.Node
@@ -95,11 +95,11 @@ class Context:
         """Start on the weights of the products rules are asked about next."""
         self._ahead.start(products, None if self._last is None else self._last[0])
 
-    def ternarise(self, weight: Constant) -> TernaryWeight | NotTernary:
+    def ternarize(self, weight: Constant) -> TernaryWeight | NotTernary:
         """Levels and scales of a (K, N) constant, or why it has none."""
         if self._last is None or self._last[0] != weight.key:
             self._last = None
-            found = self._ahead.take(weight) or weight.ternarise(self.options.tolerance)
+            found = self._ahead.take(weight) or weight.ternarize(self.options.tolerance)
             weight.release()
             self._last = (weight.key, found)
         return self._last[1]

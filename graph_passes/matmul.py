@@ -78,7 +78,7 @@ def _match(
     rank = None if x.shape is None else len(x.shape)
     if rank == 0:
         return Rejection(node, f"input '{x.name}' is a scalar", weight.name)
-    # The op multiplies (..., K) by (K, N): x ends in K if it is a right factor's left neighbour.
+    # The op multiplies (..., K) by (K, N): x ends in K if it is a right factor's left neighbor.
     trans_x, trans_w = (trans_a, trans_b) if left is None else (not trans_b, not trans_a)
     if trans_w and len(weight.shape) == 2:
         weight = weight.transposed()

@@ -1,4 +1,4 @@
-"""Products of integers whose activations the graph quantises on the way.
+"""Products of integers whose activations the graph quantizes on the way.
 
     DynamicQuantizeLinear(X) -> MatMulInteger(q, W) -> Cast -> Mul(x_scale * w_scale) [-> Add]
     DynamicQuantizeLinear(X) -> MatMulIntegerToFloat(q, W, x_scale, w_scale)
@@ -6,15 +6,15 @@
     X -> absmax int8 -> MatMulInteger(q, W) -> Cast -> Div(s), or Mul
       =>   TernaryIndexedMatMul(X)
 
-1. The quantisation of X is one activation_quantisation.py reads: what ONNX Runtime's
-   `quantize_dynamic` writes, also after its extended optimisations fused it, or per-token absmax.
+1. The quantization of X is one activation_quantization.py reads: what ONNX Runtime's
+   `quantize_dynamic` writes, also after its extended optimizations fused it, or per-token absmax.
 2. W (K, N) constant, int8 or uint8, with one zero point or one a column, none in the middle of two
    levels; ternary as codes.py says (``-127, 0, 127`` is). MatMulInteger of onnxruntime may saturate
    such sums on processors without VNNI; the op's are exact.
 3. Behind MatMulInteger: Cast to float32, then Mul and Div by x_scale and by constants, in any order
    and also multiplied together before. An Add of a bias, and more scales, as everywhere.
 4. The zero point of q is DynamicQuantizeLinear's; absmax has none.
-Refused: any other quantisation of X (static, at run time), W on the left. Subgraphs, functions and
+Refused: any other quantization of X (static, at run time), W on the left. Subgraphs, functions and
 shared weights: as matmul.py.
 """
 
@@ -27,16 +27,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .activation_quantisation import (
+from .activation_quantization import (
     ONE,
     NotFused,
-    Quantised,
-    dynamic_quantisation,
-    dynamic_quantiser,
+    Quantized,
+    dynamic_quantization,
+    dynamic_quantizer,
     positive,
     read,
 )
-from .dequantize import Dequantised, integers
+from .dequantize import Dequantized, integers
 from .match import Addend, Context, Rejection, TernaryMatMul
 from .product import Product, constant_weight, finish, small_constant
 from .weights import Constant, NotConstant, resolve
@@ -89,10 +89,10 @@ def _match(node: ir.Node, context: Context, **inputs: int) -> TernaryMatMul | Re
             node, "its activations are integers, and fuse_activation is off", codes.name
         )
     operands = {name: _input(node, at) for name, at in inputs.items()}
-    quantised = _activations(node, operands)
-    if isinstance(quantised, NotFused):
-        return Rejection(node, f"its activations are integers, and {quantised.reason}", codes.name)
-    x = quantised.source
+    quantized = _activations(node, operands)
+    if isinstance(quantized, NotFused):
+        return Rejection(node, f"its activations are integers, and {quantized.reason}", codes.name)
+    x = quantized.source
     rank = None if x.shape is None else len(x.shape)
     weight = _weight(codes, operands.get("w_zero"))
     if isinstance(weight, str):
@@ -111,22 +111,22 @@ def _match(node: ir.Node, context: Context, **inputs: int) -> TernaryMatMul | Re
         addend = small_constant(bias, N)
         if addend is None or not product.set_bias(addend):
             product.addend = Addend(bias, 1.0)
-    return finish(product, context, quantised)
+    return finish(product, context, quantized)
 
 
 def _input(node: ir.Node, at: int) -> ir.Value | None:
     return node.inputs[at] if len(node.inputs) > at else None
 
 
-def _activations(node: ir.Node, operands: dict[str, ir.Value | None]) -> Quantised | NotFused:
+def _activations(node: ir.Node, operands: dict[str, ir.Value | None]) -> Quantized | NotFused:
     x = node.inputs[0]
     assert x is not None  # constant_weight refuses it
     if node.op_type == "DynamicQuantizeMatMul":
-        return replace(dynamic_quantisation(x), term=replace(ONE, power=1))
-    found: Quantised | NotFused | None
-    if (quantiser := dynamic_quantiser(x)) is not None:
-        assert quantiser.inputs[0] is not None
-        found = dynamic_quantisation(quantiser.inputs[0], quantiser.outputs[1])
+        return replace(dynamic_quantization(x), term=replace(ONE, power=1))
+    found: Quantized | NotFused | None
+    if (quantizer := dynamic_quantizer(x)) is not None:
+        assert quantizer.inputs[0] is not None
+        found = dynamic_quantization(quantizer.inputs[0], quantizer.outputs[1])
     else:
         found = read(x, ir.DataType.FLOAT)
     if found is None:
@@ -136,9 +136,9 @@ def _activations(node: ir.Node, operands: dict[str, ir.Value | None]) -> Quantis
     if isinstance(found, NotFused):
         return found
     zero = operands.get("x_zero")
-    if quantiser is not None:
-        if zero is not quantiser.outputs[2]:
-            return NotFused(f"the zero point of '{x.name}' is not the one it is quantised with")
+    if quantizer is not None:
+        if zero is not quantizer.outputs[2]:
+            return NotFused(f"the zero point of '{x.name}' is not the one it is quantized with")
     elif zero is not None:  # case 4
         constant = resolve(zero)
         if not isinstance(constant, Constant) or constant.numpy().any():
@@ -146,7 +146,7 @@ def _activations(node: ir.Node, operands: dict[str, ir.Value | None]) -> Quantis
     if (scale := operands.get("x_scale")) is not None:
         term = found.units(scale, 1, None)
         if term is None:
-            return NotFused(f"'{scale.name}' is not the scale '{x.name}' is quantised with")
+            return NotFused(f"'{scale.name}' is not the scale '{x.name}' is quantized with")
         found = replace(found, term=found.term.times(term))
     return found
 
@@ -182,7 +182,7 @@ def _weight(codes: Constant, zero: ir.Value | None) -> Constant | str:
         codes,
         key=(("MatMulInteger", codes.key, None if zeros is None else zeros.key),),
         dtype=ir.DataType.FLOAT,
-        evaluate=Dequantised(
+        evaluate=Dequantized(
             codes=integers(codes),
             scale=lambda: np.ones((1, scales), np.float32),
             zero_point=zero_points,

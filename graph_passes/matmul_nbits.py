@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .dequantize import Dequantised
+from .dequantize import Dequantized
 from .match import Addend, Context, Rejection, TernaryMatMul
 from .product import Product, finish, small_constant
 from .weights import Constant, NotConstant, resolve
@@ -119,7 +119,7 @@ def _weight(node: ir.Node) -> Constant | str:
         shape=(K, N),
         dtype=scale.dtype,
         stored_bytes=sum(each.stored_bytes for each in parts),
-        evaluate=Dequantised(
+        evaluate=Dequantized(
             codes=lambda: _unpack(codes.numpy(), bits)[:, :K].T,
             scale=lambda: scale.numpy().astype(np.float32).reshape(N, num_blocks).T,
             zero_point=zeros,

@@ -107,7 +107,7 @@ def _run(
             name, op_type = node_label(refused.node), refused.node.op_type
             reason = refused.reason
             in_function = where.startswith("function ")
-            if not in_function and (done := _requantise(refused.node, replacer, options)):
+            if not in_function and (done := _requantize(refused.node, replacer, options)):
                 requantised.append(name)
                 reason = f"{reason}; {done}"
             rejections.append(Kept(name, op_type, where, refused.weight, reason))
@@ -115,18 +115,18 @@ def _run(
     return PassResult(replacer.finish(), tuple(rejections), tuple(requantised), tuple(already))
 
 
-def _requantise(node: ir.Node, replacer: Replacer, options: OptimizeOptions) -> str:
-    """Hand a product to onnxruntime's quantiser if the user asks; what was done, or nothing."""
+def _requantize(node: ir.Node, replacer: Replacer, options: OptimizeOptions) -> str:
+    """Hand a product to onnxruntime's quantizer if the user asks; what was done, or nothing."""
     choice = options.remaining
     if choice == "keep" or _excluded(node, options):
         return ""
-    quantised = remaining.quantise(node, int(choice.removeprefix("int")))
-    if quantised is None:
+    quantized = remaining.quantize(node, int(choice.removeprefix("int")))
+    if quantized is None:
         return ""
-    replacer.requantise(node, quantised)
+    replacer.requantize(node, quantized)
     return (
-        f"quantised by onnxruntime to {choice} in blocks of {remaining.BLOCK_SIZE} (MatMulNBits), "
-        f"{quantised.weight.stored_bytes} -> {quantised.nbytes} bytes"
+        f"quantized by onnxruntime to {choice} in blocks of {remaining.BLOCK_SIZE} (MatMulNBits), "
+        f"{quantized.weight.stored_bytes} -> {quantized.nbytes} bytes"
     )
 
 

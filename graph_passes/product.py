@@ -1,6 +1,6 @@
 """What MatMul and Gemm have in common: checks of the weight, absorbed scales and biases.
 
-Activations that the graph quantises become the op's (activation_quantisation.py).
+Activations that the graph quantizes become the op's (activation_quantization.py).
 
 Let P = X @ W. Absorbed, where the value between has no other use and is no graph output:
 
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from onnx_ternary.schema import MAX_K, MAX_N
 from onnx_ternary.ternary import NotTernary, TernaryWeight
 
-from .activation_quantisation import ONE, NotFused, Quantised, Term, limits, read
+from .activation_quantization import ONE, NotFused, Quantized, Term, limits, read
 from .match import Addend, Context, Rejection, TernaryMatMul
 from .weights import Constant, NotConstant, call_attribute, resolve
 
@@ -52,7 +52,7 @@ class Product:
     before: list[ir.Node] = field(default_factory=list)
     after: list[ir.Node] = field(default_factory=list)
     note: str = ""
-    quantised: Quantised | None = None
+    quantized: Quantized | None = None
 
     @property
     def num_columns(self) -> int:
@@ -152,20 +152,20 @@ def check_weight(product: Product, context: Context) -> str | None:
 
 
 def finish(
-    product: Product, context: Context, required: Quantised | None = None
+    product: Product, context: Context, required: Quantized | None = None
 ) -> TernaryMatMul | Rejection:
     """Read the weight, absorb what surrounds the product, and make the record.
 
     Args:
         product: what a rule read.
         context: the options, and the last weight read.
-        required: how the activations are quantised, where the op has to do it because the product
+        required: how the activations are quantized, where the op has to do it because the product
             is one of integers; `product.x` is what they come from.
     """
     node, weight = product.node, product.weight
     if reason := check_weight(product, context):
         return Rejection(node, reason, weight.name)
-    levels = context.ternarise(weight)
+    levels = context.ternarize(weight)
     if isinstance(levels, NotTernary):
         reason = levels.reason
         if not reason.startswith("weight "):
@@ -177,23 +177,23 @@ def finish(
         )
     if required is not None or context.options.fuse_activation:
         found = required or read(product.x, weight.dtype)
-        if isinstance(found, Quantised):
+        if isinstance(found, Quantized):
             found = fuse(product, found, levels)
         if isinstance(found, NotFused):
             if required is not None:
                 reason = f"its activations are integers, and {found.reason}"
                 return Rejection(node, reason, weight.name)
-            note = f"the graph goes on quantising the activations, because {found.reason}"
+            note = f"the graph goes on quantizing the activations, because {found.reason}"
             product.note = f"{product.note}; {note}" if product.note else note
-    if product.quantised is None:
+    if product.quantized is None:
         _absorb_before(product, context, levels.scale)
     _absorb_after(product, levels.scale)
     scale = _scaled(levels.scale, product.factor)
     assert scale is not None  # kept true by every absorption
     nodes = [*product.before, node, *product.after]
     pattern = " -> ".join(each.op_type for each in nodes)
-    if product.quantised is not None:
-        pattern = f"{product.quantised.attributes['activation']} activations -> {pattern}"
+    if product.quantized is not None:
+        pattern = f"{product.quantized.attributes['activation']} activations -> {pattern}"
     return TernaryMatMul(
         product=node,
         absorbed=(*product.before, *product.after),
@@ -209,12 +209,12 @@ def finish(
         addend=product.addend,
         output=product.output,
         note=product.note,
-        activation=None if product.quantised is None else product.quantised.attributes,
+        activation=None if product.quantized is None else product.quantized.attributes,
     )
 
 
-def fuse(product: Product, quantised: Quantised, levels: TernaryWeight) -> NotFused | None:
-    """Let the op quantise ``product``'s activations, or say why it cannot; then nothing changes.
+def fuse(product: Product, quantized: Quantized, levels: TernaryWeight) -> NotFused | None:
+    """Let the op quantize ``product``'s activations, or say why it cannot; then nothing changes.
 
     Where the product's operand is whole numbers, the Casts, Muls and Divs behind it up to the one
     that brings the activations' scale back are absorbed.
@@ -222,15 +222,15 @@ def fuse(product: Product, quantised: Quantised, levels: TernaryWeight) -> NotFu
     node, weight = product.node, product.weight
     if product.perm_x is not None or product.perm_y is not None:
         return NotFused(f"{node.op_type} '{node.name}' takes them transposed")
-    if reason := limits(quantised, weight.shape[0], levels.group_size):
+    if reason := limits(quantized, weight.shape[0], levels.group_size):
         return NotFused(reason)
-    term, after = quantised.term, list[ir.Node]()
+    term, after = quantized.term, list[ir.Node]()
     if term.power != 1 and (product.bias is not None or product.addend is not None):
         return NotFused(f"{node.op_type} '{node.name}' adds a bias to the sums of integers")
     value = node.outputs[0]
     while term.power != 1:
         user = _private(value, node.graph)
-        factor = None if user is None else _unit_factor(user, value, product, quantised)
+        factor = None if user is None else _unit_factor(user, value, product, quantized)
         if user is None or factor is None:
             return NotFused(f"'{value.name}' is not multiplied by the activations' scale alone")
         term = term.times(factor)
@@ -241,13 +241,13 @@ def fuse(product: Product, quantised: Quantised, levels: TernaryWeight) -> NotFu
         return NotFused("the scales behind the product take that of the weight out of float32")
     product.factor = scaled
     product.after = after
-    product.x = quantised.source
-    product.quantised = quantised
+    product.x = quantized.source
+    product.quantized = quantized
     return None
 
 
 def _unit_factor(
-    node: ir.Node, value: ir.Value, product: Product, quantised: Quantised
+    node: ir.Node, value: ir.Value, product: Product, quantized: Quantized
 ) -> Term | None:
     """What a Cast, Mul or Div does to the sums, if no more than scale them."""
     if node.domain != "" or call_attribute(node):
@@ -259,7 +259,7 @@ def _unit_factor(
     other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
     if other is value:
         return None
-    factor = quantised.units(other, product.num_columns, product.rank)
+    factor = quantized.units(other, product.num_columns, product.rank)
     return factor.inverse() if factor is not None and node.op_type == "Div" else factor
 
 

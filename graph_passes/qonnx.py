@@ -1,4 +1,4 @@
-"""QONNX's quantisers of weights, which ONNX Runtime has no kernels for.
+"""QONNX's quantizers of weights, which ONNX Runtime has no kernels for.
 
     Quant(w, scale, zero_point, bit_width) -> ...      BipolarQuant(w, scale) -> ...
 
@@ -40,7 +40,7 @@ Float32 = NDArray[np.float32]
 
 
 def _halves(values: Float32, *, up: bool) -> Float32:
-    """To the nearest integer, halves away from zero or towards it."""
+    """To the nearest integer, halves away from zero or toward it."""
     size = np.abs(values)
     whole = np.floor(size)
     rest = size - whole
@@ -68,7 +68,7 @@ def apply(node: ir.Node, operands: Sequence[Constant | None]) -> Constant | str:
     """
     bipolar = node.op_type == "BipolarQuant"
     given = [each for each in operands if each is not None]
-    source, what = given[0], f"'{given[0].name}' is quantised by {node.op_type} '{node.name}'"
+    source, what = given[0], f"'{given[0].name}' is quantized by {node.op_type} '{node.name}'"
     if len(given) != len(operands) or len(given) != (2 if bipolar else 4):
         return f"{what} with {len(given)} operands, expected {2 if bipolar else 4}"
     for each in given[: 2 if bipolar else 3]:
@@ -85,7 +85,7 @@ def apply(node: ir.Node, operands: Sequence[Constant | None]) -> Constant | str:
         rule = _rule(node, given[3])
         if isinstance(rule, str):
             return f"{what} with {rule}"
-        evaluate = _quantised(given[0], given[1], given[2], *rule)
+        evaluate = _quantized(given[0], given[1], given[2], *rule)
     return replace(
         source,
         nodes=(*source.nodes, node),
@@ -117,7 +117,7 @@ def _rule(node: ir.Node, bit_width: Constant) -> tuple[bool, int, int, str] | st
     return signed and bits == 1, lowest, highest, mode
 
 
-def _quantised(
+def _quantized(
     source: Constant,
     scale: Constant,
     zero_point: Constant,

@@ -1,4 +1,4 @@
-"""Products that stay float, in the hands of ONNX Runtime's own quantiser, where the user asks.
+"""Products that stay float, in the hands of ONNX Runtime's own quantizer, where the user asks.
 
     MatMul(X, W)   =>   com.microsoft.MatMulNBits(X, B, scales, zero_points)
 
@@ -31,7 +31,7 @@ _DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
+class Quantized:
     """A weight as MatMulNBits takes it.
 
     Attributes:
@@ -54,11 +54,11 @@ class Quantised:
         return self.codes.nbytes + self.scales.nbytes + self.zero_points.nbytes
 
 
-def quantise(node: ir.Node, bits: int) -> Quantised | None:
+def quantize(node: ir.Node, bits: int) -> Quantized | None:
     """The weight of a product in blocks, or None where case 1 does not hold.
 
     Raises:
-        OnnxTernaryError: if onnxruntime has no quantiser for these bits.
+        OnnxTernaryError: if onnxruntime has no quantizer for these bits.
         ModelError: if the weight cannot be read.
     """
     if (node.domain, node.op_type) != ("", "MatMul") or node.inputs[1] is None:
@@ -68,10 +68,10 @@ def quantise(node: ir.Node, bits: int) -> Quantised | None:
         return None
     if not weight.size:
         return None
-    quantiser = _quantiser(bits)
-    parts = [quantiser.qbits_block_quant(columns) for columns in _columns(weight)]
+    quantizer = _quantizer(bits)
+    parts = [quantizer.qbits_block_quant(columns) for columns in _columns(weight)]
     codes, scales, zero_points = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Quantised(weight, bits, codes, scales, zero_points)
+    return Quantized(weight, bits, codes, scales, zero_points)
 
 
 def _columns(weight: Constant) -> Iterator[NDArray[Any]]:
@@ -87,7 +87,7 @@ def _columns(weight: Constant) -> Iterator[NDArray[Any]]:
     weight.release()
 
 
-def _quantiser(bits: int) -> Any:
+def _quantizer(bits: int) -> Any:
     try:
         from onnxruntime.quantization.matmul_nbits_quantizer import (
             DefaultWeightOnlyQuantConfig,
@@ -99,7 +99,7 @@ def _quantiser(bits: int) -> Any:
         )
     except (ImportError, TypeError) as error:
         raise OnnxTernaryError(
-            f"This onnxruntime has no quantiser for {bits} bits ({error}); upgrade it with "
+            f"This onnxruntime has no quantizer for {bits} bits ({error}); upgrade it with "
             "'pip install -U onnxruntime', or leave out --remaining."
         ) from error
     return DefaultWeightOnlyQuantizer(config)

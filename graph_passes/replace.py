@@ -48,7 +48,7 @@ from onnx_ternary.ternary import TernaryWeight
 
 from . import siblings
 from .match import Rejection, TernaryMatMul
-from .remaining import ACCURACY_LEVEL, BLOCK_SIZE, Quantised
+from .remaining import ACCURACY_LEVEL, BLOCK_SIZE, Quantized
 from .weights import FOLDER, Constant, leaf
 
 # Below opset 12 a body learns N from the shape of the scale or the bias only.
@@ -156,21 +156,21 @@ class Replacer:
             self._notes.setdefault(match.note, []).append(f"'{name}'")
         return None
 
-    def requantise(self, node: ir.Node, quantised: Quantised) -> None:
+    def requantize(self, node: ir.Node, quantized: Quantized) -> None:
         """Put a MatMulNBits in the place of a MatMul (remaining.py)."""
         graph, x, output = node.graph, node.inputs[0], node.outputs[0]
         assert isinstance(graph, ir.Graph) and x is not None
-        weight = quantised.weight
+        weight = quantized.weight
         K, N = weight.shape
         tensors = {
-            f"{weight.name}_Q{quantised.bits}": quantised.codes,
-            f"{weight.name}_scales": quantised.scales.reshape(-1),
-            f"{weight.name}_zero_points": quantised.zero_points.reshape(-1),
+            f"{weight.name}_Q{quantized.bits}": quantized.codes,
+            f"{weight.name}_scales": quantized.scales.reshape(-1),
+            f"{weight.name}_zero_points": quantized.zero_points.reshape(-1),
         }
         sizes = {
             "K": K,
             "N": N,
-            "bits": quantised.bits,
+            "bits": quantized.bits,
             "block_size": BLOCK_SIZE,
             "accuracy_level": ACCURACY_LEVEL,
         }

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from onnx_ternary import model_io
 from onnx_ternary.errors import ModelError
-from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarise
+from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarize
 
 from . import dequantize, qonnx
 
@@ -113,12 +113,12 @@ class Constant:
             shape=rows_and_columns,
             evaluate=(
                 inner.matrix()
-                if isinstance(inner, dequantize.Dequantised)
+                if isinstance(inner, dequantize.Dequantized)
                 else lambda: inner().reshape(rows_and_columns)
             ),
         )
 
-    def ternarise(self, tolerance: float) -> TernaryWeight | NotTernary:
+    def ternarize(self, tolerance: float) -> TernaryWeight | NotTernary:
         """Levels and scales of a (K, N) constant, or why it has none.
 
         Weights that are stored as codes keep the scales they have.
@@ -126,14 +126,14 @@ class Constant:
         Raises:
             ModelError: as `numpy`.
         """
-        if isinstance(self.evaluate, dequantize.Dequantised):
+        if isinstance(self.evaluate, dequantize.Dequantized):
             try:
-                found = self.evaluate.ternarise()
+                found = self.evaluate.ternarize()
             except (OSError, ValueError, TypeError) as error:
                 raise ModelError(f"Tensor '{self.name}' cannot be read: {error}") from error
             if isinstance(found, TernaryWeight) or not tolerance:
                 return found
-        return ternarise(self.numpy(), tolerance=tolerance)
+        return ternarize(self.numpy(), tolerance=tolerance)
 
     def release(self) -> None:
         """Let go of the mapped file, if the tensor is external."""
@@ -367,7 +367,7 @@ def _transpose(constant: Constant, perm: tuple[int, ...]) -> Constant:
         shape=tuple(constant.shape[axis] for axis in perm),
         evaluate=(
             inner.transposed(perm)
-            if isinstance(inner, dequantize.Dequantised)
+            if isinstance(inner, dequantize.Dequantized)
             else lambda: inner().transpose(perm)
         ),
     )
@@ -398,5 +398,5 @@ def _cast(node: ir.Node, constant: Constant) -> Constant | NotConstant:
         constant,
         key=(*others, ("cast", int(target)), *transposes),
         dtype=target,
-        evaluate=inner.cast(dtype) if isinstance(inner, dequantize.Dequantised) else evaluate,
+        evaluate=inner.cast(dtype) if isinstance(inner, dequantize.Dequantized) else evaluate,
     )

@@ -31,7 +31,7 @@ from onnx_ternary.errors import ExitCode, ModelError, OnnxTernaryError
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.outcome import Outcome
 from onnx_ternary.report import format_size
-from onnx_ternary.summary import summarise_batch
+from onnx_ternary.summary import summarize_batch
 
 # Peak of a process that converts and verifies: 7.0 times the file for one weight of 196 MB inside
 # the model, 5.8 for twelve of 17 MB, half of that with external data; 0.14 GB for a small model
@@ -224,7 +224,7 @@ def convert_many(
         _convert_all(tasks, min(jobs or num_processors(), len(tasks)), finish)
         batch = Batch(tuple(outcomes[task.source] for task in tasks))
         write_report(json.dumps(batch.to_dict(), indent=2) + "\n")
-        write_summary(summarise_batch(batch))
+        write_summary(summarize_batch(batch))
     return batch
 
 

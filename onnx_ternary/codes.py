@@ -1,6 +1,6 @@
 """Which integer codes with zero points and scales are ternary weights.
 
-Quantisers store W = (codes - zero_point) * scale, one scale for the matrix, a column, or a column
+Quantizers store W = (codes - zero_point) * scale, one scale for the matrix, a column, or a column
 and group of consecutive rows. It is ternary where the levels ``codes - zero_point`` of each scale
 and column are 0 and plus or minus one magnitude, whatever that magnitude is; it goes into the
 scale.
@@ -21,7 +21,7 @@ _MIN_GROUP_SIZE = 16
 _MAX_LISTED_CODES = 6
 
 
-def ternarise_codes(
+def ternarize_codes(
     codes: NDArray[Any],
     scale: NDArray[np.float32],
     zero_point: NDArray[np.float64],
@@ -29,7 +29,7 @@ def ternarise_codes(
     group_size: int,
     dtypes: Sequence[np.dtype[Any]] = (),
 ) -> TernaryWeight | NotTernary:
-    """Finds the levels and scales of a quantised weight matrix, exactly.
+    """Finds the levels and scales of a quantized weight matrix, exactly.
 
     Scales stay as fine as they are given, with one exception: groups of rows that have the same
     scales throughout and are too small for an index count as one.

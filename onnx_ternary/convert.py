@@ -1,4 +1,4 @@
-"""Convert a file: optimise, verify, check the user's requirements, and only then write."""
+"""Convert a file: optimize, verify, check the user's requirements, and only then write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from onnx_ternary.errors import (
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.outcome import Outcome
 from onnx_ternary.report import Report
-from onnx_ternary.summary import summarise
+from onnx_ternary.summary import summarize
 from onnx_ternary.verify import VerificationReport, verify
 
 # Verification holds the original in memory, its products' inputs and outputs beside it.
@@ -128,7 +128,7 @@ def convert(
 
         def write(outcome: Outcome) -> None:
             write_report(outcome.to_json())
-            write_summary(summarise(outcome))
+            write_summary(summarize(outcome))
 
         try:
             with _scratch_folder(target) as scratch:

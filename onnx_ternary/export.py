@@ -8,8 +8,8 @@
 1. activation = float. Float16 and bfloat16 products are computed in their own type where scale and
    bias are exact in it, else in float32 between Casts. MatMulNBits has no bfloat16 kernel on the
    CPU, so bfloat16 is always cast there; so is a product whose type is unknown (in functions).
-2. Quantised activations. The part of the function body that depends on X is put in the node's
-   place: the quantisation, the product with the integers, and the scales behind it. Where the body
+2. Quantized activations. The part of the function body that depends on X is put in the node's
+   place: the quantization, the product with the integers, and the scales behind it. Where the body
    multiplies by MatMulInteger, every form does.
 3. MatMulNBits. Codes are level + 2^(bits - 1), which needs no zero points. A block is the scale
    group, or a part of it; scales of the matrix or of a column are repeated.
@@ -85,7 +85,7 @@ class ExportedProduct:
         K: reduction length.
         N: output columns.
         dtype: what the product is computed in, ``float``, ``float16`` or ``bfloat16``.
-        activation: ``float``, or ``int8`` where the rows are quantised before the product.
+        activation: ``float``, or ``int8`` where the rows are quantized before the product.
     """
 
     node: str
@@ -164,7 +164,7 @@ def export(
     The op's function, its domain and this package's metadata go as well.
 
     Args:
-        model: a path, a serialised model, or a model in memory, which is left as it is.
+        model: a path, a serialized model, or a model in memory, which is left as it is.
         to: ``float`` (MatMul), ``matmulnbits`` (com.microsoft.MatMulNBits) or ``qdq``
             (DequantizeLinear and MatMul).
         bits: of MatMulNBits' codes.
@@ -413,7 +413,7 @@ class _Exporter:
         if is_float:
             operator = self._float_product(weight, bias)
         else:
-            operator = self._quantised_product(weight)
+            operator = self._quantized_product(weight)
         if self._form == "matmulnbits":
             opsets.setdefault(_NBITS_DOMAIN, 1)
         self._place.replace()
@@ -442,7 +442,7 @@ class _Exporter:
             )
         return operator
 
-    def _quantised_product(self, weight: _Weight) -> str:
+    def _quantized_product(self, weight: _Weight) -> str:
         """Case 2; what the product became."""
         place, attributes = self._place, weight.attributes
         variant = BodyVariant.of(
@@ -455,7 +455,7 @@ class _Exporter:
         proto = make_function_body([variant], place.opset, MIN_IR_VERSION)
         if isinstance(proto, NoBody):
             raise place.refusal(
-                f"its quantisation takes operators the model lacks: {proto.reason}",
+                f"its quantization takes operators the model lacks: {proto.reason}",
                 "raise the original's opset and convert it again",
             )
         body = ir.serde.deserialize_function(proto)
@@ -492,7 +492,7 @@ class _Exporter:
             return self._matmul_nbits(x, weight)
         operator = "MatMul"
         if self._form == "qdq":
-            operator, w = self._dequantised(weight)
+            operator, w = self._dequantized(weight)
         else:
             shape = (weight.attributes.K, weight.attributes.N)
             w = self._constant(weight, "weight", weight.dtype, shape, weight.dense)
@@ -547,7 +547,7 @@ class _Exporter:
             )
         return max(fits)
 
-    def _dequantised(self, weight: _Weight) -> tuple[str, ir.Value]:
+    def _dequantized(self, weight: _Weight) -> tuple[str, ir.Value]:
         """Case 4; W (K, N) behind DequantizeLinear."""
         place, rank = self._place, weight.scale.ndim
         kind = ("matrix", "column", "group of rows")[rank]

@@ -2,7 +2,7 @@
 
 The function decodes the index tensors of docs/index_format.md, folds the scale into the decoded
 weights (level * scale is the original weight, bit for bit), and multiplies. Everything up to the
-product depends on initializers alone, so ONNX Runtime's basic optimisations fold it at load; from
+product depends on initializers alone, so ONNX Runtime's basic optimizations fold it at load; from
 opset 12 on the folded model is the original one.
 
 A function must import exactly the model's own opset, so bodies are generated per opset; the
@@ -375,7 +375,7 @@ def _one(nodes: _Nodes) -> str:
 
 def _product(nodes: _Nodes, variant: BodyVariant, levels: str) -> None:
     """Y from X and the levels, (K, N) or padded along K below opset 12."""
-    # Integer sums of quantised activations are exact; a scale of the whole column waits for them.
+    # Integer sums of quantized activations are exact; a scale of the whole column waits for them.
     scale_last = variant.activation != "float" and not variant.per_group
     weight = levels if scale_last else _scaled(nodes, variant, levels)
     x = "X"
@@ -385,8 +385,8 @@ def _product(nodes: _Nodes, variant: BodyVariant, levels: str) -> None:
         weight = nodes.first(weight, nodes.last_dim("X"), [0])
 
     if variant.activation == "int8":
-        quantised, row_scale = _quantised(nodes, variant, x)
-        sums = nodes("Div", nodes("MatMul", quantised, weight), row_scale)
+        quantized, row_scale = _quantized(nodes, variant, x)
+        sums = nodes("Div", nodes("MatMul", quantized, weight), row_scale)
         if scale_last:
             sums = nodes("Mul", sums, "scale")
     elif variant.activation == "uint8":
@@ -431,7 +431,7 @@ def _unsigned_product(nodes: _Nodes, x: str, levels: str) -> str:
     return nodes("Mul", sums, nodes("Mul", x_scale, "scale"))
 
 
-def _quantised(nodes: _Nodes, variant: BodyVariant, x: str) -> tuple[str, str]:
+def _quantized(nodes: _Nodes, variant: BodyVariant, x: str) -> tuple[str, str]:
     """Integer-valued float32 rows and their scale s (..., 1): docs/op_spec.md's int8 rule."""
     epsilon = nodes.number("activation_epsilon", variant.activation_epsilon, "value_float")
     qmin = nodes.number("activation_qmin", variant.activation_qmin, "value_int")

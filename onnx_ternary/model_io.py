@@ -60,7 +60,7 @@ def load(path: str | PathLike[str]) -> ir.Model:
 
 
 def from_bytes(content: bytes, name: str = "model") -> ir.Model:
-    """Deserialise a model; ``name`` is what messages call it.
+    """Deserialize a model; ``name`` is what messages call it.
 
     Raises:
         ModelError: if it is not an ONNX model, is cut short, or as `from_proto`.
@@ -75,7 +75,7 @@ def from_bytes(content: bytes, name: str = "model") -> ir.Model:
 
 
 def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
-    """Deserialise a ModelProto; ``name`` is what messages call it.
+    """Deserialize a ModelProto; ``name`` is what messages call it.
 
     Raises:
         ModelError: if it is not a model, is damaged, or holds what conversion would lose.
@@ -468,7 +468,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
         with _embedded(model):
             return ir.to_proto(model)
     except (OSError, ValueError, EncodeError, ir.serde.SerdeError) as error:
-        raise ModelError(f"The model cannot be serialised: {error}") from error
+        raise ModelError(f"The model cannot be serialized: {error}") from error
 
 
 def _data_names(target: Path) -> tuple[str, frozenset[Path]]:

@@ -76,7 +76,7 @@ def optimize(
     """Replace every product with a ternary or binary weight by `TernaryIndexedMatMul`.
 
     Args:
-        model: a path, a serialised model, or a model in memory, which is left as it is.
+        model: a path, a serialized model, or a model in memory, which is left as it is.
         options: None for the defaults.
         progress: called before each product with its name, its index and their number.
         spool: where the tensors of indices go until the model is saved; None keeps them in memory.

@@ -37,20 +37,20 @@ class OptimizeOptions:
         storage: how codes are stored; None: the format's default for the weight's alphabet.
         block_width: columns in a block of an ``rsr`` index; None: the paper's optimum.
         algorithm: block product of an ``rsr`` index, ``rsr`` or ``rsr++``; None: ``rsr++``.
-        activation: ``keep`` quantises no activations the model does not; ``int8`` quantises each
+        activation: ``keep`` quantizes no activations the model does not; ``int8`` quantizes each
             row as BitNet b1.58 does, which changes the model's numbers.
         remaining: ``int8`` and ``int4`` hand the float products that are left to onnxruntime's own
-            MatMulNBits quantiser, which changes the model's numbers; ``keep`` leaves them alone.
+            MatMulNBits quantizer, which changes the model's numbers; ``keep`` leaves them alone.
         tolerance: largest relative distance of a weight from its level; 0.0: bitwise exact.
         external_data: where tensors go on saving: ``auto`` (beside the model above 2 GB, and above
             10 MB if the original has them there), ``always`` or ``never``.
         function_body: carry a body of standard operators, so that the model also runs without the
             library.
-        fold: evaluate weights that are the end of a constant expression (quantised or unpacked in
+        fold: evaluate weights that are the end of a constant expression (quantized or unpacked in
             the graph); False leaves such products alone.
         convolutions: rewrite Conv with a 1 x 1 kernel as well: the file gets smaller, the model
             slower (docs/adr/0005-leave-convolutions-float.md).
-        fuse_activation: where the model quantises activations itself by a rule the op has, the op
+        fuse_activation: where the model quantizes activations itself by a rule the op has, the op
             does it, with the same integers; False keeps the model's nodes for it.
         fuse_siblings: compute products that share an input (query, key and value; gate and up) in
             one call of the op, and split the result; the numbers are the same.

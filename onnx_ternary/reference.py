@@ -64,8 +64,8 @@ def ternary_indexed_matmul(
     rows = x.reshape(-1, attributes.K).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         if attributes.activation == "int8":
-            quantised, row_scale = quantise_rows(rows, attributes)
-            sums = _level_sums(quantised.astype(np.int64), codes, aux, attributes)
+            quantized, row_scale = quantize_rows(rows, attributes)
+            sums = _level_sums(quantized.astype(np.int64), codes, aux, attributes)
             group_scale = scale[:, None, :] if attributes.group_size else scale
             terms = sums.astype(np.float32) / row_scale[:, None] * group_scale
             y32 = terms[0]
@@ -73,7 +73,7 @@ def ternary_indexed_matmul(
                 y32 = y32 + term
             y: NDArray[Any] = y32 + bias
         elif attributes.activation == "uint8":
-            centred, x_scale = quantise_tensor(rows)
+            centred, x_scale = quantize_tensor(rows)
             sums = _level_sums(centred, codes, aux, attributes)[0]
             y = sums.astype(np.float32) * (x_scale * scale) + bias
         else:
@@ -103,7 +103,7 @@ def _float_product(
     return y
 
 
-def quantise_rows(
+def quantize_rows(
     x: NDArray[np.float32], attributes: OpAttributes
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """The int8 activation rule of docs/op_spec.md, every operation rounded to float32.
@@ -130,7 +130,7 @@ def quantise_rows(
     return q.astype(np.int8), np.where(finite, s, np.float32(np.nan))
 
 
-def quantise_tensor(x: NDArray[np.float32]) -> tuple[NDArray[np.int64], np.float32]:
+def quantize_tensor(x: NDArray[np.float32]) -> tuple[NDArray[np.int64], np.float32]:
     """The uint8 activation rule of docs/op_spec.md, DynamicQuantizeLinear's, in float32.
 
     Args:
@@ -160,7 +160,7 @@ def _level_sums(
     group_rows = attributes.group_size or K
     groups = [slice(start, start + group_rows) for start in range(0, K, group_rows)]
     if attributes.index_format == "packed":
-        # Sums of quantised products stay below 2^31, so they are exact in float64 too.
+        # Sums of quantized products stay below 2^31, so they are exact in float64 too.
         levels = decode_index(attributes, codes, aux)
         real = values.astype(np.float64)
         sums = np.empty((len(groups), values.shape[0], N))
@@ -381,7 +381,7 @@ def int8_error_bound(
         ValueError: if `dtype` is another one.
     """
     K, N = levels.shape
-    q, s = quantise_rows(x.reshape(-1, K).astype(np.float32), attributes)
+    q, s = quantize_rows(x.reshape(-1, K).astype(np.float32), attributes)
     group_scales = _group_scales(scale, levels.shape)
     num_groups = group_scales.shape[0]
     group_rows = group_size or K
@@ -421,7 +421,7 @@ def uint8_error_bound(
     another.
 
     Args:
-        centred: (M, K) as `quantise_tensor` returns it, some rows or all of them.
+        centred: (M, K) as `quantize_tensor` returns it, some rows or all of them.
         x_scale: as well.
         levels: (K, N) int8.
         scale: () or (N,).

@@ -118,7 +118,7 @@ class Report:
     Attributes:
         rewrites: products that were replaced, in graph order.
         rejections: products that stayed, with their reasons, in graph order.
-        requantised: names of those rejections that onnxruntime's own quantiser was given
+        requantised: names of those rejections that onnxruntime's own quantizer was given
             (`OptimizeOptions.remaining`).
         already_converted: names of the `TernaryIndexedMatMul` nodes the model came with.
         notes: what else a user should know (a weight kept, a function body left out).

@@ -138,7 +138,7 @@ def InferenceSession(  # noqa: N802 - takes the place of onnxruntime's class
     """``onnxruntime.InferenceSession`` with the library registered.
 
     Args:
-        path_or_bytes: a model file, or a serialised model.
+        path_or_bytes: a model file, or a serialized model.
         sess_options: changed in place by `register`; None takes the defaults.
         providers: None takes the CPU provider, where the op runs. With others ONNX Runtime copies
             the op's inputs and outputs between devices.

@@ -37,7 +37,7 @@ _MARKS = {"converted": "✅", "unchanged": "⚪", "already converted": "⚪", "f
 _FOOT = f"onnx-ternary {__version__}\n"
 
 
-def summarise(outcome: Outcome) -> str:
+def summarize(outcome: Outcome) -> str:
     """One model: a table of its products, the verification, what went wrong.
 
     Where there are more rows than a comment may hold, the last ones are left out, and it says so.
@@ -49,10 +49,10 @@ def summarise(outcome: Outcome) -> str:
     return "\n\n".join((title, _section(outcome, _MAX_CHARACTERS), _FOOT))
 
 
-def summarise_batch(batch: Batch) -> str:
+def summarize_batch(batch: Batch) -> str:
     """Several models: a table of them, then the products of each, folded.
 
-    What a comment could not hold is left out as in `summarise`.
+    What a comment could not hold is left out as in `summarize`.
     """
     lines = [_model_line(outcome) for outcome in batch.outcomes]
     table = _table(_MODELS_HEAD, lines, _MAX_CHARACTERS // 2, "models")

@@ -74,7 +74,7 @@ class _Misfit:
     change: float = 0.0
 
 
-def ternarise(
+def ternarize(
     weight: NDArray[Any],
     *,
     tolerance: float = 0.0,

@@ -1,8 +1,8 @@
 """Whether a converted model gives the original's answers.
 
 Each rewritten product is judged on its own, by the op's derived error bound: the original graph
-runs with optimisations off and the product's input and output exposed, and the converted node runs
-on that input. End to end, where no bound survives normalisation and rounding, the differences of
+runs with optimizations off and the product's input and output exposed, and the converted node runs
+on that input. End to end, where no bound survives normalization and rounding, the differences of
 the outputs are measured against stated tolerances.
 """
 
@@ -47,12 +47,12 @@ DEFAULT_TOLERANCES: Mapping[str, float] = {
     "float16": 1e-2,
 }
 # One rounding that falls the other way moves everything behind it, so outputs of models with
-# quantised activations are reported without a verdict.
+# quantized activations are reported without a verdict.
 _ROUNDING_OPS = frozenset(
     ("Round", "QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "Floor", "Ceil")
 )
-# In front of a MatMul, or as one, optimised to a product of 8-bit activations.
-_ROUNDED_WHEN_OPTIMISED = frozenset(("DequantizeLinear", "MatMulNBits"))
+# In front of a MatMul, or as one, optimized to a product of 8-bit activations.
+_ROUNDED_WHEN_OPTIMIZED = frozenset(("DequantizeLinear", "MatMulNBits"))
 # Products of integers, and which input is the weight's zero point; the weight is input 1.
 _INTEGER_PRODUCTS = {"MatMulInteger": 3, "MatMulIntegerToFloat": 5, "DynamicQuantizeMatMul": 3}
 # 2 * 255 * 64 fits in int16, twice that does not.
@@ -93,7 +93,7 @@ class ProductCheck:
         worst_expected: the value it should have.
         worst_found: the value it has.
         max_difference_from_original: largest difference from the original's product relative to
-            its largest magnitude; where activations are quantised it is no error.
+            its largest magnitude; where activations are quantized it is no error.
     """
 
     node: str
@@ -256,13 +256,13 @@ def verify(
     Memory grows with the original, unless ``products_only``.
 
     Args:
-        original: the model before conversion: a path, a serialised model or a model in memory.
+        original: the model before conversion: a path, a serialized model or a model in memory.
         converted: the model after it.
         inputs: arrays by input name, or an .npz file of them (other arrays in the file are
             ignored); None generates them.
         seed: of generated inputs.
         tolerance: largest difference of a float output relative to its largest magnitude. None
-            takes DEFAULT_TOLERANCES, and gives no verdict on outputs of models that quantise
+            takes DEFAULT_TOLERANCES, and gives no verdict on outputs of models that quantize
             activations or whose weights were changed (`weight_tolerance`).
         weight_tolerance: what conversion was allowed to change a weight by, relative to the scale.
         max_rows: rows a product is compared on at most, fewer where it is large; all are run.
@@ -302,14 +302,14 @@ def verify(
         notes.append(f"{num_nested} products in subgraphs are covered end to end only")
 
     output_names = [value.name for value in before.proto.graph.output]
-    expected = before.run(feeds, output_names, optimised=False)
+    expected = before.run(feeds, output_names, optimized=False)
     # As users run it, unless onnxruntime then rounds activations of products that stayed.
     kept_codes = any(
-        node.op_type in _ROUNDED_WHEN_OPTIMISED
+        node.op_type in _ROUNDED_WHEN_OPTIMIZED
         for node in (*after.proto.graph.node, *_nested_nodes(after.proto))
     )
     found = after.run(
-        feeds, [value.name for value in after.proto.graph.output], optimised=not kept_codes
+        feeds, [value.name for value in after.proto.graph.output], optimized=not kept_codes
     )
     products = _check_products(
         exact,
@@ -331,10 +331,10 @@ def verify(
     requantised = _blockwise_products(after.proto) - _blockwise_products(before.proto)
     if requantised:
         notes.append(
-            f"{len(requantised)} products were quantised by onnxruntime (--remaining), so the "
+            f"{len(requantised)} products were quantized by onnxruntime (--remaining), so the "
             "outputs are reported without a verdict"
         )
-    quantises = (
+    quantizes = (
         num_rounding > 0
         or bool(requantised)
         or any(_attributes(node).activation != "float" for node in nodes)
@@ -343,9 +343,9 @@ def verify(
             for node in (*before.proto.graph.node, *_nested_nodes(before.proto))
         )
     )
-    if quantises:
+    if quantizes:
         notes.append(
-            "activations are quantised or rounded: a value that rounds the other way moves the "
+            "activations are quantized or rounded: a value that rounds the other way moves the "
             "outputs far more than the products' errors"
         )
     if weight_tolerance:
@@ -355,12 +355,12 @@ def verify(
         )
     if any(check.compared_with.startswith("numpy") for check in products):
         notes.append(
-            "products with quantised activations are held against the numpy reference of the "
-            "quantisation rule, on the original's inputs, and against the original's product where "
-            "the original quantises by itself"
+            "products with quantized activations are held against the numpy reference of the "
+            "quantization rule, on the original's inputs, and against the original's product where "
+            "the original quantizes by itself"
         )
     unjudged = num_nested + sum(check.status == "end to end only" for check in products)
-    if unjudged and tolerance is None and (quantises or weight_tolerance):
+    if unjudged and tolerance is None and (quantizes or weight_tolerance):
         notes.append(
             f"{unjudged} products have no verdict: neither they nor the outputs behind them can be "
             "held to a bound"
@@ -377,7 +377,7 @@ def verify(
                 "model again with 'onnx-ternary optimize'."
             )
         limit = tolerance
-        if limit is None and not quantises and not weight_tolerance:
+        if limit is None and not quantizes and not weight_tolerance:
             coarsest = "float16" if half else expected[name].dtype.name
             limit = DEFAULT_TOLERANCES.get(coarsest)
         outputs.append(
@@ -498,7 +498,7 @@ class _Loaded:
     def base_dir(self) -> str:
         return "" if self.path is None else str(self.path.parent.resolve())
 
-    def session(self, proto: ModelProto | None, *, optimised: bool) -> ort.InferenceSession:
+    def session(self, proto: ModelProto | None, *, optimized: bool) -> ort.InferenceSession:
         """A session of the model, or of an edited copy of its proto.
 
         Raises:
@@ -509,7 +509,7 @@ class _Loaded:
         runtime.register_libraries(options, self.libraries)
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
-            level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+            level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
         )
         try:
             if proto is None and self.path is not None:
@@ -539,14 +539,14 @@ class _Loaded:
             return runtime.InferenceSession(whole.SerializeToString(), options)
 
     def run(
-        self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str], *, optimised: bool
+        self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str], *, optimized: bool
     ) -> dict[str, NDArray[Any]]:
         """Outputs by name.
 
         Raises:
             ModelError: if onnxruntime cannot load or run the model.
         """
-        return self.run_session(self.session(None, optimised=optimised), feeds, names)
+        return self.run_session(self.session(None, optimized=optimized), feeds, names)
 
     def run_session(
         self,
@@ -570,7 +570,7 @@ class _Loaded:
         self, attempts: Sequence[Mapping[str, NDArray[Any]]]
     ) -> Iterator[ModelError | None]:
         """Why the model does not run on each of these inputs, one at a time."""
-        session = self.session(None, optimised=False)
+        session = self.session(None, optimized=False)
         names = [output.name for output in session.get_outputs()]
         for feeds in attempts:
             yield self._refusal(session, feeds, names)
@@ -1047,7 +1047,7 @@ def _run_exposed(
         shown = _expose_in_function(proto, function, names)
         if not shown:
             return {}
-    session = model.session(proto, optimised=False)
+    session = model.session(proto, optimized=False)
     types = {output.name: output.type for output in session.get_outputs()}
     readable = [name for name in shown if types[shown[name]] in _NUMPY_TYPES]
     values = model.run_session(session, feeds, [shown[name] for name in readable])
@@ -1141,7 +1141,7 @@ def _product_of(
     dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
     alone.graph.input.append(helper.make_tensor_value_info(source, dtype, x.shape))
     alone.graph.output.append(onnx.ValueInfoProto(name=target))
-    session = before.session(alone, optimised=False)
+    session = before.session(alone, optimized=False)
     result: NDArray[Any] = before.run_session(session, {source: x}, [target])[target]
     return place.y_of(result)
 
@@ -1211,21 +1211,21 @@ def _check_product(
     integer = attributes.activation != "float"
     op_types = _original_op_types(before, scope.before, place) if integer else frozenset()
     rounds, exact_sums = bool(op_types & _ROUNDING_OPS), bool(op_types & _INTEGER_PRODUCTS.keys())
-    quantised = _QuantisedRows.of(x.reshape(-1, K), chosen, attributes) if integer else None
-    compared = [_ComparedRows(rows, found, y, quantised)]
+    quantized = _QuantizedRows.of(x.reshape(-1, K), chosen, attributes) if integer else None
+    compared = [_ComparedRows(rows, found, y, quantized)]
     num_probes = 0
     probe = _probe(K, x.ndim, x.dtype)
     probed = None if probe is None else _run_original_product(before, scope.before, place, probe)
     if probe is not None and probed is not None and probed.shape == (*probe.shape[:-1], N):
         rows, probed = probe.reshape(-1, K), probed.reshape(-1, N)
         num_probes = len(rows)
-        answered, quantised = None, None
+        answered, quantized = None, None
         # A float original shows the weights, whatever rule the op was asked to follow.
         if rounds or not integer:
             answered = after.run_session(session, {"X": probe}, ["Y"])["Y"].reshape(-1, N)
         if rounds:
-            quantised = _QuantisedRows.of(rows, np.arange(num_probes), attributes)
-        compared.append(_ComparedRows(rows, answered, probed, quantised))
+            quantized = _QuantizedRows.of(rows, np.arange(num_probes), attributes)
+        compared.append(_ComparedRows(rows, answered, probed, quantized))
     row_names = [*chosen, *range(num_probes)]
 
     worst_ratio, max_error, difference, is_probe = 0.0, 0.0, 0.0, False
@@ -1280,8 +1280,8 @@ def _check_product(
 
 
 @dataclass(frozen=True, slots=True)
-class _QuantisedRows:
-    """Rows as the op quantises them: about ``integers * factor``.
+class _QuantizedRows:
+    """Rows as the op quantizes them: about ``integers * factor``.
 
     Attributes:
         integers: (M, K) float64.
@@ -1294,14 +1294,14 @@ class _QuantisedRows:
     x_scale: np.float32
 
     @classmethod
-    def of(cls, x: NDArray[Any], chosen: NDArray[Any], attributes: OpAttributes) -> _QuantisedRows:
+    def of(cls, x: NDArray[Any], chosen: NDArray[Any], attributes: OpAttributes) -> _QuantizedRows:
         """Rows ``chosen`` of x (M, K), which is all that the op is given at once."""
         x = x.astype(np.float32)
         if attributes.activation == "uint8":
-            centred, x_scale = reference.quantise_tensor(x)
+            centred, x_scale = reference.quantize_tensor(x)
             factor = np.full((len(chosen), 1), x_scale, np.float64)
             return cls(centred[chosen].astype(np.float64), factor, x_scale)
-        q, s = reference.quantise_rows(x[chosen], attributes)
+        q, s = reference.quantize_rows(x[chosen], attributes)
         with np.errstate(divide="ignore"):
             factor = 1 / s[:, None].astype(np.float64)
         return cls(q.astype(np.float64), factor, np.float32(0))
@@ -1360,8 +1360,8 @@ class _Columns:
             products += sums * factor * scales[group]
         return products
 
-    def quantised_expected(
-        self, x: NDArray[Any], rows: _QuantisedRows
+    def quantized_expected(
+        self, x: NDArray[Any], rows: _QuantizedRows
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What the activation rule gives, and the bound on the op's distance from it."""
         expected = self._products(rows.integers, rows.factor, self.levels) + self.bias
@@ -1379,7 +1379,7 @@ class _Columns:
 
     def original_bound(
         self,
-        rows: _QuantisedRows,
+        rows: _QuantizedRows,
         dtype: np.dtype[Any],
         *,
         exact_sums: bool,
@@ -1418,19 +1418,19 @@ _Judged: TypeAlias = tuple[
 
 @dataclass(frozen=True, slots=True)
 class _ComparedRows:
-    """Rows of X, what the op and the original make of them, and how they are quantised.
+    """Rows of X, what the op and the original make of them, and how they are quantized.
 
     Attributes:
         x: (M, K).
         found: (M, N) of the op; None to judge the weights alone, by their product in float64.
         originals: (M, N) of the original's product.
-        quantised: the rows as the op quantises them; None where it does not.
+        quantized: the rows as the op quantizes them; None where it does not.
     """
 
     x: NDArray[Any]
     found: NDArray[Any] | None
     originals: NDArray[Any]
-    quantised: _QuantisedRows | None
+    quantized: _QuantizedRows | None
 
     def judge(
         self,
@@ -1446,20 +1446,20 @@ class _ComparedRows:
             values = part.float_expected(self.x)
         else:
             values = self.found[:, columns].astype(np.float64)
-        if self.quantised is None:
+        if self.quantized is None:
             bound = part.float_bound(self.x, originals, weight_tolerance)
             return values, originals, originals, *_compare(values, originals, bound)
-        wanted, bound = part.quantised_expected(self.x, self.quantised)
+        wanted, bound = part.quantized_expected(self.x, self.quantized)
         error, ratio = _compare(values, wanted, bound)
         if rounds:
             bound = bound + part.original_bound(
-                self.quantised,
+                self.quantized,
                 self.x.dtype,
                 exact_sums=exact_sums,
                 weight_tolerance=weight_tolerance,
             )
             # Where rows have NaN or inf, graphs follow the rule in their own way.
-            finite = np.isfinite(self.quantised.factor)
+            finite = np.isfinite(self.quantized.factor)
             against_original = _compare(values, originals, bound)[1]
             ratio = np.maximum(ratio, np.where(finite, against_original, 0))
         return values, originals, wanted, error, ratio
@@ -1505,7 +1505,7 @@ def _node_session(
     model = helper.make_model(
         graph, opset_imports=after.proto.opset_import, ir_version=after.proto.ir_version
     )
-    return after.session(model, optimised=True)
+    return after.session(model, optimized=True)
 
 
 def _check_output(

@@ -1,7 +1,7 @@
-"""Forms of the catalogue in which the model quantises its activations itself.
+"""Forms of the catalogue in which the model quantizes its activations itself.
 
 `HITS` are fused into the op, `NEAR_MISSES` are products of integers that stay, and `KEPT` are float
-products that become the op while their activations go on being quantised by the graph.
+products that become the op while their activations go on being quantized by the graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.models import F32, Array, Case, K, Miss, N, column_scales, matmul, model, node, ternary
-from tests.models_quantised import MICROSOFT, codes, nbits
+from tests.models_quantized import MICROSOFT, codes, nbits
 
 Nodes = list[onnx.NodeProto]
 Constants = dict[str, Array]
@@ -94,7 +94,7 @@ def absmax(
 
 
 def _case(
-    quantisation: tuple[Nodes, Constants],
+    quantization: tuple[Nodes, Constants],
     nodes: Nodes,
     constants: Constants,
     pattern: str,
@@ -104,7 +104,7 @@ def _case(
     weights: Sequence[Array | None] | None = None,
     **kwargs: Any,
 ) -> Case:
-    made = model([*quantisation[0], *nodes], {**quantisation[1], **constants}, **kwargs)
+    made = model([*quantization[0], *nodes], {**quantization[1], **constants}, **kwargs)
     return Case(
         made,
         (f"{activation['activation']} activations -> {pattern}",),
@@ -118,9 +118,9 @@ def offline(
 ) -> Case:
     """AutoBitLinear with stored ternary weights: ``(q / s) @ w + bias``, times the weight scale."""
     weight = ternary(scale=1.0)
-    nodes = [node("Div", ["q", "s"], "dequantised")]
+    nodes = [node("Div", ["q", "s"], "dequantized")]
     if steps:  # torchscript writes Casts that do nothing
-        nodes.append(node("Cast", ["dequantised"], "cast", to=TensorProto.FLOAT))
+        nodes.append(node("Cast", ["dequantized"], "cast", to=TensorProto.FLOAT))
     nodes += [
         matmul(nodes[-1].output[0], y="sums"),
         node("Add", ["bias", "sums"], "biased"),
@@ -139,8 +139,8 @@ def offline(
 
 
 def online() -> Case:
-    """AutoBitLinear that quantises its weight in the graph: a constant expression."""
-    quantised = absmax(opset=18)
+    """AutoBitLinear that quantizes its weight in the graph: a constant expression."""
+    quantized = absmax(opset=18)
     weight = ternary(scale=0.02).T.copy()
     nodes = [
         node("Abs", ["w"], "w_magnitudes"),
@@ -149,13 +149,13 @@ def online() -> Case:
         node("Mul", ["w", "w_inverse"], "w_scaled"),
         node("Round", ["w_scaled"], "w_rounded"),
         node("Clip", ["w_rounded", "minus_one", "one"], "w_clipped"),
-        node("Div", ["w_clipped", "w_inverse"], "w_quantised"),
-        node("Transpose", ["w_quantised"], "w_turned", perm=[1, 0]),
-        node("Div", ["q", "s"], "dequantised"),
-        matmul("dequantised", "w_turned"),
+        node("Div", ["w_clipped", "w_inverse"], "w_quantized"),
+        node("Transpose", ["w_quantized"], "w_turned", perm=[1, 0]),
+        node("Div", ["q", "s"], "dequantized"),
+        matmul("dequantized", "w_turned"),
     ]
     constants = {"w": weight, "minus_one": np.array(-1, F32), "one": np.array(1, F32)}
-    return _case(quantised, nodes, constants, "MatMul", opset=18)
+    return _case(quantized, nodes, constants, "MatMul", opset=18)
 
 
 def packed(*, casts: bool = True, separate: bool = False, first: str = "scale") -> Case:
@@ -184,15 +184,15 @@ def packed(*, casts: bool = True, separate: bool = False, first: str = "scale") 
 
 def by_absmax(*, before: bool) -> Case:
     """The scale back is ``absmax / 127`` rather than one over s; before the product or behind."""
-    quantised = absmax(scale="division", opset=18)
+    quantized = absmax(scale="division", opset=18)
     back = node("Div", ["absmax", "qmax"], "back")
     if before:
-        nodes = [back, node("Mul", ["back", "q"], "dequantised"), matmul("dequantised")]
+        nodes = [back, node("Mul", ["back", "q"], "dequantized"), matmul("dequantized")]
     else:
         nodes = [back, matmul("q", y="sums"), node("Mul", ["sums", "back"], "y")]
     weight = ternary()
     return _case(
-        quantised,
+        quantized,
         nodes,
         {"w": weight},
         "MatMul" if before else "MatMul -> Mul",
@@ -204,36 +204,36 @@ def by_absmax(*, before: bool) -> Case:
 def gemm() -> Case:
     weight = ternary(scale=column_scales())
     nodes = [
-        node("Div", ["q", "s"], "dequantised"),
-        helper.make_node("Gemm", ["dequantised", "w", "c"], ["y"], name="product", transB=1),
+        node("Div", ["q", "s"], "dequantized"),
+        helper.make_node("Gemm", ["dequantized", "w", "c"], ["y"], name="product", transB=1),
     ]
     constants = {"w": weight.T.copy(), "c": BIAS}
     return _case(absmax(), nodes, constants, "Gemm", weight=weight)
 
 
 def two_bit_codes() -> Case:
-    """MatMulNBits behind the quantisation: the scale of a block of rows is a group's."""
-    quantised, stored = absmax(), nbits().model
+    """MatMulNBits behind the quantization: the scale of a block of rows is a group's."""
+    quantized, stored = absmax(), nbits().model
     product = stored.graph.node[0]
-    product.input[0] = "dequantised"
+    product.input[0] = "dequantized"
     constants = {each.name: numpy_helper.to_array(each) for each in stored.graph.initializer}
-    nodes = [node("Div", ["q", "s"], "dequantised"), product]
-    case = _case(quantised, nodes, constants, "MatMulNBits", opsets=MICROSOFT)
+    nodes = [node("Div", ["q", "s"], "dequantized"), product]
+    case = _case(quantized, nodes, constants, "MatMulNBits", opsets=MICROSOFT)
     return replace(case, grows=True)
 
 
 def float16() -> Case:
     """Activations go through float32 and come back as float16."""
     weight = ternary(dtype=np.float16)
-    quantised = absmax(x="wide")
+    quantized = absmax(x="wide")
     nodes = [
-        node("Div", ["q", "s"], "dequantised"),
-        node("Cast", ["dequantised"], "narrow", to=TensorProto.FLOAT16),
+        node("Div", ["q", "s"], "dequantized"),
+        node("Cast", ["dequantized"], "narrow", to=TensorProto.FLOAT16),
         matmul("narrow"),
     ]
     widen = node("Cast", ["x"], "wide", to=TensorProto.FLOAT)
     return _case(
-        ([widen, *quantised[0]], quantised[1]),
+        ([widen, *quantized[0]], quantized[1]),
         nodes,
         {"w": weight},
         "MatMul",
@@ -244,14 +244,14 @@ def float16() -> Case:
 
 
 def shared() -> Case:
-    """Three products of the same quantised activations, which a person calls q, k and v."""
+    """Three products of the same quantized activations, which a person calls q, k and v."""
     weight = [ternary(seed=seed) for seed in range(3)]
-    nodes = [node("Div", ["q", "s"], "dequantised")]
-    nodes += [matmul("dequantised", f"w{i}", f"y{i}", f"product{i}") for i in range(3)]
-    quantised = absmax()
+    nodes = [node("Div", ["q", "s"], "dequantized")]
+    nodes += [matmul("dequantized", f"w{i}", f"y{i}", f"product{i}") for i in range(3)]
+    quantized = absmax()
     made = model(
-        [*quantised[0], *nodes],
-        {**quantised[1], **{f"w{i}": weight[i] for i in range(3)}},
+        [*quantized[0], *nodes],
+        {**quantized[1], **{f"w{i}": weight[i] for i in range(3)}},
         outputs=("y0", "y1", "y2"),
     )
     return Case(
@@ -278,7 +278,7 @@ def seen(*, output: bool) -> Case:
 
 def dynamic(*, x: str = "x") -> Nodes:
     outputs = ["q", "x_scale", "zero"]
-    return [helper.make_node("DynamicQuantizeLinear", [x], outputs, name="quantise")]
+    return [helper.make_node("DynamicQuantizeLinear", [x], outputs, name="quantize")]
 
 
 def quantize_dynamic(
@@ -362,8 +362,8 @@ def dynamic_qdq() -> Case:
     weight = ternary(scale=column_scales())
     nodes = [
         *dynamic(),
-        node("DequantizeLinear", ["q", "x_scale", "zero"], "dequantised"),
-        matmul("dequantised"),
+        node("DequantizeLinear", ["q", "x_scale", "zero"], "dequantized"),
+        matmul("dequantized"),
     ]
     return _case(([], {}), nodes, {"w": weight}, "MatMul", activation=UINT8, weight=weight)
 
@@ -479,8 +479,8 @@ def _with_constant(made: onnx.ModelProto, name: str, array: Array) -> onnx.Model
 def static_integers() -> onnx.ModelProto:
     """QuantizeLinear with stored scales in front of MatMulInteger."""
     made = quantize_dynamic(multiplied="x first").model
-    quantise = made.graph.node[0]
-    quantise.CopyFrom(node("QuantizeLinear", ["x", "x_scale", "zero"], "q"))
+    quantize = made.graph.node[0]
+    quantize.CopyFrom(node("QuantizeLinear", ["x", "x_scale", "zero"], "q"))
     _with_constant(made, "x_scale", np.array(0.05, F32))
     return _with_constant(made, "zero", np.array(128, np.uint8))
 
@@ -506,7 +506,7 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
         _with_constant(
             _changed(quantize_dynamic(), product=(2, "other")), "other", np.array(7, np.uint8)
         ),
-        INTEGERS + "the zero point of 'q' is not the one it is quantised with",
+        INTEGERS + "the zero point of 'q' is not the one it is quantized with",
     ),
     "dynamic_weight_off": lambda: Miss(
         quantize_dynamic(stored=codes(levels=(-2, -1, 0, 1))).model,
@@ -584,11 +584,11 @@ def _bias_between() -> onnx.ModelProto:
 
 def _in_float16() -> onnx.ModelProto:
     weight = ternary(dtype=np.float16)
-    quantised = absmax(dtype=np.float16)
-    nodes = [node("Div", ["q", "s"], "dequantised"), matmul("dequantised")]
+    quantized = absmax(dtype=np.float16)
+    nodes = [node("Div", ["q", "s"], "dequantized"), matmul("dequantized")]
     return model(
-        [*quantised[0], *nodes],
-        {**quantised[1], "w": weight},
+        [*quantized[0], *nodes],
+        {**quantized[1], "w": weight},
         x_dtype=TensorProto.FLOAT16,
         y_dtype=TensorProto.FLOAT16,
     )
@@ -602,19 +602,19 @@ def _divides_by_scale() -> onnx.ModelProto:
             each.input[:] = ["absmax", "qmax"]
         elif each.output[0] == "scaled":
             each.op_type = "Div"
-        elif each.output[0] == "dequantised":
+        elif each.output[0] == "dequantized":
             each.op_type = "Mul"
     return made
 
 
 def _transposed() -> onnx.ModelProto:
-    """Gemm with transA takes the quantised rows as columns."""
-    quantised = absmax()
+    """Gemm with transA takes the quantized rows as columns."""
+    quantized = absmax()
     nodes = [
-        node("Div", ["q", "s"], "dequantised"),
-        helper.make_node("Gemm", ["dequantised", "w"], ["y"], name="product", transA=1),
+        node("Div", ["q", "s"], "dequantized"),
+        helper.make_node("Gemm", ["dequantized", "w"], ["y"], name="product", transA=1),
     ]
-    return model([*quantised[0], *nodes], {**quantised[1], "w": ternary()}, x_shape=(K, K))
+    return model([*quantized[0], *nodes], {**quantized[1], "w": ternary()}, x_shape=(K, K))
 
 
 def _more_axes() -> onnx.ModelProto:
@@ -645,11 +645,11 @@ KEPT: dict[str, Callable[[], tuple[onnx.ModelProto, str]]] = {
     ),
     "whole_tensor": lambda: (
         offline(axes=None).model,
-        "ReduceMax 'ReduceMax_reduced' takes axes all, the op quantises each row of the last axis",
+        "ReduceMax 'ReduceMax_reduced' takes axes all, the op quantizes each row of the last axis",
     ),
     "first_axis": lambda: (
         offline(axes=(1,)).model,
-        "ReduceMax 'ReduceMax_reduced' takes axes [1], the op quantises each row of the last axis",
+        "ReduceMax 'ReduceMax_reduced' takes axes [1], the op quantizes each row of the last axis",
     ),
     "narrower_clip": lambda: (
         offline(clip=(-64.0, 64.0)).model,
@@ -665,7 +665,7 @@ KEPT: dict[str, Callable[[], tuple[onnx.ModelProto, str]]] = {
     ),
     "other_scale_back": lambda: (
         _swapped_scale(),
-        "Div 'Div_dequantised' combines the integers with 'other', which is not their scale",
+        "Div 'Div_dequantized' combines the integers with 'other', which is not their scale",
     ),
     "truncating_division": lambda: (
         _with_constant(
@@ -681,7 +681,7 @@ KEPT: dict[str, Callable[[], tuple[onnx.ModelProto, str]]] = {
     ),
     "in_float16": lambda: (
         _in_float16(),
-        "the activations are quantised in float16, the op does it in float32",
+        "the activations are quantized in float16, the op does it in float32",
     ),
     "transposed": lambda: (_transposed(), "Gemm 'product' takes them transposed"),
     "bias_between": lambda: (

@@ -18,12 +18,12 @@ ONE = np.array(1, F32)
 
 
 def _float_weight(rows: int = K, columns: int = N) -> Array:
-    """What training leaves behind, before the graph quantises it."""
+    """What training leaves behind, before the graph quantizes it."""
     return np.random.default_rng(3).standard_normal((rows, columns)).astype(F32)
 
 
-def quantisation(source: str = "v", result: str = "w", *, prefix: str = "") -> list[onnx.NodeProto]:
-    """BitNet's weight quantisation: ``round(clip(w / mean|w|, -1, 1)) * mean|w|``."""
+def quantization(source: str = "v", result: str = "w", *, prefix: str = "") -> list[onnx.NodeProto]:
+    """BitNet's weight quantization: ``round(clip(w / mean|w|, -1, 1)) * mean|w|``."""
 
     def p(name: str) -> str:
         return prefix + name
@@ -46,39 +46,39 @@ QUANTISATION_CONSTANTS: dict[str, Array] = {
 }
 
 
-def quantised(**kwargs: object) -> Case:
-    """The weight is quantised in the graph."""
+def quantized(**kwargs: object) -> Case:
+    """The weight is quantized in the graph."""
     made = model(
-        [*quantisation(), matmul()],
+        [*quantization(), matmul()],
         {"v": _float_weight(), **QUANTISATION_CONSTANTS},
         **kwargs,  # type: ignore[arg-type] # passed on
     )
     return Case(made, ("MatMul",), (None,))
 
 
-def quantised_scale_behind() -> Case:
+def quantized_scale_behind() -> Case:
     """Levels go into the product, the computed scale behind it: nothing of it may stay."""
-    nodes = quantisation()[:-1]
+    nodes = quantization()[:-1]
     nodes += [matmul("x", "levels", "p"), node("Mul", ["p", "scale"], "y")]
     made = model(nodes, {"v": _float_weight(), **QUANTISATION_CONSTANTS})
     return Case(made, ("MatMul -> Mul",), (None,))
 
 
-def quantised_columns() -> Case:
+def quantized_columns() -> Case:
     """One computed scale a column, and the weight transposed as torch stores it."""
     nodes = [
         node("Abs", ["v"], "abs"),
         node("ReduceMax", ["abs"], "scale", axes=[1], keepdims=1),
         node("Div", ["v", "scale"], "ratio"),
         node("Round", ["ratio"], "levels"),
-        node("Mul", ["levels", "scale"], "quantised"),
-        node("Transpose", ["quantised"], "w", perm=[1, 0]),
+        node("Mul", ["levels", "scale"], "quantized"),
+        node("Transpose", ["quantized"], "w", perm=[1, 0]),
         matmul(),
     ]
     return Case(model(nodes, {"v": _float_weight(N, K)}), ("MatMul",), (None,))
 
 
-def quantised_float16() -> Case:
+def quantized_float16() -> Case:
     nodes = [node("Mul", ["levels", "scale"], "w"), matmul()]
     weight = ternary(scale=1.0, dtype=np.float16)
     scale = np.array(0.3, np.float16)
@@ -91,7 +91,7 @@ def quantised_float16() -> Case:
     return Case(made, ("MatMul",), ((weight * scale).astype(np.float64),))
 
 
-def quantised_bfloat16() -> Case:
+def quantized_bfloat16() -> Case:
     """numpy knows the type only through ml_dtypes, and onnxruntime gives it none."""
     weight = ternary(scale=0.3).astype(ml_dtypes.bfloat16)
     nodes = [
@@ -135,7 +135,7 @@ def long_chain() -> Case:
     return Case(model(nodes, constants), ("MatMul",), (weight,))
 
 
-def dequantised() -> Case:
+def dequantized() -> Case:
     """QuantizeLinear and DequantizeLinear of a float weight."""
     weight = ternary(scale=0.25)
     nodes = [
@@ -272,7 +272,7 @@ def shared_cone() -> Case:
     """Two users of one computed weight, one of them behind a Transpose."""
     made = model(
         [
-            *quantisation(),
+            *quantization(),
             matmul("x", "w", "h", "first"),
             node("Transpose", ["w"], "turned"),
             helper.make_node("Gemm", ["h", "turned"], ["y"], name="second", transB=1),
@@ -285,7 +285,7 @@ def shared_cone() -> Case:
 def cone_used_elsewhere() -> Case:
     """The scale is an output: what leads to it stays, the rest goes."""
     made = model(
-        [*quantisation(), matmul()],
+        [*quantization(), matmul()],
         {"v": _float_weight(), **QUANTISATION_CONSTANTS},
         outputs=("y", "scale"),
     )
@@ -293,9 +293,9 @@ def cone_used_elsewhere() -> Case:
 
 
 def cone_is_output() -> Case:
-    """The quantised weight is an output itself."""
+    """The quantized weight is an output itself."""
     made = model(
-        [*quantisation(), matmul()],
+        [*quantization(), matmul()],
         {"v": _float_weight(), **QUANTISATION_CONSTANTS},
         outputs=("y", "w"),
     )
@@ -349,14 +349,14 @@ def cone_through_function() -> Case:
 
 
 HITS: dict[str, Callable[[], Case]] = {
-    "cone_quantised": quantised,
-    "cone_quantised_opset_13": lambda: quantised(opset=13),
-    "cone_quantised_scale_behind": quantised_scale_behind,
-    "cone_quantised_columns": quantised_columns,
-    "cone_float16": quantised_float16,
-    "cone_bfloat16": quantised_bfloat16,
+    "cone_quantized": quantized,
+    "cone_quantized_opset_13": lambda: quantized(opset=13),
+    "cone_quantized_scale_behind": quantized_scale_behind,
+    "cone_quantized_columns": quantized_columns,
+    "cone_float16": quantized_float16,
+    "cone_bfloat16": quantized_bfloat16,
     "cone_float_to_integer_and_back": float_to_integer_and_back,
-    "cone_dequantised": dequantised,
+    "cone_dequantized": dequantized,
     "cone_long_chain": long_chain,
     "cone_packed_by_concat": packed_by_concat,
     "cone_packed_by_scatter": packed_by_scatter,
@@ -464,7 +464,7 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
         off_by_rounding(), "weight has 2 distinct magnitudes in column 0, expected 1"
     ),
     "cone_not_folded": lambda: Miss(
-        quantised().model,
+        quantized().model,
         "weight 'w' is the end of a constant expression of 7 nodes, which is left alone because "
         "folding is switched off",
         {"fold": False},

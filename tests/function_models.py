@@ -181,7 +181,7 @@ def overloads() -> Case:
     return Case(made, ("MatMul", "MatMul"), tuple(map(_exact, weights)))
 
 
-def dequantised_in_function() -> Case:
+def dequantized_in_function() -> Case:
     levels = ternary(scale=1.0)
     made = calling(
         [
@@ -220,7 +220,7 @@ HITS: dict[str, Callable[[], Case]] = {
     "function_with_branches": branches_in_function,
     "function_called_in_branches": called_in_branches,
     "function_overloads": overloads,
-    "function_dequantised": dequantised_in_function,
+    "function_dequantized": dequantized_in_function,
     "function_cone": cone_in_function,
 }
 

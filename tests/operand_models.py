@@ -139,7 +139,7 @@ def conv_hit(pattern: str = "Conv", scale: float = 1.0, **kwargs: Any) -> Case:
     return Case(conv(**kwargs), (pattern,), (weight,), options=CONV_OPTIONS)
 
 
-def dequantised_conv() -> Case:
+def dequantized_conv() -> Case:
     """quantize_static(per_channel=True): int8 codes with one scale an output channel."""
     codes = np.sign(CONV_WEIGHT).astype(np.int8)
     scale = column_scales(24)
@@ -238,7 +238,7 @@ HITS: dict[str, Callable[[], Case]] = {
     ),
     "conv_scale_after": lambda: conv_hit("Conv -> Mul", 2.0, after=TWO),
     "conv_auto_pad": lambda: conv_hit(auto_pad="SAME_UPPER"),
-    "conv_dequantised": dequantised_conv,
+    "conv_dequantized": dequantized_conv,
 }
 
 

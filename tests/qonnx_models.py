@@ -1,7 +1,7 @@
 """QONNX models: weights behind Quant and BipolarQuant.
 
 Part of the catalogue of tests/models.py. onnxruntime has no kernels for these operators, so each
-case has a runnable twin with the quantised weight written out.
+case has a runnable twin with the quantized weight written out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.models import F32, Array, Case, K, Miss, N, column_scales, matmul, mo
 
 QONNX, FINN, BREVITAS = "qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas"
 SCALE = np.array(0.25, F32)
-# Before quantisation; halves are what rounding modes differ on.
+# Before quantization; halves are what rounding modes differ on.
 FLOATS = np.random.default_rng(7).integers(-6, 7, (K, N)).astype(F32) * F32(0.125)
 
 
@@ -28,7 +28,7 @@ def quant_node(
     return helper.make_node(kind, list(names), ["q"], name="quant", domain=domain, **attributes)
 
 
-def quantised(
+def quantized(
     weight: Array,
     *,
     scale: Array = SCALE,
@@ -69,7 +69,7 @@ def quantised(
 
 
 def bipolar(scale: Array = SCALE) -> Case:
-    return quantised(np.where(FLOATS >= 0, scale, -scale), scale=scale, kind="BipolarQuant")
+    return quantized(np.where(FLOATS >= 0, scale, -scale), scale=scale, kind="BipolarQuant")
 
 
 def _ternary(values: Array) -> Array:
@@ -82,8 +82,8 @@ ROW = column_scales()
 
 
 def activations_too() -> Case:
-    """The quantiser of the activations stays; nothing can run this model."""
-    case = quantised(_ternary(np.rint(RATIOS)))
+    """The quantizer of the activations stays; nothing can run this model."""
+    case = quantized(_ternary(np.rint(RATIOS)))
     made = case.model
     first = quant_node(inputs=["x", "x_scale", "zero", "bits8"], signed=1, narrow=0)
     first.output[0], first.name = "xq", "quant_x"
@@ -98,7 +98,7 @@ def activations_too() -> Case:
 
 def behind_a_cone() -> Case:
     """Quant of a computed weight, and a step behind it that only onnxruntime computes."""
-    case = quantised(_ternary(np.rint(RATIOS)), steps=("Reshape", "Identity"))
+    case = quantized(_ternary(np.rint(RATIOS)), steps=("Reshape", "Identity"))
     made = case.model
     made.graph.node.insert(0, node("Neg", ["negative"], "v"))
     (v,) = (each for each in made.graph.initializer if each.name == "v")
@@ -107,34 +107,34 @@ def behind_a_cone() -> Case:
 
 
 HITS: dict[str, Callable[[], Case]] = {
-    "qonnx_quant": lambda: quantised(_ternary(np.rint(RATIOS))),
-    "qonnx_quant_finn": lambda: quantised(_ternary(np.rint(RATIOS)), domain=FINN),
-    "qonnx_quant_brevitas": lambda: quantised(_ternary(np.rint(RATIOS)), domain=BREVITAS),
-    "qonnx_int_quant": lambda: quantised(_ternary(np.rint(RATIOS)), kind="IntQuant"),
-    "qonnx_quant_columns": lambda: quantised(
+    "qonnx_quant": lambda: quantized(_ternary(np.rint(RATIOS))),
+    "qonnx_quant_finn": lambda: quantized(_ternary(np.rint(RATIOS)), domain=FINN),
+    "qonnx_quant_brevitas": lambda: quantized(_ternary(np.rint(RATIOS)), domain=BREVITAS),
+    "qonnx_int_quant": lambda: quantized(_ternary(np.rint(RATIOS)), kind="IntQuant"),
+    "qonnx_quant_columns": lambda: quantized(
         np.rint(np.clip(FLOATS / ROW, -1, 1)) * ROW, scale=ROW[None]
     ),
-    "qonnx_quant_transposed": lambda: quantised(
+    "qonnx_quant_transposed": lambda: quantized(
         np.rint(np.clip(FLOATS / ROW, -1, 1)) * ROW, scale=ROW[:, None], steps=("Transpose",)
     ),
-    "qonnx_quant_ceil": lambda: quantised(_ternary(np.ceil(RATIOS)), rounding_mode="CEIL"),
-    "qonnx_quant_floor": lambda: quantised(_ternary(np.floor(RATIOS)), rounding_mode="floor"),
-    "qonnx_quant_up": lambda: quantised(_ternary(np.sign(RATIOS)), rounding_mode="UP"),
-    "qonnx_quant_down": lambda: quantised(_ternary(np.trunc(RATIOS)), rounding_mode="DOWN"),
-    "qonnx_quant_half_up": lambda: quantised(
+    "qonnx_quant_ceil": lambda: quantized(_ternary(np.ceil(RATIOS)), rounding_mode="CEIL"),
+    "qonnx_quant_floor": lambda: quantized(_ternary(np.floor(RATIOS)), rounding_mode="floor"),
+    "qonnx_quant_up": lambda: quantized(_ternary(np.sign(RATIOS)), rounding_mode="UP"),
+    "qonnx_quant_down": lambda: quantized(_ternary(np.trunc(RATIOS)), rounding_mode="DOWN"),
+    "qonnx_quant_half_up": lambda: quantized(
         _ternary(np.sign(RATIOS) * (np.abs(RATIOS) >= 0.5)), rounding_mode="HALF_UP"
     ),
-    "qonnx_quant_half_down": lambda: quantised(
+    "qonnx_quant_half_down": lambda: quantized(
         _ternary(np.sign(RATIOS) * (np.abs(RATIOS) > 0.5)), rounding_mode="HALF_DOWN"
     ),
     # 0, 1, 2 around 1.
-    "qonnx_quant_unsigned_narrow": lambda: quantised(
+    "qonnx_quant_unsigned_narrow": lambda: quantized(
         _ternary(np.clip(np.rint(FLOATS / SCALE + 1), 0, 2) - 1), signed=0, zero=1
     ),
-    "qonnx_quant_unsigned_1_bit": lambda: quantised(
+    "qonnx_quant_unsigned_1_bit": lambda: quantized(
         _ternary(np.rint(np.clip(FLOATS / SCALE, 0, 1))), bits=1, signed=0, narrow=0
     ),
-    "qonnx_quant_signed_1_bit": lambda: quantised(_ternary(np.where(RATIOS >= 0, 1, -1)), bits=1),
+    "qonnx_quant_signed_1_bit": lambda: quantized(_ternary(np.where(RATIOS >= 0, 1, -1)), bits=1),
     "qonnx_bipolar": bipolar,
     "qonnx_bipolar_columns": lambda: bipolar(ROW[None]),
     "qonnx_in_a_cone": behind_a_cone,
@@ -142,7 +142,7 @@ HITS: dict[str, Callable[[], Case]] = {
 
 
 def _scale_at_run_time() -> onnx.ModelProto:
-    made = quantised(FLOATS).model
+    made = quantized(FLOATS).model
     (scale,) = (each for each in made.graph.initializer if each.name == "scale")
     made.graph.initializer.remove(scale)
     made.graph.input.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, ()))
@@ -150,7 +150,7 @@ def _scale_at_run_time() -> onnx.ModelProto:
 
 
 def _weight_at_run_time() -> onnx.ModelProto:
-    made = quantised(FLOATS).model
+    made = quantized(FLOATS).model
     (v,) = (each for each in made.graph.initializer if each.name == "v")
     made.graph.initializer.remove(v)
     made.graph.input.append(helper.make_tensor_value_info("v", TensorProto.FLOAT, (K, N)))
@@ -159,25 +159,25 @@ def _weight_at_run_time() -> onnx.ModelProto:
 
 NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     "qonnx_not_narrow": lambda: Miss(
-        quantised(FLOATS, narrow=0).model,
+        quantized(FLOATS, narrow=0).model,
         "weight has 2 distinct magnitudes in column 0, expected 1",
     ),
     "qonnx_three_bits": lambda: Miss(
-        quantised(FLOATS, bits=3).model, "weight has 3 distinct magnitudes in column 0, expected 1"
+        quantized(FLOATS, bits=3).model, "weight has 3 distinct magnitudes in column 0, expected 1"
     ),
     "qonnx_bit_width": lambda: Miss(
-        quantised(FLOATS, bits=1.5).model,
-        "weight 'v' is quantised by Quant 'quant' with bit width 1.5, expected a whole number from "
+        quantized(FLOATS, bits=1.5).model,
+        "weight 'v' is quantized by Quant 'quant' with bit width 1.5, expected a whole number from "
         "1 to 32",
     ),
     "qonnx_rounding_mode": lambda: Miss(
-        quantised(FLOATS, rounding_mode="STOCHASTIC").model,
-        "weight 'v' is quantised by Quant 'quant' with rounding_mode 'STOCHASTIC', expected one of "
+        quantized(FLOATS, rounding_mode="STOCHASTIC").model,
+        "weight 'v' is quantized by Quant 'quant' with rounding_mode 'STOCHASTIC', expected one of "
         "ROUND, CEIL, FLOOR, UP, DOWN, HALF_UP, HALF_DOWN",
     ),
     "qonnx_scale_shape": lambda: Miss(
-        quantised(FLOATS, scale=np.ones(3, F32)).model,
-        "weight 'v' is quantised by Quant 'quant' with 'scale' of shape (3,), expected one that "
+        quantized(FLOATS, scale=np.ones(3, F32)).model,
+        "weight 'v' is quantized by Quant 'quant' with 'scale' of shape (3,), expected one that "
         "spreads over (48, 20)",
     ),
     "qonnx_scale_at_run_time": lambda: Miss(

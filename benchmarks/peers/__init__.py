@@ -55,16 +55,16 @@ class Peer:
         name: as results show it.
         max_error: largest difference from the float64 product, relative to the largest output,
             that is still right for it.
-        quantises: whether it rounds activations to 8 bits.
+        quantizes: whether it rounds activations to 8 bits.
         prepare: makes a layer ready for so many threads, in so many copies that share no memory;
             raises `UnavailableError`.
-        model: the serialised ONNX model of a layer, where there is one.
+        model: the serialized ONNX model of a layer, where there is one.
         weight_bytes: what a product of one row reads of the weight of a layer, about.
     """
 
     name: str
     max_error: float
-    quantises: bool
+    quantizes: bool
     prepare: Callable[[Layer, int, int], list[Run]]
     weight_bytes: Callable[[Layer], int]
     model: Callable[[Layer], bytes] | None = None
@@ -93,7 +93,7 @@ def onnx_peer(
     model: Callable[[Layer], bytes],
     *,
     max_error: float,
-    quantises: bool,
+    quantizes: bool,
     bits: float,
     config: Mapping[str, str] | None = None,
 ) -> Peer:
@@ -108,18 +108,18 @@ def onnx_peer(
         options.log_severity_level = 3
         for key, value in (config or {}).items():
             options.add_session_config_entry(key, value)
-        serialised = model(layer)
+        serialized = model(layer)
 
         def one() -> Run:
-            session = onnx_ternary.InferenceSession(serialised, options)
+            session = onnx_ternary.InferenceSession(serialized, options)
             return lambda x: np.asarray(session.run(None, {"X": x})[0])
 
         return [one() for _ in range(copies)]
 
-    return Peer(name, max_error, quantises, prepare, bits_of(bits), model)
+    return Peer(name, max_error, quantizes, prepare, bits_of(bits), model)
 
 
-def serialise(
+def serialize(
     nodes: list[NodeProto],
     layer: Layer,
     constants: Mapping[str, NDArray[np.generic]],

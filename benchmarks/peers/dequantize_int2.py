@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 from onnx import helper
 
-from peers import Layer, UnavailableError, onnx_peer, serialise
+from peers import Layer, UnavailableError, onnx_peer, serialize
 
 BLOCK = 128
 
@@ -23,9 +23,9 @@ def model(layer: Layer) -> bytes:
         "codes": layer.levels.astype(ml_dtypes.int2),
         "scale": np.tile(layer.scale, (layer.levels.shape[0] // BLOCK, 1)),
     }
-    return serialise(nodes, layer, constants, opset=25, ir_version=13)
+    return serialize(nodes, layer, constants, opset=25, ir_version=13)
 
 
 PEERS = (
-    onnx_peer("DequantizeLinear int2", model, max_error=2e-2, quantises=True, bits=2 + 32 / BLOCK),
+    onnx_peer("DequantizeLinear int2", model, max_error=2e-2, quantizes=True, bits=2 + 32 / BLOCK),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import helper
 
-from peers import Layer, onnx_peer, serialise
+from peers import Layer, onnx_peer, serialize
 
 
 def model(layer: Layer) -> bytes:
@@ -14,7 +14,7 @@ def model(layer: Layer) -> bytes:
         "DynamicQuantizeMatMul", ["X", "W", "scale"], ["Y"], domain="com.microsoft"
     )
     weight = np.ascontiguousarray(layer.levels)
-    return serialise([node], layer, {"W": weight, "scale": layer.scale})
+    return serialize([node], layer, {"W": weight, "scale": layer.scale})
 
 
-PEERS = (onnx_peer("DynamicQuantizeMatMul int8", model, max_error=5e-2, quantises=True, bits=8),)
+PEERS = (onnx_peer("DynamicQuantizeMatMul int8", model, max_error=5e-2, quantizes=True, bits=8),)

@@ -1,7 +1,7 @@
 """llama.cpp's ggml, mul_mat of TQ2_0 (2.06 bits) and TQ1_0 (1.69 bits), through ctypes.
 
 The libraries come from `llama-cpp-python` (a source distribution that builds for this processor)
-or `libggml-python` (wheels, AVX2); both offer ggml's C interface. Weights are quantised by ggml
+or `libggml-python` (wheels, AVX2); both offer ggml's C interface. Weights are quantized by ggml
 itself, which keeps ternary ones but for the scale in float16; activations become 8 bits.
 """
 

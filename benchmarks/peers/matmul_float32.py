@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from onnx import helper
 
-from peers import Layer, onnx_peer, serialise
+from peers import Layer, onnx_peer, serialize
 
 
 def model(layer: Layer) -> bytes:
     """MatMul with the dense weight."""
-    return serialise([helper.make_node("MatMul", ["X", "W"], ["Y"])], layer, {"W": layer.dense})
+    return serialize([helper.make_node("MatMul", ["X", "W"], ["Y"])], layer, {"W": layer.dense})
 
 
-PEERS = (onnx_peer("MatMul float32", model, max_error=1e-5, quantises=False, bits=32),)
+PEERS = (onnx_peer("MatMul float32", model, max_error=1e-5, quantizes=False, bits=32),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import helper
 
-from peers import Layer, onnx_peer, serialise
+from peers import Layer, onnx_peer, serialize
 
 
 def model(layer: Layer) -> bytes:
@@ -17,7 +17,7 @@ def model(layer: Layer) -> bytes:
         helper.make_node("Mul", ["s", "scale"], ["factor"]),
         helper.make_node("Mul", ["float_sums", "factor"], ["Y"]),
     ]
-    return serialise(nodes, layer, {"W": np.ascontiguousarray(layer.levels), "scale": layer.scale})
+    return serialize(nodes, layer, {"W": np.ascontiguousarray(layer.levels), "scale": layer.scale})
 
 
-PEERS = (onnx_peer("MatMulInteger", model, max_error=5e-2, quantises=True, bits=8),)
+PEERS = (onnx_peer("MatMulInteger", model, max_error=5e-2, quantizes=True, bits=8),)

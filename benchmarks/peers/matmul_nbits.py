@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from peers import Layer, onnx_peer, serialise
+from peers import Layer, onnx_peer, serialize
 
 BLOCK = 128
 
@@ -43,7 +43,7 @@ def model(layer: Layer, bits: int) -> bytes:
         accuracy_level=4,
     )
     scales = np.repeat(layer.scale, K // BLOCK)
-    return serialise([node], layer, {"B": pack(layer.levels, bits), "scales": scales})
+    return serialize([node], layer, {"B": pack(layer.levels, bits), "scales": scales})
 
 
 PEERS = (
@@ -52,7 +52,7 @@ PEERS = (
             f"MatMulNBits {bits}-bit",
             partial(model, bits=bits),
             max_error=2e-2,
-            quantises=True,
+            quantizes=True,
             bits=bits + 32 / BLOCK,
         )
         for bits in (2, 4, 8)
@@ -61,7 +61,7 @@ PEERS = (
         "MatMulNBits 2-bit, lut_gemm",
         partial(model, bits=2),
         max_error=2e-2,
-        quantises=True,
+        quantizes=True,
         bits=2 + 32 / BLOCK,
         config={"mlas.use_lut_gemm": "1"},
     ),

@@ -12,7 +12,7 @@ from onnx_ternary.index import build_index
 from onnx_ternary.options import INT8_RULE
 from onnx_ternary.schema import Storage
 from onnx_ternary.ternary import TernaryWeight
-from peers import Layer, onnx_peer, serialise
+from peers import Layer, onnx_peer, serialize
 
 FLOAT, INT8 = "onnx-ternary float", "onnx-ternary int8"
 
@@ -36,10 +36,10 @@ def model(layer: Layer, *, int8: bool = False, storage: Storage = "2bit") -> byt
         domain="onnx_ternary",
         **attributes.to_dict(),
     )
-    return serialise([node], layer, constants)
+    return serialize([node], layer, constants)
 
 
 PEERS = (
-    onnx_peer(FLOAT, model, max_error=1e-5, quantises=False, bits=2),
-    onnx_peer(INT8, partial(model, int8=True), max_error=2e-2, quantises=True, bits=2),
+    onnx_peer(FLOAT, model, max_error=1e-5, quantizes=False, bits=2),
+    onnx_peer(INT8, partial(model, int8=True), max_error=2e-2, quantizes=True, bits=2),
 )

@@ -13,10 +13,10 @@ def model(layer: Layer) -> bytes:
         from onnxsim import quantize_ternary
     except ImportError as error:
         raise UnavailableError(f"pip install 'onnxsim>=0.8' ({error})") from error
-    quantised = quantize_ternary(onnx.load_model_from_string(matmul_float32.model(layer)))
-    if not any(node.op_type == "MatMulInteger" for node in quantised.graph.node):
+    quantized = quantize_ternary(onnx.load_model_from_string(matmul_float32.model(layer)))
+    if not any(node.op_type == "MatMulInteger" for node in quantized.graph.node):
         raise UnavailableError("quantize_ternary left the MatMul as it was")
-    return bytes(quantised.SerializeToString())
+    return bytes(quantized.SerializeToString())
 
 
-PEERS = (onnx_peer("onnxsim quantize_ternary", model, max_error=5e-2, quantises=True, bits=8),)
+PEERS = (onnx_peer("onnxsim quantize_ternary", model, max_error=5e-2, quantizes=True, bits=8),)

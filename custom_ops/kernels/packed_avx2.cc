@@ -215,7 +215,7 @@ inline __m256d AddUnits(int64_t block_size, __m256d total, const __m256i* column
 }
 
 // The same from the sixteen int16 of each column, at most 2048 in magnitude: two additions of
-// neighbours reach 8192.
+// neighbors reach 8192.
 inline __m256d AddSpan(int64_t block_size, __m256d total, const __m256i* columns,
                        const int32_t* unit_sums, const float* scales) {
   const __m256i one = _mm256_set1_epi16(1);
@@ -277,10 +277,10 @@ size_t GemvInt8PreparedBytes(const Layer* layer, int64_t rows) {
   return Int8RowLayout(layer).bytes * (size_t)rows + (size_t)(NumSpans(layer) * kSpan);
 }
 
-// Quantises a row to in_order (padded K,) and sums it up. Returns s.
-float QuantiseAndSum(const Layer* layer, const float* x, int8_t* in_order, int32_t* sums) {
+// Quantizes a row to in_order (padded K,) and sums it up. Returns s.
+float QuantizeAndSum(const Layer* layer, const float* x, int8_t* in_order, int32_t* sums) {
   const int64_t padded_K = NumSpans(layer) * kSpan;
-  const float s = QuantiseRow(layer, x, in_order);
+  const float s = QuantizeRow(layer, x, in_order);
   memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
   if (PerGroup(layer)) {
     UnitSums(layer, in_order, sums);
@@ -296,7 +296,7 @@ void PrepareGemvInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   for (int64_t row = 0; row < rows; ++row) {
     char* base = (char*)prepared + (size_t)row * layout.bytes;
     *(float*)(base + layout.s_offset) =
-        QuantiseAndSum(layer, x + row * layer->K, in_order, (int32_t*)(base + layout.sums_offset));
+        QuantizeAndSum(layer, x + row * layer->K, in_order, (int32_t*)(base + layout.sums_offset));
     for (int64_t span = 0; span < NumSpans(layer); ++span) {
       OrderSpan(layer, in_order + span * kSpan, (int8_t*)base + span * kSpan);
     }
@@ -679,7 +679,7 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   float* s = (float*)(base + layout.s_offset);
   int8_t* in_order = (int8_t*)(base + layout.bytes - (size_t)(num_spans * kSpan));
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantiseAndSum(layer, x + row * layer->K, in_order, sums + row * NumSums(layer));
+    s[row] = QuantizeAndSum(layer, x + row * layer->K, in_order, sums + row * NumSums(layer));
     int8_t* q =
         (int8_t*)base + row / kRowGroup * num_spans * kRowGroup * kSpan + row % kRowGroup * kSpan;
     for (int64_t span = 0; span < num_spans; ++span) {

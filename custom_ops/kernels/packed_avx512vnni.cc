@@ -34,8 +34,8 @@
 #include <string.h>
 
 #include "kernels.h"
-#include "quantise_absmax.h"
-#include "quantise_row.h"
+#include "quantize_absmax.h"
+#include "quantize_row.h"
 #include "span_avx512.h"
 
 namespace onnx_ternary {
@@ -62,11 +62,11 @@ bool AcceptsInt8(const Layer* layer) {
   return layer->activation == Activation::int8 && Accepts(layer);
 }
 
-// As QuantiseActivationRow, compiled for this instruction set where it is a matter of absmax.
-float QuantiseRow(const Layer* layer, const float* x, int8_t* q) {
+// As QuantizeActivationRow, compiled for this instruction set where it is a matter of absmax.
+float QuantizeRow(const Layer* layer, const float* x, int8_t* q) {
   const bool absmax = layer->activation_rule == ActivationRule::absmax_division ||
                       layer->activation_rule == ActivationRule::absmax_reciprocal;
-  return (absmax ? QuantiseAbsmaxRow : QuantiseActivationRow)(layer, x, q);
+  return (absmax ? QuantizeAbsmaxRow : QuantizeActivationRow)(layer, x, q);
 }
 
 // Blocks of whole spans.
@@ -662,7 +662,7 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   double* s_wide = (double*)(base + layout.s_offset);
   int8_t* in_order = (int8_t*)(base + layout.row_offset);
   for (int64_t row = 0; row < rows; ++row) {
-    const float s_row = QuantiseRow(layer, x + row * layer->K, in_order);
+    const float s_row = QuantizeRow(layer, x + row * layer->K, in_order);
     memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
     if (PerGroup(layer)) {
       s_wide[row] = (double)s_row;

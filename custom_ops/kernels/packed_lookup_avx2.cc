@@ -562,7 +562,7 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   for (int64_t row = 0; row < rows; row += kLanes) {
     const int64_t valid_rows = Min(rows - row, kLanes);
     for (int64_t r = 0; r < valid_rows; ++r) {
-      s[row + r] = QuantiseRow(layer, x + (row + r) * layer->K, in_order + r * padded_K);
+      s[row + r] = QuantizeRow(layer, x + (row + r) * layer->K, in_order + r * padded_K);
       memset(in_order + r * padded_K + layer->K, 0, (size_t)(padded_K - layer->K));
     }
     memset(in_order + valid_rows * padded_K, 0, (size_t)((kLanes - valid_rows) * padded_K));

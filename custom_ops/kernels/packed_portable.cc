@@ -19,7 +19,7 @@
 
 #include "kernels.h"
 #include "lanes.h"
-#include "quantise_row.h"
+#include "quantize_row.h"
 
 namespace onnx_ternary {
 namespace portable {
@@ -97,7 +97,7 @@ size_t GemmFloatPreparedBytes(const Layer* layer, int64_t rows) {
 }
 
 size_t GemmInt8PreparedBytes(const Layer* layer, int64_t rows) {
-  // One quantised row in order behind the rest.
+  // One quantized row in order behind the rest.
   return TransposedBytes<Int8Rows>(layer, rows) +
          RoundUp64(static_cast<size_t>(rows) * sizeof(float)) + static_cast<size_t>(layer->K);
 }
@@ -127,7 +127,7 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   int8_t* q =
       reinterpret_cast<int8_t*>(behind + RoundUp64(static_cast<size_t>(rows) * sizeof(float)));
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantiseActivationRow(layer, x + row * K, q);
+    s[row] = QuantizeActivationRow(layer, x + row * K, q);
     int16_t* out =
         static_cast<int16_t*>(prepared) + row / kLanes * PaddedK(layer) * kLanes + row % kLanes;
     for (int64_t k = 0; k < K; ++k) out[k * kLanes] = q[k];
@@ -415,7 +415,7 @@ void PrepareGemvInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   int8_t* q =
       reinterpret_cast<int8_t*>(behind + RoundUp64(static_cast<size_t>(rows) * sizeof(float)));
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantiseActivationRow(layer, x + row * K, q);
+    s[row] = QuantizeActivationRow(layer, x + row * K, q);
     int32_t* out = static_cast<int32_t*>(prepared) + row * padded_K;
     for (int64_t k = 0; k < K; ++k) out[k] = q[k];
     for (int64_t k = K; k < padded_K; ++k) out[k] = 0;

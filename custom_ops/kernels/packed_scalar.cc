@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #include "kernels.h"
-#include "quantise_row.h"
+#include "quantize_row.h"
 
 namespace onnx_ternary {
 namespace {
@@ -162,8 +162,8 @@ extern const Kernel packed_reference_int8_scalar = {
     /*column_step=*/4,
     NoFloat32Additions,
     /*fixed_point=*/false,
-    QuantisedBytes,
-    QuantiseRows,
+    QuantizedBytes,
+    QuantizeRows,
     NoScratch,
     ComputeInt8,
 };

@@ -32,7 +32,7 @@
 #include <string.h>
 
 #include "kernels.h"
-#include "quantise_row.h"
+#include "quantize_row.h"
 
 #if defined(__GNUC__)
 #define OTN_NOINLINE __attribute__((noinline))
@@ -93,7 +93,7 @@ DigitSigns DigitSignsOf(const Layer* layer) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Block products of integers, one row: loops that compilers vectorise.
+// Block products of integers, one row: loops that compilers vectorize.
 
 template <typename Sum>
 Sum Total(const Sum* u, int64_t count) {
@@ -197,7 +197,7 @@ void GemvPrepareInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   int8_t* narrow = (int8_t*)(s + rows);
   for (int64_t row = 0; row < rows; ++row, x += K) {
     int32_t* q = (int32_t*)((char*)prepared + (size_t)row * GemvRowBytes(layer));
-    s[row] = (double)QuantiseActivationRow(layer, x, narrow);
+    s[row] = (double)QuantizeActivationRow(layer, x, narrow);
     for (int64_t k = 0; k < K; ++k) q[k] = narrow[k];
   }
 }
@@ -396,7 +396,7 @@ int64_t ExactDepth(const Layer*) { return 0; }  // integer sums, float64 where s
 // ---------------------------------------------------------------------------------------------
 // Batched.
 //
-// prepared: x (K, lanes) float32 or int16, zero past the rows | s (rows,) float32 and one quantised
+// prepared: x (K, lanes) float32 or int16, zero past the rows | s (rows,) float32 and one quantized
 // row, int8 only
 // scratch: segmented sums (num_patterns, lanes) | products (16, lanes) | totals (16, lanes) |
 // patterns ordered by segment length (num_patterns,) uint32
@@ -647,7 +647,7 @@ void GemmPrepareInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   int8_t* q = (int8_t*)(behind + RoundUp64((size_t)rows * sizeof(float)));
   if (rows < lanes) memset(prepared, 0, LaneBytes<Int8>(layer, rows));
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantiseActivationRow(layer, x + row * K, q);
+    s[row] = QuantizeActivationRow(layer, x + row * K, q);
     int16_t* out = (int16_t*)prepared + row;
     for (int64_t k = 0; k < K; ++k) out[k * lanes] = q[k];
   }

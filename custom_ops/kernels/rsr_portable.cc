@@ -18,7 +18,7 @@
 
 #include "kernels.h"
 #include "lanes.h"
-#include "quantise_row.h"
+#include "quantize_row.h"
 
 namespace onnx_ternary {
 namespace portable {
@@ -135,7 +135,7 @@ typename RowOf<Value, kLanes>::Type AddRows(typename RowOf<Value, kLanes>::Type 
                                             const Value* rows, int64_t count, int sign) {
   using Row = typename RowOf<Value, kLanes>::Type;
   if (kLanes == 1 && count >= 16) {
-    // Eight sums side by side, which compilers vectorise.
+    // Eight sums side by side, which compilers vectorize.
     Value part[8] = {};
     int64_t i = 0;
     for (; i + 8 <= count; i += 8) {
@@ -241,7 +241,7 @@ void BlockProduct(const Layer* layer, int64_t block, int64_t group, const Value*
 
 // ---------------------------------------------------------------------------------------------
 // Kernels. prepared: x (row blocks, K, lanes) float32 or int32, zero past the rows | s (rows,)
-// float32 and one quantised row, int8 only. scratch: segmented sums (num_patterns, lanes) | product
+// float32 and one quantized row, int8 only. scratch: segmented sums (num_patterns, lanes) | product
 // (block_width, lanes) | totals (block_width, lanes).
 
 template <typename Value, int kLanes>
@@ -280,7 +280,7 @@ void PrepareInt8(const Layer* layer, const float* x, int64_t rows, void* prepare
   int8_t* q =
       reinterpret_cast<int8_t*>(behind + RoundUp64(static_cast<size_t>(rows) * sizeof(float)));
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantiseActivationRow(layer, x + row * K, q);
+    s[row] = QuantizeActivationRow(layer, x + row * K, q);
     int32_t* out = static_cast<int32_t*>(prepared) + row / kLanes * K * kLanes + row % kLanes;
     for (int64_t k = 0; k < K; ++k) out[k * kLanes] = q[k];
   }

@@ -4,7 +4,7 @@
 // One column block, one group: u[p] = sum of x over the rows of pattern p (segmented sum), then the
 // block product u @ B with B the (num_patterns, block_width) matrix of the patterns' digits. RSR
 // multiplies by B; RSR++ folds: the last column's digit is a pattern's lowest, so that column is
-// the sum of the entries of odd patterns; adding neighbours drops the digit, and so on.
+// the sum of the entries of odd patterns; adding neighbors drops the digit, and so on.
 //
 // Layout: docs/index_format.md section 3.
 
@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "kernels.h"
-#include "quantise_row.h"
+#include "quantize_row.h"
 
 namespace onnx_ternary {
 namespace {
@@ -299,8 +299,8 @@ extern const Kernel rsr_reference_int8_scalar = {
     /*column_step=*/1,
     NoFloat32Additions,
     /*fixed_point=*/false,
-    QuantisedBytes,
-    QuantiseRows,
+    QuantizedBytes,
+    QuantizeRows,
     PatternBytes,
     ReferenceInt8,
 };
@@ -316,7 +316,7 @@ extern const Kernel rsr_gemv_int8_scalar = {
     "rsr_gemv_int8_scalar", IndexFormat::rsr,   Activation::int8, Isa::scalar,     AcceptsInt8,
     /*max_rows=*/1,
     /*column_step=*/1,      NoFloat32Additions,
-    /*fixed_point=*/false,  QuantisedBytes,     QuantiseRows,     SegmentSumBytes, GemvInt8,
+    /*fixed_point=*/false,  QuantizedBytes,     QuantizeRows,     SegmentSumBytes, GemvInt8,
 };
 
 }  // namespace onnx_ternary

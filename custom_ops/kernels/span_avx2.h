@@ -17,8 +17,8 @@
 #include <string.h>
 
 #include "../kernel.h"
-#include "quantise_absmax.h"
-#include "quantise_row.h"
+#include "quantize_absmax.h"
+#include "quantize_row.h"
 
 // Keeps an accumulator of a long loop in its register: gcc 12 regroups additions across iterations
 // and spills (eight rows of int8: 152 instead of 169 GMAC/s, Zen 5).
@@ -49,11 +49,11 @@ inline bool AcceptsInt8(const Layer* layer) {
   return layer->index_format == IndexFormat::packed && layer->activation == Activation::int8;
 }
 
-// As QuantiseActivationRow, compiled for this instruction set where it is a matter of absmax.
-inline float QuantiseRow(const Layer* layer, const float* x, int8_t* q) {
+// As QuantizeActivationRow, compiled for this instruction set where it is a matter of absmax.
+inline float QuantizeRow(const Layer* layer, const float* x, int8_t* q) {
   const bool absmax = layer->activation_rule == ActivationRule::absmax_division ||
                       layer->activation_rule == ActivationRule::absmax_reciprocal;
-  return (absmax ? QuantiseAbsmaxRow : QuantiseActivationRow)(layer, x, q);
+  return (absmax ? QuantizeAbsmaxRow : QuantizeActivationRow)(layer, x, q);
 }
 
 inline bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }

@@ -4,7 +4,7 @@ A BitNet-style decoder of two layers that continues the Python language's own do
 (`pydoc_data.topics`, part of every Python). Its projections are trained the BitNet b1.58 way:
 weights are rounded to {-s, 0, +s} with s the mean magnitude, and gradients pass straight through
 the rounding. Embedding and output layer share one float16 table. The export stores the ternary
-codes as int8, as quantisation-aware training usually does; a tokenizer operator of
+codes as int8, as quantization-aware training usually does; a tokenizer operator of
 onnxruntime-extensions is put in front:
 
     text (batch,) string -> GPT2Tokenizer -> token_ids, attention_mask (batch, length) int64

@@ -103,14 +103,14 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["keep", "int8"]),
             default="keep",
             show_default=True,
-            help="int8 quantises each activation row (BitNet W1.58A8): faster, answers change.",
+            help="int8 quantizes each activation row (BitNet W1.58A8): faster, answers change.",
         ),
         click.option(
             "--remaining",
             type=click.Choice(["keep", "int8", "int4"]),
             default="keep",
             show_default=True,
-            help="Hand float MatMuls that are left to onnxruntime's MatMulNBits quantiser: smaller "
+            help="Hand float MatMuls that are left to onnxruntime's MatMulNBits quantizer: smaller "
             "and faster, answers change.",
         ),
         click.option(
@@ -137,7 +137,7 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             "--fuse-activation/--no-fuse-activation",
             default=True,
             show_default=True,
-            help="Let the op quantise activations where the model does it by a rule the op has.",
+            help="Let the op quantize activations where the model does it by a rule the op has.",
         ),
         click.option(
             "--fuse-siblings",

@@ -16,7 +16,7 @@ _NARROW_COLUMNS = 100
 _NUMBERS = frozenset(
     ("before", "after", "ratio", "rows", "largest error / bound", "changed by", "rewritten")
 )
-# What a reader has to look at stands out; everything else has the terminal's own colour.
+# What a reader has to look at stands out; everything else has the terminal's own color.
 _STYLES = {
     "rewritten": "green",
     "converted": "green",

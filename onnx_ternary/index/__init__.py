@@ -58,7 +58,7 @@ def build_index(
     """Builds the index of a ternary or binary matrix.
 
     Args:
-        weight: what `ternarise` returned.
+        weight: what `ternarize` returned.
         index_format: "packed" or "rsr".
         storage: None takes "1bit" for binary and "2bit" for ternary weights, "planes" for `rsr`.
         block_width: columns a block of `rsr`; None takes the optimum of the paper's cost model.
@@ -251,7 +251,7 @@ def _validate_permutation(attributes: OpAttributes, permutation: NDArray[Any], n
     ends = np.minimum(begins + group_rows, K)
     wrong = (rows < begins) | (rows >= ends)
     if not wrong.any():
-        # Equal rows are neighbours after a stable sort; the later of two is the wrong one.
+        # Equal rows are neighbors after a stable sort; the later of two is the wrong one.
         order = np.argsort(rows, axis=-1, kind="stable")
         ordered = np.take_along_axis(rows, order, axis=-1)
         repeated = np.zeros(rows.shape, bool)

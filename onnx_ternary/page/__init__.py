@@ -17,7 +17,7 @@ from string import Template
 from onnx_ternary._version import __version__
 from onnx_ternary.report import Report, Row, format_size
 
-_NUM_COLOURS = 10  # style.css has as many
+_NUM_COLORS = 10  # style.css has as many
 _NUM_BAR_UNITS = 1000
 
 
@@ -68,19 +68,19 @@ def _text(text: str) -> str:
     return escape("".join(each if each.isprintable() else "�" for each in text))
 
 
-def _colour(number: int) -> str:
-    return f"c{number % _NUM_COLOURS}"
+def _color(number: int) -> str:
+    return f"c{number % _NUM_COLORS}"
 
 
 def _button(text: str, group: int) -> str:
     return (
         f'<button type="button" aria-pressed="false" data-group="{group}"><svg aria-hidden="true">'
-        f'<rect width="10" height="10" class="{_colour(group)}"/></svg>{_text(text)}</button>'
+        f'<rect width="10" height="10" class="{_color(group)}"/></svg>{_text(text)}</button>'
     )
 
 
 def _group(row: Row) -> str:
-    """What rows share a colour: a pattern, or a reason without its names and numbers."""
+    """What rows share a color: a pattern, or a reason without its names and numbers."""
     if row.status == "stays":
         reason = re.sub(r"'[^']*'", "...", row.reason)
         return f"stays: {re.sub(r'[0-9]+(?:[.][0-9]+)?(?:e[-+]?[0-9]+)?', '...', reason)}"
@@ -121,7 +121,7 @@ def _row(row: Row, group: int, largest: int) -> str:
         bar = (
             f'<svg role="img" aria-label="{before} before, {after} after" '
             f'viewBox="0 0 {_NUM_BAR_UNITS} 16" preserveAspectRatio="none">'
-            f'<rect class="{_colour(group)}" width="{widths[0]}" height="7"/>'
+            f'<rect class="{_color(group)}" width="{widths[0]}" height="7"/>'
             f'<rect class="after" y="9" width="{widths[1]}" height="7"/></svg>'
         )
     cells = (

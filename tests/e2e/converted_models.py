@@ -185,14 +185,14 @@ def body(
 
 
 def plain_session(
-    model: ModelProto, level: str = "ENABLE_ALL", optimised_path: str = ""
+    model: ModelProto, level: str = "ENABLE_ALL", optimized_path: str = ""
 ) -> ort.InferenceSession:
     """A session without the library."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
-    if optimised_path:
-        options.optimized_model_filepath = optimised_path
+    if optimized_path:
+        options.optimized_model_filepath = optimized_path
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -477,7 +477,7 @@ def test_optimize_many_interrupted_leaves_nothing_half(
     assert {path.name for path in tmp_path.iterdir()} == {"models", "inputs.npz"}
 
 
-def test_optimize_says_what_the_quantiser_alone_changed(float_model: Path, tmp_path: Path) -> None:
+def test_optimize_says_what_the_quantizer_alone_changed(float_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
     command = ("optimize", float_model, tmp_path / "out.onnx", "--remaining", "int8", "--no-verify")
     done = run(*command)
@@ -502,9 +502,9 @@ def test_tables_fit_narrow_terminals_and_lose_no_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "coloured"), [("FORCE_COLOR", True), ("NO_COLOR", False)], ids=str
+    ("variable", "colored"), [("FORCE_COLOR", True), ("NO_COLOR", False)], ids=str
 )
-def test_colour(variable: str, coloured: bool) -> None:
+def test_color(variable: str, colored: bool) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
     environment |= {"PYTHONIOENCODING": "utf-8", "TERM": "xterm-256color", variable: "1"}
     done = subprocess.run(
@@ -514,8 +514,8 @@ def test_colour(variable: str, coloured: bool) -> None:
         check=True,
         env=environment,
     )
-    assert ("\x1b[32m" in done.stdout) == coloured
-    assert ("\x1b[33m" in done.stdout) == coloured
+    assert ("\x1b[32m" in done.stdout) == colored
+    assert ("\x1b[33m" in done.stdout) == colored
 
 
 def test_inspect_says_why_the_float_layer_stays() -> None:

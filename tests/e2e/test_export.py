@@ -46,7 +46,7 @@ from tests.graph_passes.test_catalogue import (
     tensors,
 )
 from tests.models import Case
-from tests.models_quantised import FEW_BITS
+from tests.models_quantized import FEW_BITS
 
 FORMS: tuple[Form, ...] = get_args(Form)
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -205,7 +205,7 @@ def test_float_product_within_bound(opset: int, scale_rank: int, form: Form) -> 
     expected = x.astype(np.float64) @ weight.dense() + product.bias
     for level in ("DISABLE_ALL", "ENABLE_ALL"):
         if form == "qdq" and level == "ENABLE_ALL":
-            continue  # onnxruntime quantises activations; see below
+            continue  # onnxruntime quantizes activations; see below
         assert (np.abs(run(exported, x, level) - expected) <= 2 * bound).all()
 
 
@@ -292,7 +292,7 @@ def test_half_precision_computes_in_its_own_type_where_exact(
         (25, 13, 40, TensorProto.INT2),
     ],
 )
-def test_dequantised_codes_are_the_smallest_onnxruntime_gets_right(
+def test_dequantized_codes_are_the_smallest_onnxruntime_gets_right(
     opset: int, ir_version: int, N: int, code_type: int, scale_rank: int
 ) -> None:
     if refused("qdq", scale_rank, opset):
@@ -301,10 +301,10 @@ def test_dequantised_codes_are_the_smallest_onnxruntime_gets_right(
     model = converted_model([product], opset=opset)
     model.ir_version = ir_version
     exported = export(model, to="qdq").to_proto()
-    (dequantise,) = (node for node in exported.graph.node if node.op_type == "DequantizeLinear")
+    (dequantize,) = (node for node in exported.graph.node if node.op_type == "DequantizeLinear")
     types = {each.name: each.data_type for each in exported.graph.initializer}
-    assert types[dequantise.input[0]] == code_type
-    # With all optimisations onnxruntime makes a MatMulNBits of it, which rounds activations to int8
+    assert types[dequantize.input[0]] == code_type
+    # With all optimizations onnxruntime makes a MatMulNBits of it, which rounds activations to int8
     # unless told not to.
     options = ort.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")

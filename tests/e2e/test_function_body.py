@@ -98,16 +98,16 @@ def test_identity_gives_original_weights(opset: int, options: dict[str, Any]) ->
 
 @every_format
 @pytest.mark.parametrize("opset", OPSETS)
-def test_basic_optimisation_folds_decode(
+def test_basic_optimization_folds_decode(
     opset: int, options: dict[str, Any], tmp_path: Path
 ) -> None:
     product = make_product(np.random.default_rng(0), 130, 37, options, with_bias=True)
     shape = ("batch", None) if opset >= 12 else (3, None)
     model = converted_model([product], opset=opset, x_shape=shape)
-    path = tmp_path / "optimised.onnx"
+    path = tmp_path / "optimized.onnx"
     plain_session(model, "ENABLE_BASIC", str(path))
-    optimised = onnx.load(path)
-    assert {node.op_type for node in optimised.graph.node} <= {"MatMul", "Add", "Gemm", "Cast"}
+    optimized = onnx.load(path)
+    assert {node.op_type for node in optimized.graph.node} <= {"MatMul", "Add", "Gemm", "Cast"}
 
 
 @pytest.mark.parametrize("opset", sorted({11, 18, onnx.defs.onnx_opset_version()}))
@@ -240,7 +240,7 @@ def test_uint8_rule_same_bits(opset: int, options: dict[str, Any]) -> None:
             )
             for level in ("DISABLE_ALL", "ENABLE_BASIC"):
                 np.testing.assert_array_equal(run(model, values, level), expected)
-            # Extended optimisations fuse the operators, in another order of roundings.
+            # Extended optimizations fuse the operators, in another order of roundings.
             np.testing.assert_allclose(run(model, values), expected, rtol=1e-6, atol=1e-5)
 
 
@@ -308,12 +308,12 @@ def test_bfloat16(opset: int) -> None:
 def test_library_takes_precedence_over_function(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     model = converted_model([make_product(rng, 130, 37, {})])
-    path, optimised = tmp_path / "model.onnx", tmp_path / "optimised.onnx"
+    path, optimized = tmp_path / "model.onnx", tmp_path / "optimized.onnx"
     onnx.save(model, path)
     options = ort.SessionOptions()
-    options.optimized_model_filepath = str(optimised)
+    options.optimized_model_filepath = str(optimized)
     runtime.InferenceSession(path, options)
-    nodes = onnx.load(optimised).graph.node
+    nodes = onnx.load(optimized).graph.node
     assert [(node.domain, node.op_type) for node in nodes] == [(DOMAIN, OP_TYPE)]
 
 

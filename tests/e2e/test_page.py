@@ -134,8 +134,8 @@ def test_page_works_without_scripts(browser: Any, digits_page: Path) -> None:
     assert len(Visit(browser, digits_page, java_script_enabled=False).visible_nodes()) == 4
 
 
-def luminance(colour: str) -> float:
-    channels = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+def luminance(color: str) -> float:
+    channels = [int(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -152,10 +152,10 @@ def test_page_contrast(browser: Any, digits_page: Path, scheme: str) -> None:
     ground = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (luminance(ground) > 0.5) == (scheme == "light")
     for selector in ("h1", "caption", "#count", "td", "footer", "button"):
-        colour = visit.page.evaluate(
+        color = visit.page.evaluate(
             "s => getComputedStyle(document.querySelector(s)).color", selector
         )
-        assert contrast(colour, ground) >= 4.5, selector
+        assert contrast(color, ground) >= 4.5, selector
     for number in range(10):
         fill = visit.page.evaluate(
             """n => {
@@ -202,7 +202,7 @@ def test_page_of_a_hostile_model(browser: Any, tmp_path: Path) -> None:
 
 
 def test_page_policy_stops_a_script_that_got_in(browser: Any, digits_page: Path) -> None:
-    """The second line of defence works alone."""
+    """The second line of defense works alone."""
     injected = digits_page.with_name("injected.html")
     text = digits_page.read_text(encoding="utf-8")
     attack = '<script>window.hacked = true</script><img src="https://example.com/x.png">'

@@ -23,7 +23,7 @@ from tests.e2e.converted_models import (
     random_weight,
 )
 from tests.models import column_scales
-from tests.models_quantised import FEW_BITS, nbits
+from tests.models_quantized import FEW_BITS, nbits
 
 BIAS = column_scales()
 
@@ -168,7 +168,7 @@ def test_int8_is_compared_with_its_rule() -> None:
         assert check.compared_with == "numpy reference of the int8 rule"
         assert 1e-5 < check.max_difference_from_original < 0.05
     assert report.outputs[0].tolerance is None
-    assert any("quantised activations" in note for note in report.notes)
+    assert any("quantized activations" in note for note in report.notes)
 
 
 def test_weights_count_where_the_user_asks_for_int8() -> None:

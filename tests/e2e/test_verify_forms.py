@@ -53,7 +53,7 @@ def test_products_are_judged_on_their_own(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["left_operand", "einsum_permuted", "cone_quantised", "function_called_twice", "function_cone"],
+    ["left_operand", "einsum_permuted", "cone_quantized", "function_called_twice", "function_cone"],
 )
 def test_wrong_weight_is_found(name: str) -> None:
     original, other = converted(name)
@@ -74,7 +74,7 @@ def test_wrong_weight_is_found(name: str) -> None:
         assert [check.status for check in report.products] == ["failed"]
 
 
-def test_products_that_stay_are_not_optimised_away() -> None:
+def test_products_that_stay_are_not_optimized_away() -> None:
     """onnxruntime turns them into MatMulNBits, whose int8 activations are off by half a percent."""
     generator = np.random.default_rng(0)
     stays = generator.integers(-7, 8, (K, K)).astype(np.int8)

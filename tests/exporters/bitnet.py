@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# transformers wraps the quantisation in torch.compile, which the TorchScript exporter cannot trace.
+# transformers wraps the quantization in torch.compile, which the TorchScript exporter cannot trace.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 import numpy as np
@@ -66,7 +66,7 @@ def text(num_sequences: int, length: int, seed: int) -> NDArray[np.int64]:
 
 
 def trained() -> BitNetForCausalLM:
-    """The network, quantisation in training ("autobitlinear online")."""
+    """The network, quantization in training ("autobitlinear online")."""
     torch.manual_seed(0)
     model = BitNetForCausalLM(CONFIG)
     initial = {

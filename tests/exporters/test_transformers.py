@@ -1,9 +1,9 @@
 """transformers' BitNet, from both torch exporters, converted: every product, the loss, the cache.
 
 What the criteria can prove: 4032 predicted tokens resolve a top-1 agreement of 0.025 points, and
-the network has learnt its text, so that columns of any product in the wrong place cost loss
+the network has learned its text, so that columns of any product in the wrong place cost loss
 (`test_criterion_finds_columns_in_the_wrong_place`). They cannot see a wrong scale in front of a
-norm (v, gate and up projections), nor judge a single logit where activations are quantised: one
+norm (v, gate and up projections), nor judge a single logit where activations are quantized: one
 value that rounds the other way moves it more than any product's error. `verify` judges each product
 by its own bound.
 """
@@ -48,7 +48,7 @@ class Case:
     result: onnx_ternary.OptimizeResult
 
     @property
-    def is_quantised(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether activations are."""
         return self.form != "linear"
 
@@ -101,9 +101,9 @@ def _logits(session: ort.InferenceSession) -> NDArray[np.float32]:
 
 
 def _assert_same_answers(
-    found: NDArray[np.float32], expected: NDArray[np.float32], *, quantised: bool
+    found: NDArray[np.float32], expected: NDArray[np.float32], *, quantized: bool
 ) -> None:
-    if not quantised:
+    if not quantized:
         assert np.abs(found - expected).max() <= MAX_RELATIVE_LOGIT_CHANGE * np.abs(expected).max()
     tokens = TOKENS[:, : found.shape[1]]
     ours, theirs = bitnet.quality(found, tokens), bitnet.quality(expected, tokens)
@@ -122,7 +122,7 @@ def test_every_ternary_product_is_rewritten(case: Case) -> None:
     assert report.bytes_after < 1.5 * 4 * hidden * bitnet.VOCABULARY + sum(K * N for K, N in sizes)
     activations = {row.activation for row in report.rewrites}
     assert activations in ({"float"}, {"int8"})
-    assert case.is_quantised or activations == {"float"}
+    assert case.is_quantized or activations == {"float"}
 
 
 def test_every_product_is_within_its_bound(case: Case) -> None:
@@ -152,7 +152,7 @@ def test_network_has_learnt_its_text(case: Case) -> None:
 def test_converted_model_gives_the_same_answers(case: Case) -> None:
     expected = _logits(ort.InferenceSession(case.original))
     found = _logits(onnx_ternary.InferenceSession(case.converted))
-    _assert_same_answers(found, expected, quantised=case.is_quantised)
+    _assert_same_answers(found, expected, quantized=case.is_quantized)
 
 
 def test_decoding_with_the_cache_equals_prefill(case: Case) -> None:
@@ -164,7 +164,7 @@ def test_decoding_with_the_cache_equals_prefill(case: Case) -> None:
         logits, *past = _run(session, TOKENS[:, position : position + 1], past)
         steps.append(logits)
     assert [each.shape for each in past] == [each.shape for each in cache]
-    _assert_same_answers(np.concatenate(steps, axis=1), prefill, quantised=case.is_quantised)
+    _assert_same_answers(np.concatenate(steps, axis=1), prefill, quantized=case.is_quantized)
 
 
 def test_criterion_finds_columns_in_the_wrong_place(case: Case) -> None:

@@ -1,4 +1,4 @@
-"""Quantised activations: which integers the op multiplies, and which nodes stay."""
+"""Quantized activations: which integers the op multiplies, and which nodes stay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx import AttributeProto, TensorProto, helper
 
 from onnx_ternary.nodes import read_attributes
 from onnx_ternary.optimize import OptimizeOptions, optimize
-from onnx_ternary.reference import quantise_rows, quantise_tensor
+from onnx_ternary.reference import quantize_rows, quantize_tensor
 from onnx_ternary.schema import OP_TYPE, OpAttributes
 from onnx_ternary.verify import verify
 from tests.activation_models import (
@@ -38,7 +38,7 @@ from tests.graph_passes.test_catalogue import (
     skip_where_too_new,
 )
 from tests.models import Case, K, N, matmul, model, node, ternary
-from tests.models_quantised import codes
+from tests.models_quantized import codes
 
 UNFUSED = OptimizeOptions(min_elements=0, fuse_activation=False)
 Array = NDArray[Any]
@@ -73,8 +73,8 @@ def integers(x: Array, attributes: OpAttributes) -> Array:
     """What the op multiplies."""
     rows = x.reshape(-1, attributes.K).astype(np.float32)
     if attributes.activation == "uint8":
-        return quantise_tensor(rows)[0].reshape(x.shape)
-    return quantise_rows(rows, attributes)[0].astype(np.int64).reshape(x.shape)
+        return quantize_tensor(rows)[0].reshape(x.shape)
+    return quantize_rows(rows, attributes)[0].astype(np.int64).reshape(x.shape)
 
 
 @pytest.mark.parametrize("name", WITH_INTEGERS)
@@ -188,7 +188,7 @@ def test_verification_sees_a_wrong_weight(name: str, weight_tolerance: float) ->
 
 
 @pytest.mark.parametrize("name", HITS)
-def test_quantisation_leaves_the_graph(name: str) -> None:
+def test_quantization_leaves_the_graph(name: str) -> None:
     case = HITS[name]()
     converted = optimize(case.model, ALL).model
     kinds = Counter(each.op_type for each in converted.graph)
@@ -205,7 +205,7 @@ def test_quantisation_leaves_the_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in HITS if "integer" not in name])
-def test_quantisation_stays_where_asked(name: str) -> None:
+def test_quantization_stays_where_asked(name: str) -> None:
     case = HITS[name]()
     skip_where_too_new(case.model)
     result = optimize(case.model, UNFUSED)
@@ -233,7 +233,7 @@ def test_rule_the_op_lacks_stays_in_the_graph(name: str) -> None:
     result = optimize(made, ALL)
     (row,) = result.report.rewrites
     assert row.activation == "float"
-    expected = f"the graph goes on quantising the activations, because {reason}: '{row.node}'"
+    expected = f"the graph goes on quantizing the activations, because {reason}: '{row.node}'"
     assert result.report.notes == (expected,)
     kinds = Counter(each.op_type for each in result.model.graph)
     before = Counter(each.op_type for each in made.graph.node)
@@ -277,8 +277,8 @@ def test_rule_that_calls_of_a_function_give_stays(
 ) -> None:
     nodes, constants = absmax()
     nodes += [
-        node("Div", ["q", "s"], "dequantised"),
-        node("Cast", ["dequantised"], "cast", to=TensorProto.FLOAT),
+        node("Div", ["q", "s"], "dequantized"),
+        node("Cast", ["dequantized"], "cast", to=TensorProto.FLOAT),
         matmul("cast"),
     ]
     (given,) = (each for each in nodes if each.op_type == of)
@@ -314,7 +314,7 @@ def test_weight_shared_with_float_activations() -> None:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
-def test_model_that_never_quantises_is_not_quantised() -> None:
+def test_model_that_never_quantizes_is_not_quantized() -> None:
     made = model(
         [node("Clip", ["x", "low"], "h"), matmul("h")],
         {"w": ternary(), "low": np.array(0, np.float32)},
@@ -332,15 +332,15 @@ def test_users_int8_does_not_replace_the_models_rule() -> None:
     assert row.activation == "uint8"
 
 
-def test_quantised_in_a_branch() -> None:
+def test_quantized_in_a_branch() -> None:
     """All of it in the branches of an If; x is captured."""
     weight = ternary()
     branches = {}
     for branch in ("then_branch", "else_branch"):
         nodes, constants = absmax(prefix=f"{branch}_")
         nodes += [
-            node("Div", [f"{branch}_q", f"{branch}_s"], f"{branch}_dequantised"),
-            matmul(f"{branch}_dequantised", "w", f"{branch}_y", branch),
+            node("Div", [f"{branch}_q", f"{branch}_s"], f"{branch}_dequantized"),
+            matmul(f"{branch}_dequantized", "w", f"{branch}_y", branch),
         ]
         branches[branch] = helper.make_graph(
             nodes,

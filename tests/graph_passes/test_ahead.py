@@ -120,7 +120,7 @@ def test_an_interrupt_ends_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: Context, weight: Constant) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Context, "ternarise", interrupted)
+    monkeypatch.setattr(Context, "ternarize", interrupted)
     kept: list[Ahead] = []
     enter = Ahead.__enter__
     monkeypatch.setattr(Ahead, "__enter__", lambda self: kept.append(self) or enter(self))

@@ -21,8 +21,8 @@ from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize
 from onnx_ternary.reference import (
     float_error_bound,
     int8_error_bound,
-    quantise_rows,
-    quantise_tensor,
+    quantize_rows,
+    quantize_tensor,
     ternary_indexed_matmul,
     uint8_error_bound,
 )
@@ -34,7 +34,7 @@ from tests import (
     cone_models,
     function_models,
     models,
-    models_quantised,
+    models_quantized,
     operand_models,
     qonnx_models,
 )
@@ -44,7 +44,7 @@ ALL = OptimizeOptions(min_elements=0)
 Array = NDArray[Any]
 CATALOGUES = (
     models,
-    models_quantised,
+    models_quantized,
     cone_models,
     operand_models,
     activation_models,
@@ -111,7 +111,7 @@ def skip_where_too_new(model: onnx.ModelProto) -> None:
             f"onnxruntime {ort.__version__} knows no opset {opset} with IR {model.ir_version}"
         )
     newer = any(node.op_type == "MatMulNBits" for node in model.graph.node)
-    if (newer or opset > 24) and not models_quantised.FEW_BITS:
+    if (newer or opset > 24) and not models_quantized.FEW_BITS:
         pytest.skip(f"onnxruntime {ort.__version__} does not multiply by 2-bit weights")
     attributes = {each.name for node in model.graph.node for each in node.attribute}
     if "output_dtype" in attributes and version < (1, 26):
@@ -259,7 +259,7 @@ def check_product(
     levels, scale, group_size = levels_and_scale(node)
     bias = np.broadcast_to(tensors(node)[3], (levels.shape[1],))
     if case.activation["activation"] != "float":
-        check_quantised_product(row, node, before, after)
+        check_quantized_product(row, node, before, after)
         return
     for values, roundings in ((after, 0), (before, row.pattern.count("->") + 1)):
         x, y = product_values(row, node, values)
@@ -286,7 +286,7 @@ def check_product(
         assert (np.abs(y - expected) <= bound).all()
 
 
-def check_quantised_product(
+def check_quantized_product(
     row: Rewrite, node: ir.Node, before: dict[str, Array], after: dict[str, Array]
 ) -> None:
     """The op follows its rule, and the original's sums are of the same integers."""
@@ -296,11 +296,11 @@ def check_quantised_product(
     levels, scale, group_size = levels_and_scale(node)
     rows = x.reshape(-1, attributes.K).astype(np.float32)
     if attributes.activation == "uint8":
-        integers, x_scale = quantise_tensor(rows)
+        integers, x_scale = quantize_tensor(rows)
         factor = np.full((len(rows), 1), x_scale, np.float64)
         bound = uint8_error_bound(integers, x_scale, levels, scale, constants[3], x.dtype)
     else:
-        q, s = quantise_rows(rows, attributes)
+        q, s = quantize_rows(rows, attributes)
         integers, factor = q.astype(np.int64), 1 / s[:, None].astype(np.float64)
         bound = int8_error_bound(rows, levels, scale, group_size, constants[3], attributes, x.dtype)
     y, expected = (each.reshape(-1, attributes.N).astype(np.float64) for each in (y, expected))
@@ -447,7 +447,7 @@ def test_options_reach_the_node(index_format: str, activation: str) -> None:
     )
 
 
-def test_int8_keeps_a_scale_in_front_of_the_quantisation() -> None:
+def test_int8_keeps_a_scale_in_front_of_the_quantization() -> None:
     options = OptimizeOptions(activation="int8", min_elements=0)
     result = optimize(HITS["mul_before"]().model, options)
     assert [row.pattern for row in result.report.rewrites] == ["MatMul"]

@@ -16,7 +16,7 @@ from onnx import helper
 
 from onnx_ternary.cli import main
 from onnx_ternary.optimize import OptimizeOptions, optimize
-from tests.cone_models import HITS, NEAR_MISSES, QUANTISATION_CONSTANTS, broken_cone, quantisation
+from tests.cone_models import HITS, NEAR_MISSES, QUANTISATION_CONSTANTS, broken_cone, quantization
 from tests.function_models import in_function
 from tests.models import F32, K, matmul, model
 
@@ -38,7 +38,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_cone_disappears() -> None:
-    for name in ("cone_quantised", "cone_quantised_scale_behind", "cone_packed_by_scatter"):
+    for name in ("cone_quantized", "cone_quantized_scale_behind", "cone_packed_by_scatter"):
         result = optimize(HITS[name]().model, ALL)
         (left,) = result.model.graph
         assert left.op_type == "TernaryIndexedMatMul"
@@ -57,7 +57,7 @@ def test_used_part_of_a_cone_stays() -> None:
 def test_cone_is_named_for_its_largest_constant() -> None:
     (row,) = optimize(HITS["cone_packed_by_scatter"]().model, ALL).report.rewrites
     assert row.weight == "packed"
-    (row,) = optimize(HITS["cone_quantised"]().model, ALL).report.rewrites
+    (row,) = optimize(HITS["cone_quantized"]().model, ALL).report.rewrites
     assert row.weight == "v"
     assert row.bytes_before == 48 * 20 * 4 + 3 * 4
 
@@ -71,7 +71,7 @@ def test_cone_of_a_refused_product_stays_as_it_is() -> None:
     assert result.to_proto() == ir.to_proto(ir.from_proto(original))
 
 
-@pytest.mark.parametrize("name", ["cone_quantised", "cone_shared", "cone_in_branches"])
+@pytest.mark.parametrize("name", ["cone_quantized", "cone_shared", "cone_in_branches"])
 def test_each_weight_is_evaluated_once(name: str, sessions: list[Any]) -> None:
     optimize(HITS[name]().model, ALL)
     # Scales behind a product are expressions of their own; here there are none.
@@ -84,8 +84,8 @@ def test_large_results_are_let_go(sessions: list[Any]) -> None:
     generator = np.random.default_rng(0)
     made = model(
         [
-            *quantisation("v0", "w0", prefix="a"),
-            *quantisation("v1", "w1", prefix="b"),
+            *quantization("v0", "w0", prefix="a"),
+            *quantization("v1", "w1", prefix="b"),
             matmul("x", "w0", "h0", "first"),
             matmul("h0", "w1", "h1", "second"),
             matmul("h1", "w0", "y", "third"),
@@ -149,7 +149,7 @@ def test_deep_models_do_not_recurse() -> None:
 @pytest.mark.parametrize("fold", [True, False])
 def test_option_of_the_command_line(fold: bool, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(HITS["cone_quantised"]().model, path)
+    onnx.save(HITS["cone_quantized"]().model, path)
     option = "--fold" if fold else "--no-fold"
     result = CliRunner().invoke(
         main, ["inspect", str(path), "--min-elements", "0", option, "--json"]

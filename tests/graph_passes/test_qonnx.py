@@ -1,4 +1,4 @@
-"""What of QONNX's quantisers stays."""
+"""What of QONNX's quantizers stays."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from onnx_ternary.schema import OP_TYPE
 from tests.qonnx_models import activations_too
 
 
-def test_quantisation_of_activations_stays() -> None:
+def test_quantization_of_activations_stays() -> None:
     result = optimize(activations_too().model, OptimizeOptions(min_elements=0))
-    quantiser, product = result.model.graph
-    assert (quantiser.op_type, quantiser.name, product.op_type) == ("Quant", "quant_x", OP_TYPE)
-    assert product.inputs[0] is quantiser.outputs[0]
+    quantizer, product = result.model.graph
+    assert (quantizer.op_type, quantizer.name, product.op_type) == ("Quant", "quant_x", OP_TYPE)
+    assert product.inputs[0] is quantizer.outputs[0]
     # The zero point serves the activations as well.
     assert {"x_scale", "bits8", "zero"} < set(result.model.graph.initializers)
     assert not {"v", "scale", "bits"} & set(result.model.graph.initializers)

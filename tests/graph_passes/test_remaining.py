@@ -1,4 +1,4 @@
-"""Float products handed to onnxruntime's own quantiser."""
+"""Float products handed to onnxruntime's own quantizer."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("choice", "bits", "limit"), [("int8", 8, 2e-2), ("int4", 4, 2e-1)])
-def test_float_products_are_quantised_as_onnxruntime_does(
+def test_float_products_are_quantized_as_onnxruntime_does(
     choice: RemainingChoice, bits: int, limit: float
 ) -> None:
     original = two_products()
@@ -66,7 +66,7 @@ def test_float_products_are_quantised_as_onnxruntime_does(
     assert (product.name, product.output[0]) == ("float", "y")
     assert "v" not in {each.name for each in proto.graph.initializer}
     (kept,) = result.report.rejections
-    assert f"quantised by onnxruntime to {choice}" in kept.reason
+    assert f"quantized by onnxruntime to {choice}" in kept.reason
     assert result.report.requantised == ("float",)
     assert [row.node for row in result.report.rewrites] == ["ternary"]
 
@@ -88,7 +88,7 @@ def test_float_products_are_quantised_as_onnxruntime_does(
         np.testing.assert_array_equal(tensors[name].reshape(-1), array.reshape(-1))
 
 
-def test_columns_are_quantised_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_columns_are_quantized_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     from onnx_ternary.graph_passes import remaining
 
     options = OptimizeOptions(remaining="int4")
@@ -116,7 +116,7 @@ def test_float_products_stay_unless_asked_for(options: OptimizeOptions) -> None:
     assert result.report.requantised == ()
 
 
-def test_convert_writes_and_verifies_what_only_the_quantiser_changed(tmp_path: Path) -> None:
+def test_convert_writes_and_verifies_what_only_the_quantizer_changed(tmp_path: Path) -> None:
     path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
     onnx.save(tied(), path)
     done = onnx_ternary.convert(path, out, OptimizeOptions(remaining="int8"))

@@ -197,7 +197,7 @@ def nodes(draw: st.DrawFn, index_format: str, activation: str) -> tuple[Node, ND
     return node, x
 
 
-def quantised(node: Node, x: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def quantized(node: Node, x: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """q (M, K) and s (M, 1) of the int8 rule."""
     attributes = node.attributes
     absmax = np.maximum(np.max(np.abs(x), axis=1), np.float32(attributes.activation_epsilon))
@@ -217,7 +217,7 @@ def check_int8(node: Node, x: NDArray[np.float32], y: NDArray[np.float32]) -> No
     With scales per group kernels add weighted integers of groups, or of lanes of them, in float32
     or better, in any order.
     """
-    q, s = quantised(node, x)
+    q, s = quantized(node, x)
     levels = node.levels.astype(np.int64)
     if node.scale.ndim < 2:
         with np.errstate(over="ignore"):

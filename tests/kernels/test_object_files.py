@@ -60,7 +60,7 @@ def test_every_isa_file_is_checked() -> None:
     of_an_isa = {path.stem for path in KERNELS.glob("*.cc")} - {
         path.stem
         for path in KERNELS.glob("*.cc")
-        if path.stem.endswith(("_scalar", "_portable")) or path.stem == "quantise_row"
+        if path.stem.endswith(("_scalar", "_portable")) or path.stem == "quantize_row"
     }
     assert of_an_isa == set(ISA_FLAGS)
 

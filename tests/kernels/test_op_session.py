@@ -73,7 +73,7 @@ def test_product_is_within_the_bound(
 
 
 @pytest.mark.parametrize("attributes", VARIANTS, ids=label)
-def test_int8_product_is_within_its_quantisation(
+def test_int8_product_is_within_its_quantization(
     rng: np.random.Generator, attributes: OpAttributes
 ) -> None:
     node = make_node(rng, int8(attributes))
@@ -82,7 +82,7 @@ def test_int8_product_is_within_its_quantisation(
     bound = 0.51 * step * np.abs(node.weight).sum(axis=0)
     difference = np.abs(run(make_session(make_model(node)), x) - node.expected(x))
     assert np.all(difference <= bound)
-    assert difference.max() > 1e-4  # it did quantise
+    assert difference.max() > 1e-4  # it did quantize
 
 
 def column_of_ones(num_rows: int) -> Node:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_ternary import _native, runtime
 from onnx_ternary.errors import IndexFormatError
-from onnx_ternary.reference import quantise_tensor, ternary_indexed_matmul, uint8_error_bound
+from onnx_ternary.reference import quantize_tensor, ternary_indexed_matmul, uint8_error_bound
 from onnx_ternary.schema import MAX_UINT8_K, OpAttributes
 from tests.single_node import Node, attribute_variants, label, make_model, make_node, uint8
 
@@ -143,7 +143,7 @@ def test_session_same_bits_for_any_threads_and_shape(attributes: OpAttributes) -
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_half_precision_is_quantised_in_float32(dtype: Any) -> None:
+def test_half_precision_is_quantized_in_float32(dtype: Any) -> None:
     rng = np.random.default_rng(5)
     node = make_node(rng, uint8(OpAttributes(K=133, N=21)), per_column=True)
     x = rng.standard_normal((37, 133)).astype(dtype)
@@ -210,7 +210,7 @@ def test_bound_holds_and_is_tight() -> None:
     rng = np.random.default_rng(8)
     node = make_node(rng, VARIANTS[0], per_column=True)
     x = rng.standard_normal((30, 133)).astype(np.float32)
-    centred, x_scale = quantise_tensor(x)
+    centred, x_scale = quantize_tensor(x)
     exact = (centred @ node.levels.astype(np.int64)) * (
         np.float64(x_scale) * node.scale.astype(np.float64)
     ) + node.bias

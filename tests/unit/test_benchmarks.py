@@ -142,7 +142,7 @@ def test_peer_is_right(peer: Peer, threads: int, layer: Layer) -> None:
         exact = x.astype(np.float64) @ weight
         errors = [bench_kernel.checked(peer, run, x, exact) for run in runs]
         # What claims to round no activations must not; what does is not exact.
-        assert (max(errors) > 1e-4) == peer.quantises
+        assert (max(errors) > 1e-4) == peer.quantizes
     assert peer.weight_bytes(layer) > layer.levels.size // 8
 
 

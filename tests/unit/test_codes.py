@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnx_ternary.codes import ternarise_codes
-from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarise
+from onnx_ternary.codes import ternarize_codes
+from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarize
 
 NO_ZERO = np.zeros((1, 1))
 
 
 def found(*args: Any, **kwargs: Any) -> TernaryWeight:
-    result = ternarise_codes(*args, **{"group_size": 0, **kwargs})
+    result = ternarize_codes(*args, **{"group_size": 0, **kwargs})
     assert isinstance(result, TernaryWeight), result
     return result
 
 
 def reason(*args: Any, **kwargs: Any) -> str:
-    result = ternarise_codes(*args, **{"group_size": 0, **kwargs})
+    result = ternarize_codes(*args, **{"group_size": 0, **kwargs})
     assert isinstance(result, NotTernary), result
     return result.reason
 
@@ -44,7 +44,7 @@ def test_agrees_with_the_floats(shape: tuple[int, int], dtype: Any, order: Any) 
     spread_scale = np.repeat(scale, step, axis=0)[:1200] if len(scale) > 1 else scale
     floats = ((codes - spread).astype(np.float32) * spread_scale).astype(dtype)
     np.testing.assert_array_equal(result.dense(), floats.astype(np.float32))
-    expected = ternarise(floats, group_sizes=(step,))
+    expected = ternarize(floats, group_sizes=(step,))
     assert isinstance(expected, TernaryWeight)
     np.testing.assert_array_equal(result.levels, expected.levels)
     assert result.group_size == (step if shape[0] > 1 else 0)
@@ -108,7 +108,7 @@ def test_extremes_of_types_do_not_overflow() -> None:
 
 def test_one_code_off_is_found_wherever_it_is() -> None:
     codes = np.random.default_rng(1).choice(np.array([-1, 0, 1], np.int8), (700, 400))
-    assert ternarise_codes(codes, scales(1, 400), NO_ZERO, group_size=0)
+    assert ternarize_codes(codes, scales(1, 400), NO_ZERO, group_size=0)
     for row, column in ((0, 0), (350, 399), (699, 200)):
         damaged = codes.copy()
         damaged[row, column] = 2

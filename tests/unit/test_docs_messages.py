@@ -66,7 +66,7 @@ def test_message_is_in_the_code(message: str, texts: list[str]) -> None:
 
 def test_other_messages_are_not_found(texts: list[str]) -> None:
     assert len(messages()) > 20
-    assert not occurs("weight has … distinct colours in column …", texts)
+    assert not occurs("weight has … distinct colors in column …", texts)
     assert not occurs("kernel '…' wants …", texts)
 
 

@@ -52,7 +52,7 @@ def test_readers_read_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", QUANTISED)
-def test_quantised_answers_are_the_same(name: str) -> None:
+def test_quantized_answers_are_the_same(name: str) -> None:
     with np.load(QUANTISED[name].path) as file:
         tensors = dict(file)
     attributes = OpAttributes(**json.loads(str(tensors["attributes"])))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import onnx_ternary
 from onnx_ternary.nodes import check_indices, op_nodes, read_attributes
 from onnx_ternary.optimize import optimize
-from onnx_ternary.reference import float_error_bound, int8_error_bound, quantise_rows
+from onnx_ternary.reference import float_error_bound, int8_error_bound, quantize_rows
 from onnx_ternary.schema import OpAttributes
 from tests.golden.write_models import MODELS, ModelCase, activations, model_cases
 
@@ -42,7 +42,7 @@ def expected(case: ModelCase) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     dense = weight.levels * scale
     arguments = (x, weight.levels, weight.scale, weight.group_size, NO_BIAS)
     if attributes.activation == "int8":
-        q, s = quantise_rows(x, attributes)
+        q, s = quantize_rows(x, attributes)
         return (q / s[:, None].astype(np.float64)) @ dense, int8_error_bound(
             *arguments, attributes, np.float32
         )

@@ -39,7 +39,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20240)
 
 
-def quantise(x: NDArray[np.float32], attributes: OpAttributes) -> tuple[Any, Any]:
+def quantize(x: NDArray[np.float32], attributes: OpAttributes) -> tuple[Any, Any]:
     absmax = np.maximum(np.abs(x).max(axis=1), np.float32(attributes.activation_epsilon))
     qmax = np.float32(attributes.activation_qmax)
     s = (
@@ -53,7 +53,7 @@ def quantise(x: NDArray[np.float32], attributes: OpAttributes) -> tuple[Any, Any
 
 def int8_product(node: Node, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """The int8 rule of docs/op_spec.md, every float32 operation in its order."""
-    q, s = quantise(x, node.attributes)
+    q, s = quantize(x, node.attributes)
     group_rows = node.attributes.group_size or node.attributes.K
     scales = node.scale if node.attributes.group_size else [node.scale]
     y = np.zeros((x.shape[0], node.attributes.N), np.float32)
@@ -235,7 +235,7 @@ def test_int8_kernels_follow_the_rule_exactly(
     x[3] = 0.0
     x[4] *= 1e-7
     x[5, 0] = -1e30
-    # Halves: x * s is exactly k + 0.5 here, which must go to the even neighbour.
+    # Halves: x * s is exactly k + 0.5 here, which must go to the even neighbor.
     x[6] = np.resize(np.arange(-126, 127, 2) / 2, attributes.K)
     x[6, :2] = 127.0
     expected = int8_product(node, x)

@@ -321,7 +321,7 @@ def assert_all_forms_agree(
     """RSR, RSR++, direct ternary and packed give the dense product, by the reference and by every
     kernel."""
     x = rng.integers(-127, 128, (rows, levels.shape[0])).astype(np.float32)
-    x[:, rng.integers(levels.shape[0])] = 127  # the rule then quantises by 1
+    x[:, rng.integers(levels.shape[0])] = 127  # the rule then quantizes by 1
     exact = x.astype(np.int64) @ levels.astype(np.int64)
     kernels = [kernel for kernel in _native.kernels()["kernels"] if kernel["supported"]]
     for index in all_forms(levels, alphabet, width):

@@ -19,7 +19,7 @@ from onnx_ternary.reference import (
     float_error_bound,
     gamma,
     int8_error_bound,
-    quantise_rows,
+    quantize_rows,
     ternary_indexed_matmul,
 )
 from onnx_ternary.schema import OpAttributes
@@ -181,12 +181,12 @@ def to_float32(value: Fraction) -> Fraction:
 
 @pytest.mark.parametrize("rule", ["absmax_division", "absmax_reciprocal"])
 @given(rng=random_generators(), magnitude=st.sampled_from([1e-4, 1.0, 1000.0]))
-def test_quantisation_rule_in_exact_arithmetic(
+def test_quantization_rule_in_exact_arithmetic(
     rule: str, rng: np.random.Generator, magnitude: float
 ) -> None:
     attributes = OpAttributes(K=7, N=1, **(INT8 | {"activation_rule": rule}))
     x = (rng.standard_normal((2, 7)) * magnitude).astype(np.float32)
-    q, s = quantise_rows(x, attributes)
+    q, s = quantize_rows(x, attributes)
     for row, row_q, row_s in zip(x, q, s, strict=True):
         absmax = max(Fraction(float(np.float32(1e-5))), *(abs(Fraction(float(v))) for v in row))
         if rule == "absmax_division":
@@ -201,11 +201,11 @@ def test_quantisation_rule_in_exact_arithmetic(
             assert level == min(127, max(-128, rounded))
 
 
-def test_quantisation_rounds_half_to_even_and_clips() -> None:
+def test_quantization_rounds_half_to_even_and_clips() -> None:
     attributes = OpAttributes(K=6, N=1, **(INT8 | {"activation_qmin": -3, "activation_qmax": 4}))
     # s = 1: what is rounded is x itself.
     x = np.array([[4, 0.5, 1.5, 2.5, -2.5, -4]], np.float32)
-    q, s = quantise_rows(x, attributes)
+    q, s = quantize_rows(x, attributes)
     assert s == 1
     np.testing.assert_array_equal(q, [[4, 0, 2, 2, -2, -3]])
 
@@ -215,18 +215,18 @@ def test_rules_differ_in_the_last_bit() -> None:
     x = np.linspace(0.5, 3, 50, dtype=np.float32)[:, None]
     division = OpAttributes(K=1, N=1, **INT8)
     reciprocal = dataclasses.replace(division, activation_rule="absmax_reciprocal")
-    assert (quantise_rows(x, division)[1] != quantise_rows(x, reciprocal)[1]).any()
+    assert (quantize_rows(x, division)[1] != quantize_rows(x, reciprocal)[1]).any()
 
 
-def test_quantisation_of_special_rows() -> None:
+def test_quantization_of_special_rows() -> None:
     attributes = OpAttributes(K=2, N=1, **INT8)
     x = np.array([[0, 0], [1e-7, 0], [np.nan, 1], [np.inf, 1], [3.4e38, -3.4e38]], np.float32)
     for rule in ("absmax_division", "absmax_reciprocal"):
-        q, s = quantise_rows(x, dataclasses.replace(attributes, activation_rule=rule))
+        q, s = quantize_rows(x, dataclasses.replace(attributes, activation_rule=rule))
         np.testing.assert_array_equal(q, [[0, 0], [1, 0], [0, 0], [0, 0], [127, -127]])
         np.testing.assert_array_equal(np.isnan(s), [False, False, True, True, False])
         np.testing.assert_allclose(s[0], 127 / np.float32(1e-5), rtol=1e-6)
-    assert quantise_rows(np.zeros((0, 2), np.float32), attributes)[0].shape == (0, 2)
+    assert quantize_rows(np.zeros((0, 2), np.float32), attributes)[0].shape == (0, 2)
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -236,7 +236,7 @@ def test_int8_product(format_name: str, data: st.DataObject, rng: np.random.Gene
     x = data.draw(activations(weight.levels.shape[0]))
     bias = draw_bias(rng, weight.levels.shape[1])
     index = build(weight, format_name, **INT8)
-    q, s = quantise_rows(x.reshape(-1, x.shape[-1]).astype(np.float32), index.attributes)
+    q, s = quantize_rows(x.reshape(-1, x.shape[-1]).astype(np.float32), index.attributes)
     sums = q.astype(np.int64) @ weight.levels.astype(np.int64)
     expected = sums.astype(np.float32) / s[:, None] * weight.scale + bias
     y = run(index, x, bias)
@@ -365,10 +365,10 @@ def test_float_bound_rejects_a_wrong_weight(scale_kind: str, dtype: Any) -> None
 def test_float_bound_rejects_eight_bit_activations() -> None:
     weight = matrix(300, 40)
     x = np.random.default_rng(3).standard_normal((5, 300)).astype(np.float32)
-    quantised = run(build(weight, "packed", **INT8), x)
+    quantized = run(build(weight, "packed", **INT8), x)
     for fixed in (False, True):
         bound = bound_of(x, weight, NO_BIAS, fixed_point=fixed)
-        error = np.abs(quantised - exact_product(x, weight, NO_BIAS))
+        error = np.abs(quantized - exact_product(x, weight, NO_BIAS))
         assert np.median(error / bound) > 20
 
 
@@ -467,9 +467,9 @@ def test_int8_bound(scale_kind: str, dtype: Any, magnitude: float) -> None:
     bound = int8_error_bound(
         x, weight.levels, weight.scale, weight.group_size, bias, attributes, dtype
     )
-    q, s = quantise_rows(x.astype(np.float32), attributes)
-    dequantised = q / s[:, None].astype(np.float64)
-    exact = exact_product(dequantised, weight, bias)
+    q, s = quantize_rows(x.astype(np.float32), attributes)
+    dequantized = q / s[:, None].astype(np.float64)
+    exact = exact_product(dequantized, weight, bias)
     y = run(index, x, bias)
     assert (np.abs(y.astype(np.float64) - exact) <= bound).all()
     # Multiplying by 1 / s, scales joined first.
@@ -482,7 +482,7 @@ def test_int8_bound(scale_kind: str, dtype: Any, magnitude: float) -> None:
     levels = weight.levels.copy()
     k = int(np.abs(q).min(axis=0).argmax())
     levels[k] = np.where(levels[k] == 1, 0, levels[k] + 1)
-    wrong = exact_product(dequantised, dataclasses.replace(weight, levels=levels), bias)
+    wrong = exact_product(dequantized, dataclasses.replace(weight, levels=levels), bias)
     if dtype == np.float32:
         assert (np.abs(wrong - exact) > bound).all()
     # Tight: a few units in the last place.

@@ -14,7 +14,7 @@ from onnx_ternary.convert import Conversion
 from onnx_ternary.errors import ExitCode
 from onnx_ternary.outcome import Outcome
 from onnx_ternary.report import Kept, Report, Rewrite, format_size
-from onnx_ternary.summary import code, summarise, summarise_batch
+from onnx_ternary.summary import code, summarize, summarize_batch
 
 REWRITE = Rewrite(
     node="up",
@@ -76,7 +76,7 @@ def plain(cell: list[Token]) -> str:
 
 def test_summary_names_every_product() -> None:
     kept = Kept("down", "Gemm", "main graph", "w2", "weight has 3 levels", (4, 5), 80)
-    text = summarise(outcome(REWRITE, kept=(kept,)))
+    text = summarize(outcome(REWRITE, kept=(kept,)))
     assert [plain(cell) for cell in table_cells(text)] == [
         *("up", "Mul -> MatMul", "64 x 512", "ternary, scale tensor"),
         *("131 kB", "16.4 kB", "rewritten"),
@@ -90,7 +90,7 @@ def test_summary_names_every_product() -> None:
 def test_summary_shows_hostile_names_as_they_are(name: str) -> None:
     shown = "".join(each if each.isprintable() else " " for each in name).strip()
     kept = Kept(name, "Gemm", "main graph", "w", name)
-    text = summarise(outcome(replace(REWRITE, node=name), kept=(kept,), source=name))
+    text = summarize(outcome(replace(REWRITE, node=name), kept=(kept,), source=name))
     cells = table_cells(text)
     assert len(cells) == 14
     assert plain(cells[0]) == plain(cells[7]) == shown
@@ -107,7 +107,7 @@ def test_summary_shows_hostile_names_as_they_are(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_summary_of_a_batch_with_hostile_names(name: str) -> None:
-    text = summarise_batch(Batch((outcome(REWRITE, source=name), outcome(REWRITE))))
+    text = summarize_batch(Batch((outcome(REWRITE, source=name), outcome(REWRITE))))
     blocks = [token.content for token in tokens(text) if token.type == "html_block"]
     assert len(blocks) == 4
     for block in blocks:
@@ -119,27 +119,27 @@ def test_summary_of_a_failure_says_that_nothing_was_written() -> None:
     failed = replace(
         outcome(REWRITE), exit_code=ExitCode.REQUIREMENT_NOT_MET, error="too large a file"
     )
-    text = summarise(failed)
+    text = summarize(failed)
     assert "Exit code 4, nothing was written" in text
     assert "too large a file" in text
     error = Outcome(Path("m.onnx"), None, None, ExitCode.ERROR, "no file")
-    assert "Exit code 1" in summarise(error)
+    assert "Exit code 1" in summarize(error)
 
 
 def test_summary_fits_into_a_comment() -> None:
     many = tuple(replace(REWRITE, node=f"layer_{number}") for number in range(2000))
-    text = summarise(outcome(*many))
+    text = summarize(outcome(*many))
     shown = len(table_cells(text)) // 7
     assert 300 < shown < 2000
     endless = "|" * 1_000_000
     kept = Kept(endless, "Gemm", "main graph", "w", endless)
-    text = summarise(replace(outcome(REWRITE, kept=(kept,) * 50), error=endless))
+    text = summarize(replace(outcome(REWRITE, kept=(kept,) * 50), error=endless))
     assert len(text) < 65_536
-    text = summarise(outcome(*many))
+    text = summarize(outcome(*many))
     assert f"{2000 - shown} more products are in the JSON report." in text
     assert len(text) < 65_536
     batch = Batch(tuple(outcome(*many[:50], source=f"m{number}.onnx") for number in range(900)))
-    text = summarise_batch(batch)
+    text = summarize_batch(batch)
     assert len(text) < 65_536
     assert "more models are in the JSON report." in text
 
@@ -149,7 +149,7 @@ def test_summary_with_many_notes_fits_into_a_comment() -> None:
     assert many.conversion is not None
     report = replace(many.conversion.report, notes=("|" * 290,) * 900)
     noted = replace(many, conversion=replace(many.conversion, report=report))
-    for text in (summarise(noted), summarise_batch(Batch((noted,) * 40))):
+    for text in (summarize(noted), summarize_batch(Batch((noted,) * 40))):
         assert len(text) < 65_536
         assert "Note: " in text
         assert "more notes are in the JSON report." in text

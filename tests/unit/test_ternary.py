@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarise
+from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarize
 from tests.strategies import random_generators, ternary_weights
 
 
 def found(weight: NDArray[Any], **options: Any) -> TernaryWeight:
-    result = ternarise(weight, **options)
+    result = ternarize(weight, **options)
     assert isinstance(result, TernaryWeight), result
     assert result.levels.dtype == np.int8
     assert result.levels.flags.c_contiguous
@@ -25,7 +25,7 @@ def found(weight: NDArray[Any], **options: Any) -> TernaryWeight:
 
 
 def reason(weight: NDArray[Any], **options: Any) -> str:
-    result = ternarise(weight, **options)
+    result = ternarize(weight, **options)
     assert isinstance(result, NotTernary), result
     return result.reason
 
@@ -35,7 +35,7 @@ def reason(weight: NDArray[Any], **options: Any) -> str:
     dtype=st.sampled_from([np.float16, ml_dtypes.bfloat16, np.float32, np.float64]),
     order=st.sampled_from(["C", "F", "strided"]),
 )
-def test_ternarise_gives_back_the_matrix(weight: TernaryWeight, dtype: Any, order: str) -> None:
+def test_ternarize_gives_back_the_matrix(weight: TernaryWeight, dtype: Any, order: str) -> None:
     dense = weight.dense().astype(dtype)
     if order == "F":
         dense = np.asfortranarray(dense)
@@ -165,7 +165,7 @@ def test_tolerance(kind: str, dtype: Any) -> None:
     scales = rng.uniform(1, 4, shape)
     full = np.broadcast_to(np.repeat(scales, K // shape[0], axis=0), (K, N))
     weight = ((levels + rng.uniform(-0.05, 0.05, (K, N))) * full).astype(dtype)
-    assert isinstance(ternarise(weight), NotTernary)
+    assert isinstance(ternarize(weight), NotTernary)
     result = found(weight, tolerance=0.08)
     np.testing.assert_array_equal(result.levels, levels)
     assert result.scale.ndim == {"tensor": 0, "column": 1, "group": 2}[kind]
@@ -193,21 +193,21 @@ def test_tolerance_prefers_an_exact_match() -> None:
 @pytest.mark.parametrize("tolerance", [-0.1, 0.5, float("nan")])
 def test_tolerance_out_of_range(tolerance: float) -> None:
     with pytest.raises(ValueError, match="tolerance is"):
-        ternarise(np.ones((1, 1), np.float32), tolerance=tolerance)
+        ternarize(np.ones((1, 1), np.float32), tolerance=tolerance)
 
 
 def test_group_sizes_out_of_range() -> None:
     with pytest.raises(ValueError, match="expected positive sizes"):
-        ternarise(np.ones((1, 1), np.float32), group_sizes=(0,))
+        ternarize(np.ones((1, 1), np.float32), group_sizes=(0,))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_memory_stays_small(order: str) -> None:
     rng = np.random.default_rng(0)
     weight = np.asarray(rng.integers(-1, 2, (2048, 2048)).astype(np.float32), order=order)  # type: ignore[call-overload]  # order is a literal
-    ternarise(weight)
+    ternarize(weight)
     tracemalloc.start()
-    ternarise(weight)
+    ternarize(weight)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < weight.size + 8 * 2**20  # the levels and a few tiles

@@ -1,8 +1,8 @@
 // The activation rules compiled for any processor. DynamicQuantizeLinear clips before it rounds, as
-// quantise_absmax.h does and for the same reason: |v| <= 255 there.
-#include "quantise_row.h"
+// quantize_absmax.h does and for the same reason: |v| <= 255 there.
+#include "quantize_row.h"
 
-#include "quantise_absmax.h"
+#include "quantize_absmax.h"
 
 namespace onnx_ternary {
 namespace {
@@ -11,7 +11,7 @@ const float kToInteger = 12582912.0f;  // 1.5 * 2^23
 
 // saturate(round(x / scale) + zero point) - 128. An x_scale of 0 gives some integer, which the 0 in
 // Y's factor makes irrelevant.
-void QuantiseToRange(const Layer* layer, const float* x, int8_t* q) {
+void QuantizeToRange(const Layer* layer, const float* x, int8_t* q) {
   const int64_t K = layer->K;
   if (!isfinite(layer->x_scale)) {
     memset(q, 0, (size_t)K);
@@ -32,12 +32,12 @@ void QuantiseToRange(const Layer* layer, const float* x, int8_t* q) {
 
 }  // namespace
 
-float QuantiseActivationRow(const Layer* layer, const float* x, int8_t* q) {
+float QuantizeActivationRow(const Layer* layer, const float* x, int8_t* q) {
   if (layer->activation_rule == ActivationRule::dynamic_quantize_linear) {
-    QuantiseToRange(layer, x, q);
+    QuantizeToRange(layer, x, q);
     return 1.0f;
   }
-  return QuantiseAbsmaxRow(layer, x, q);
+  return QuantizeAbsmaxRow(layer, x, q);
 }
 
 void WidenActivationRange(const float* x, int64_t count, float* lowest, float* highest,
@@ -58,15 +58,15 @@ void WidenActivationRange(const float* x, int64_t count, float* lowest, float* h
   *largest_bits = largest;
 }
 
-size_t QuantisedBytes(const Layer* layer, int64_t rows) {
+size_t QuantizedBytes(const Layer* layer, int64_t rows) {
   return static_cast<size_t>(rows) * (sizeof(float) + static_cast<size_t>(layer->K));
 }
 
-void QuantiseRows(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void QuantizeRows(const Layer* layer, const float* x, int64_t rows, void* prepared) {
   float* s = static_cast<float*>(prepared);
   int8_t* q = reinterpret_cast<int8_t*>(s + rows);
   for (int64_t m = 0; m < rows; ++m) {
-    s[m] = QuantiseActivationRow(layer, x + m * layer->K, q + m * layer->K);
+    s[m] = QuantizeActivationRow(layer, x + m * layer->K, q + m * layer->K);
   }
 }
 

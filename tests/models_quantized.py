@@ -1,4 +1,4 @@
-"""Quantised forms of the catalogue: DequantizeLinear, QCDQ and MatMulNBits."""
+"""Quantized forms of the catalogue: DequantizeLinear, QCDQ and MatMulNBits."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def tensor(name: str, array: Array, dtype: int | None = None) -> onnx.TensorProt
     return numpy_helper.from_array(array, name)
 
 
-def dequantised(
+def dequantized(
     stored: Array,
     scale: Array,
     zero_point: Array | None = None,
@@ -138,7 +138,7 @@ def dense(
 def per_tensor(stored: Array, zero: int | None = None, **kwargs: Any) -> Case:
     """One scale, 0.25; the zero point has the codes' type."""
     zero_point = None if zero is None else np.array(zero, stored.dtype)
-    return dequantised(stored, np.array(0.25, F32), zero_point, **kwargs)
+    return dequantized(stored, np.array(0.25, F32), zero_point, **kwargs)
 
 
 def gemm_trans_b() -> Case:
@@ -206,7 +206,7 @@ def qcdq(*, from_float: bool, clip: tuple[int, int] = (-1, 1)) -> Case:
     return Case(made, ("MatMul",), (np.clip(stored, *clip) * 0.25,))
 
 
-def quantised_columns() -> Case:
+def quantized_columns() -> Case:
     """A float weight through QuantizeLinear and DequantizeLinear with a scale a column."""
     stored = codes()
     made = model(
@@ -361,50 +361,50 @@ INT4, UINT4 = TensorProto.INT4, TensorProto.UINT4
 HALF = TensorProto.FLOAT16
 
 HITS: dict[str, Callable[[], Case]] = {
-    "dequantised": lambda: per_tensor(codes()),
-    "dequantised_opset_11": lambda: per_tensor(codes(), 0, opset=11),
-    "dequantised_opset_23": lambda: per_tensor(codes(), 0, opset=23),
-    "dequantised_zero_point": lambda: per_tensor(codes(levels=(0, 1, 2), dtype=np.uint8), 1),
-    "dequantised_full_range": lambda: per_tensor(codes(levels=(-127, 0, 127)), 0),
-    "dequantised_uint8_full_range": lambda: per_tensor(
+    "dequantized": lambda: per_tensor(codes()),
+    "dequantized_opset_11": lambda: per_tensor(codes(), 0, opset=11),
+    "dequantized_opset_23": lambda: per_tensor(codes(), 0, opset=23),
+    "dequantized_zero_point": lambda: per_tensor(codes(levels=(0, 1, 2), dtype=np.uint8), 1),
+    "dequantized_full_range": lambda: per_tensor(codes(levels=(-127, 0, 127)), 0),
+    "dequantized_uint8_full_range": lambda: per_tensor(
         codes(levels=(1, 128, 255), dtype=np.uint8), 128
     ),
-    "dequantised_lowest_int8": lambda: per_tensor(codes(levels=(-128, 0))),
-    "dequantised_int16": lambda: per_tensor(codes(levels=(-300, 0, 300), dtype=np.int16), opset=21),
-    "dequantised_int32": lambda: per_tensor(codes(levels=(-(2**24) - 1, 0), dtype=np.int32)),
-    "dequantised_binary_01": lambda: per_tensor(codes(levels=(0, 1), dtype=np.uint8)),
-    "dequantised_binary_pm": lambda: per_tensor(codes(levels=(-1, 1))),
-    "dequantised_binary_offset": lambda: per_tensor(codes(levels=(3, 5), dtype=np.uint8), 4),
-    "dequantised_zeros": lambda: per_tensor(codes(levels=(0,))),
-    "dequantised_negative_scale": lambda: dequantised(codes(), np.array(-0.25, F32)),
-    "dequantised_zero_scale": lambda: dequantised(
+    "dequantized_lowest_int8": lambda: per_tensor(codes(levels=(-128, 0))),
+    "dequantized_int16": lambda: per_tensor(codes(levels=(-300, 0, 300), dtype=np.int16), opset=21),
+    "dequantized_int32": lambda: per_tensor(codes(levels=(-(2**24) - 1, 0), dtype=np.int32)),
+    "dequantized_binary_01": lambda: per_tensor(codes(levels=(0, 1), dtype=np.uint8)),
+    "dequantized_binary_pm": lambda: per_tensor(codes(levels=(-1, 1))),
+    "dequantized_binary_offset": lambda: per_tensor(codes(levels=(3, 5), dtype=np.uint8), 4),
+    "dequantized_zeros": lambda: per_tensor(codes(levels=(0,))),
+    "dequantized_negative_scale": lambda: dequantized(codes(), np.array(-0.25, F32)),
+    "dequantized_zero_scale": lambda: dequantized(
         codes(), np.where(np.arange(N) == 3, F32(0), ROW)
     ),
-    "dequantised_columns": lambda: dequantised(codes(), ROW),
-    "dequantised_columns_zero_points": lambda: dequantised(
+    "dequantized_columns": lambda: dequantized(codes(), ROW),
+    "dequantized_columns_zero_points": lambda: dequantized(
         codes(dtype=np.int16).astype(np.uint8) + np.arange(1, N + 1, dtype=np.uint8),
         ROW,
         np.arange(1, N + 1, dtype=np.uint8),
     ),
-    "dequantised_magnitudes_by_column": lambda: per_tensor(
+    "dequantized_magnitudes_by_column": lambda: per_tensor(
         codes() * np.arange(1, N + 1, dtype=np.int8)
     ),
-    "dequantised_transposed": lambda: dequantised(codes(N, K), ROW, axis=0),
-    "dequantised_equal_rows": lambda: dequantised(codes(), np.full(K, 0.25, F32), axis=0, steps=()),
-    "dequantised_steps": lambda: per_tensor(
+    "dequantized_transposed": lambda: dequantized(codes(N, K), ROW, axis=0),
+    "dequantized_equal_rows": lambda: dequantized(codes(), np.full(K, 0.25, F32), axis=0, steps=()),
+    "dequantized_steps": lambda: per_tensor(
         codes(N, K), steps=("Identity", "Transpose", "Identity")
     ),
-    "dequantised_to_float16": lambda: dequantised(
+    "dequantized_to_float16": lambda: dequantized(
         codes(),
         ROW,
         steps=("Cast",),
         x_dtype=HALF,
         weight=dense(codes(), ROW).astype(np.float16),
     ),
-    "dequantised_float16_scale": lambda: dequantised(
+    "dequantized_float16_scale": lambda: dequantized(
         codes(levels=(-127, 0, 127)), ROW.astype(np.float16), x_dtype=HALF, opset=19
     ),
-    "dequantised_output_dtype": lambda: dequantised(
+    "dequantized_output_dtype": lambda: dequantized(
         codes(),
         ROW,
         x_dtype=HALF,
@@ -412,21 +412,21 @@ HITS: dict[str, Callable[[], Case]] = {
         output_dtype=HALF,
         weight=dense(codes(), ROW).astype(np.float16),
     ),
-    "dequantised_bfloat16": bfloat16_scales,
-    "dequantised_int4": lambda: per_tensor(codes(), dtype=INT4, opset=21, grows=True),
-    "dequantised_int4_columns": lambda: dequantised(
+    "dequantized_bfloat16": bfloat16_scales,
+    "dequantized_int4": lambda: per_tensor(codes(), dtype=INT4, opset=21, grows=True),
+    "dequantized_int4_columns": lambda: dequantized(
         codes(levels=(-7, 0, 7)), ROW, np.zeros(N, np.int8), dtype=INT4, opset=21, grows=True
     ),
-    "dequantised_uint4": lambda: per_tensor(
+    "dequantized_uint4": lambda: per_tensor(
         codes(levels=(7, 8, 9), dtype=np.uint8), 8, dtype=UINT4, opset=21, grows=True
     ),
-    "dequantised_blocks": lambda: dequantised(
+    "dequantized_blocks": lambda: dequantized(
         codes(), BLOCKS, axis=0, block_size=BLOCK, steps=(), opset=21
     ),
-    "dequantised_blocks_equal_scales": lambda: dequantised(
+    "dequantized_blocks_equal_scales": lambda: dequantized(
         codes(), np.ones_like(BLOCKS), axis=0, block_size=BLOCK, steps=(), opset=21
     ),
-    "dequantised_blocks_transposed": lambda: dequantised(
+    "dequantized_blocks_transposed": lambda: dequantized(
         codes(N, 80, levels=(0, 1, 2), dtype=np.uint8)[:, :K],
         np.ascontiguousarray(BLOCKS.T),
         np.ones((N, 3), np.uint8),
@@ -435,17 +435,17 @@ HITS: dict[str, Callable[[], Case]] = {
         block_size=BLOCK,
         opset=21,
     ),
-    "dequantised_blocks_last_short": lambda: dequantised(
+    "dequantized_blocks_last_short": lambda: dequantized(
         codes(), BLOCKS[:2], axis=0, block_size=32, steps=(), opset=21
     ),
-    "dequantised_contrib": lambda: dequantised(codes(), ROW, domain="com.microsoft"),
-    "dequantised_gemm": gemm_trans_b,
-    "dequantised_static_qdq": static_qdq,
-    "dequantised_shared_codes": shared_codes,
-    "dequantised_codes_used_elsewhere": embedding_codes,
+    "dequantized_contrib": lambda: dequantized(codes(), ROW, domain="com.microsoft"),
+    "dequantized_gemm": gemm_trans_b,
+    "dequantized_static_qdq": static_qdq,
+    "dequantized_shared_codes": shared_codes,
+    "dequantized_codes_used_elsewhere": embedding_codes,
     "qcdq": lambda: qcdq(from_float=False),
     "qcdq_from_float": lambda: qcdq(from_float=True),
-    "quantised_columns": quantised_columns,
+    "quantized_columns": quantized_columns,
     "nbits": lambda: nbits(grows=True),
     "nbits_default_zero_point": lambda: nbits(stored=(1, 2, 3), zero=None, grows=True),
     "nbits_float_zero_point": lambda: nbits(zero_dtype=F32),
@@ -468,10 +468,10 @@ HITS: dict[str, Callable[[], Case]] = {
     "nbits_8": lambda: nbits(8, stored=(0, 128), zero=None),
 }
 if hasattr(TensorProto, "INT2"):
-    HITS["dequantised_int2"] = lambda: per_tensor(
+    HITS["dequantized_int2"] = lambda: per_tensor(
         codes(), dtype=TensorProto.INT2, opset=25, grows=True
     )
-    HITS["dequantised_uint2"] = lambda: dequantised(
+    HITS["dequantized_uint2"] = lambda: dequantized(
         codes(levels=(0, 1, 2), dtype=np.uint8),
         ROW,
         np.ones(N, np.uint8),
@@ -525,19 +525,19 @@ OVERRIDABLE = (
     "it a constant"
 )
 NEAR_MISSES: dict[str, Callable[[], Miss]] = {
-    "dequantised_overridable_codes": lambda: Miss(
+    "dequantized_overridable_codes": lambda: Miss(
         overridable(per_tensor(codes()).model, "codes"), f"weight 'codes' {OVERRIDABLE}"
     ),
-    "dequantised_overridable_scale": lambda: Miss(
+    "dequantized_overridable_scale": lambda: Miss(
         overridable(per_tensor(codes()).model, "scale"),
         "weight 'codes' goes through DequantizeLinear 'DequantizeLinear_w', where 'scale' "
         f"{OVERRIDABLE}",
     ),
-    "dequantised_no_columns": lambda: Miss(
+    "dequantized_no_columns": lambda: Miss(
         per_tensor(np.zeros((K, 0), np.int8)).model,
         "weight 'codes' has shape (48, 0): no elements",
     ),
-    "dequantised_rank_3": lambda: Miss(
+    "dequantized_rank_3": lambda: Miss(
         per_tensor(codes()[None]).model, "weight 'codes' has rank 3, expected 2"
     ),
     "nbits_overridable_codes": lambda: Miss(
@@ -546,30 +546,30 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     "nbits_no_rows": lambda: Miss(
         with_attribute(nbits().model, "K", 0), "attribute K is missing or not positive"
     ),
-    "dequantised_four_codes": lambda: Miss(
+    "dequantized_four_codes": lambda: Miss(
         per_tensor(changed(codes(), 5, 3, -2)).model,
         "weight has codes -2, -1, 0 and 1 in column 3; expected 0 and plus or minus one magnitude",
     ),
-    "dequantised_zero_point_off": lambda: Miss(
+    "dequantized_zero_point_off": lambda: Miss(
         per_tensor(codes(levels=(0, 1, 2), dtype=np.uint8), 2).model,
         "weight has codes 0, 1 and 2 with zero point 2 in column 0, which are levels -2, -1 and 0; "
         "expected 0 and plus or minus one magnitude",
     ),
-    "dequantised_asymmetric": lambda: Miss(
+    "dequantized_asymmetric": lambda: Miss(
         per_tensor(codes(levels=(-128, 0, 127))).model,
         "weight has codes -128, 0 and 127 in column 0; expected 0 and plus or minus one magnitude",
     ),
-    "dequantised_many_codes": lambda: Miss(
+    "dequantized_many_codes": lambda: Miss(
         per_tensor(codes(levels=range(-8, 8))).model,
         "weight has 16 different codes in column 0, expected at most 3",
     ),
-    "dequantised_rows": lambda: Miss(
-        dequantised(codes(), np.linspace(1, 2, K, dtype=F32), axis=0, steps=()).model,
+    "dequantized_rows": lambda: Miss(
+        dequantized(codes(), np.linspace(1, 2, K, dtype=F32), axis=0, steps=()).model,
         "weight has one scale every row along K, expected one for the matrix, a column, or a group "
         "of 16 or more rows",
     ),
-    "dequantised_small_blocks": lambda: Miss(
-        dequantised(
+    "dequantized_small_blocks": lambda: Miss(
+        dequantized(
             codes(),
             np.linspace(1, 2, 6 * N, dtype=F32).reshape(6, N),
             axis=0,
@@ -580,24 +580,24 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
         "weight has one scale every 8 rows along K, expected one for the matrix, a column, or a "
         "group of 16 or more rows",
     ),
-    "dequantised_nan_scale": lambda: Miss(
-        dequantised(codes(), np.array(np.nan, F32)).model,
+    "dequantized_nan_scale": lambda: Miss(
+        dequantized(codes(), np.array(np.nan, F32)).model,
         "weight has a scale that is NaN or infinite",
     ),
-    "dequantised_overflow": lambda: Miss(
-        dequantised(codes(levels=(-127, 0, 127)), np.array(1e37, F32)).model,
+    "dequantized_overflow": lambda: Miss(
+        dequantized(codes(levels=(-127, 0, 127)), np.array(1e37, F32)).model,
         "weight contains a weight that is infinite or too large for its type",
     ),
-    "dequantised_denormal": lambda: Miss(
-        dequantised(codes(), np.array(2.0**-130, F32)).model,
+    "dequantized_denormal": lambda: Miss(
+        dequantized(codes(), np.array(2.0**-130, F32)).model,
         "weight scale 7.34684e-40 is a denormal float32",
     ),
-    "dequantised_scale_at_run_time": lambda: Miss(
+    "dequantized_scale_at_run_time": lambda: Miss(
         scale_at_run_time(),
         "weight 'codes' goes through DequantizeLinear 'DequantizeLinear_w', where 'scale' is given "
         "at run time",
     ),
-    "dequantised_codes_at_run_time": lambda: Miss(
+    "dequantized_codes_at_run_time": lambda: Miss(
         codes_at_run_time(),
         "no constant weight: 'w' is computed at run time (by DequantizeLinear "
         "'DequantizeLinear_w')",

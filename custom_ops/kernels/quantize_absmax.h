@@ -1,4 +1,4 @@
-// Per-token absmax quantisation (BitNet b1.58), written so that compilers vectorise it.
+// Per-token absmax quantization (BitNet b1.58), written so that compilers vectorize it.
 //
 // The largest magnitude is taken on the bits: without its sign a float32 orders as an integer does,
 // and NaN and inf lie above every finite number. Clipping comes before rounding, which is the same
@@ -19,7 +19,7 @@ namespace onnx_ternary {
 namespace {
 
 // q: (K,) int8. Returns s, or NaN (and writes zeros) where the row has NaN or inf.
-inline float QuantiseAbsmaxRow(const Layer* layer, const float* x, int8_t* q) {
+inline float QuantizeAbsmaxRow(const Layer* layer, const float* x, int8_t* q) {
   const int64_t K = layer->K;
   int32_t largest_bits = 0;
   for (int64_t k = 0; k < K; ++k) {

@@ -1,4 +1,4 @@
-"""What conversion of quantised weights leaves behind, and what the user can choose."""
+"""What conversion of quantized weights leaves behind, and what the user can choose."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.report import Report
 from onnx_ternary.schema import OP_TYPE
 from tests.models import F32, K, N, changed, matmul, model, node
-from tests.models_quantised import HITS, codes, nbits, per_tensor, qcdq
+from tests.models_quantized import HITS, codes, nbits, per_tensor, qcdq
 
 ALL = OptimizeOptions(min_elements=0)
 
 
 @pytest.mark.parametrize("name", HITS)
-def test_no_quantised_weight_is_left(name: str) -> None:
+def test_no_quantized_weight_is_left(name: str) -> None:
     case = HITS[name]()
     converted = optimize(case.model, ALL).model
     used = {value for node in converted.graph for value in node.inputs}
@@ -57,7 +57,7 @@ def test_small_codes_pay_as_soon_as_the_floats_would() -> None:
 
 
 def test_tolerance_admits_codes_that_are_nearly_ternary() -> None:
-    # What onnxruntime's 4-bit quantiser makes of a ternary weight.
+    # What onnxruntime's 4-bit quantizer makes of a ternary weight.
     made = per_tensor(codes(levels=(-8, 0, 7))).model
     assert not optimize(made, ALL).report.rewrites
     (row,) = optimize(made, OptimizeOptions(min_elements=0, tolerance=0.1)).report.rewrites
@@ -80,7 +80,7 @@ def test_accuracy_level_is_noted_once() -> None:
     assert expected not in rounded.report.notes
 
 
-def test_dequantised_weight_of_both_branches() -> None:
+def test_dequantized_weight_of_both_branches() -> None:
     """The DequantizeLinear is in the main graph, the products are in the branches."""
     branches = {
         branch: helper.make_graph(

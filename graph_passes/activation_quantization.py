@@ -73,11 +73,11 @@ ONE = Term(np.ones((), np.float64), 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
+class Quantized:
     """Where a product's activations come from.
 
     Attributes:
-        source: X, before it is quantised.
+        source: X, before it is quantized.
         attributes: the op's `activation` and its rule.
         known: values of the graph that are a multiple of d or 1 / d.
         term: the product's operand divided by the integers.
@@ -95,27 +95,27 @@ class Quantised:
 
 @dataclass(frozen=True, slots=True)
 class NotFused:
-    """Why the quantisation stays in the graph."""
+    """Why the quantization stays in the graph."""
 
     reason: str
 
 
-def read(x: ir.Value, dtype: ir.DataType) -> Quantised | NotFused | None:
-    """How the operand ``x`` of a product is quantised; None where it is not rounded at all.
+def read(x: ir.Value, dtype: ir.DataType) -> Quantized | NotFused | None:
+    """How the operand ``x`` of a product is quantized; None where it is not rounded at all.
 
     Args:
         x: float or integer activations.
         dtype: the type the op's X has to have.
     """
     found = _read(x, dtype, _MAX_STEPS)
-    if not isinstance(found, Quantised):
+    if not isinstance(found, Quantized):
         return found
     source = found.source
     cast = source.producer()
     if dtype != ir.DataType.FLOAT:
         # Case 1 in half precision: the rule works on what a Cast made float32.
         if cast is None or cast.op_type != "Cast" or cast.inputs[0] is None:
-            return NotFused(f"'{source.name}' is quantised in float32 and is not a {dtype.name}")
+            return NotFused(f"'{source.name}' is quantized in float32 and is not a {dtype.name}")
         source = cast.inputs[0]
         if source.dtype != dtype:
             return NotFused(f"'{source.name}' is not known to be {dtype.name}")
@@ -124,7 +124,7 @@ def read(x: ir.Value, dtype: ir.DataType) -> Quantised | NotFused | None:
     return replace(found, source=source)
 
 
-def _read(value: ir.Value, dtype: ir.DataType, steps: int) -> Quantised | NotFused | None:
+def _read(value: ir.Value, dtype: ir.DataType, steps: int) -> Quantized | NotFused | None:
     node = value.producer()
     if node is None or node.domain != "" or steps == 0 or call_attribute(node):
         return None
@@ -149,7 +149,7 @@ def _read(value: ir.Value, dtype: ir.DataType, steps: int) -> Quantised | NotFus
         if inner is None or isinstance(resolve(inner), Constant):
             continue
         found = _read(inner, dtype, steps - 1)
-        if not isinstance(found, Quantised):
+        if not isinstance(found, Quantized):
             if found is not None:
                 return found
             continue
@@ -225,7 +225,7 @@ def _is_float_cast(node: ir.Node) -> bool:
 # Cases 3 and 4
 
 
-def dynamic_quantiser(value: ir.Value | None) -> ir.Node | None:
+def dynamic_quantizer(value: ir.Value | None) -> ir.Node | None:
     """The DynamicQuantizeLinear whose integers ``value`` is.
 
     They are not the op's before their zero point is subtracted, which the caller has to look for.
@@ -236,14 +236,14 @@ def dynamic_quantiser(value: ir.Value | None) -> ir.Node | None:
     return node if value is node.outputs[0] and node.inputs[0] is not None else None
 
 
-def dynamic_quantisation(source: ir.Value, scale: ir.Value | None = None) -> Quantised:
+def dynamic_quantization(source: ir.Value, scale: ir.Value | None = None) -> Quantized:
     """DynamicQuantizeLinear's integers of ``source``; ``scale`` is its second output."""
-    return Quantised(source, UINT8_RULE, {} if scale is None else {scale: replace(ONE, power=1)})
+    return Quantized(source, UINT8_RULE, {} if scale is None else {scale: replace(ONE, power=1)})
 
 
-def _dynamic(node: ir.Node) -> Quantised | NotFused | None:
+def _dynamic(node: ir.Node) -> Quantized | NotFused | None:
     operands = [*node.inputs, None, None][:3]
-    maker = dynamic_quantiser(operands[0])
+    maker = dynamic_quantizer(operands[0])
     if maker is None:
         return None  # static scales: they stay
     if operands != list(maker.outputs):
@@ -252,7 +252,7 @@ def _dynamic(node: ir.Node) -> Quantised | NotFused | None:
             f"DynamicQuantizeLinear '{maker.name}'"
         )
     assert maker.inputs[0] is not None
-    found = dynamic_quantisation(maker.inputs[0], maker.outputs[1])
+    found = dynamic_quantization(maker.inputs[0], maker.outputs[1])
     return replace(found, term=replace(ONE, power=1))
 
 
@@ -348,7 +348,7 @@ class _Absmax:
     epsilon: float
 
 
-def _absmax_rule(core: _Rounded) -> Quantised | NotFused:
+def _absmax_rule(core: _Rounded) -> Quantized | NotFused:
     where = f"Round '{core.round_name}'"
     node = core.scaled.producer()
     if node is None or node.op_type != "Mul" or len(node.inputs) != 2:
@@ -373,7 +373,7 @@ def _absmax_rule(core: _Rounded) -> Quantised | NotFused:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """``qmax / absmax``, computed by `rule`; `known` as in `Quantised`."""
+    """``qmax / absmax``, computed by `rule`; `known` as in `Quantized`."""
 
     rule: str
     qmax: float
@@ -426,7 +426,7 @@ def _absmax(value: ir.Value) -> _Absmax | NotFused:
     constant = None if bound is None else resolve(bound)
     if isinstance(constant, Constant) and constant.dtype != ir.DataType.FLOAT:
         return NotFused(
-            f"the activations are quantised in {constant.dtype.name.lower()}, the op does it in "
+            f"the activations are quantized in {constant.dtype.name.lower()}, the op does it in "
             "float32"
         )
     if not 1e-30 <= epsilon < 1e30:
@@ -444,7 +444,7 @@ def _absmax(value: ir.Value) -> _Absmax | NotFused:
     axes = _axes(reduce)
     if axes not in ([-1], [None if rank is None else rank - 1]):
         return NotFused(
-            f"ReduceMax '{reduce.name}' takes axes {axes or 'all'}, the op quantises each row of "
+            f"ReduceMax '{reduce.name}' takes axes {axes or 'all'}, the op quantizes each row of "
             "the last axis"
         )
     if reduce.attributes.get_int("keepdims", 1) != 1:
@@ -464,7 +464,7 @@ def _axes(node: ir.Node) -> list[int] | None:
     return [int(axis) for axis in constant.numpy().reshape(-1)]
 
 
-def _with_range(core: _Rounded, scale: _Scale, absmax: _Absmax) -> Quantised | NotFused:
+def _with_range(core: _Rounded, scale: _Scale, absmax: _Absmax) -> Quantized | NotFused:
     where, qmax = f"Round '{core.round_name}'", scale.qmax
     if qmax not in range(1, 128):
         return NotFused(f"{where} scales to {qmax:g}, the op to whole numbers from 1 to 127")
@@ -481,12 +481,12 @@ def _with_range(core: _Rounded, scale: _Scale, absmax: _Absmax) -> Quantised | N
         "activation_qmin": int(lowest),
         "activation_qmax": int(qmax),
     }
-    return Quantised(absmax.source, attributes, scale.known)
+    return Quantized(absmax.source, attributes, scale.known)
 
 
-def limits(quantised: Quantised, K: int, group_size: int) -> str | None:
-    """Why the op cannot quantise for this weight, if it cannot."""
-    if quantised.attributes["activation"] != "uint8":
+def limits(quantized: Quantized, K: int, group_size: int) -> str | None:
+    """Why the op cannot quantize for this weight, if it cannot."""
+    if quantized.attributes["activation"] != "uint8":
         return None
     if K > MAX_UINT8_K:
         return f"uint8 activations take at most {MAX_UINT8_K} rows, the weight has {K}"
