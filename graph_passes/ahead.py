@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_ternary._memory import num_processors
+from onnx_ternary._machine import num_processors
 from onnx_ternary.errors import ModelError
+from onnx_ternary.index.levels import NotTernary, TernaryWeight
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.ternary import NotTernary, TernaryWeight
 
 from .weights import Constant, detached
 

@@ -34,7 +34,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, TypeProto, helper
 
-from onnx_ternary.nodes import owning_functions
+from onnx_ternary.op.nodes import owning_functions
 
 from . import qonnx
 from .weights import FOLDER, Constant, NotConstant, call_attribute, leaf, resolve

@@ -22,8 +22,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_ternary.codes import ternarize_codes
-from onnx_ternary.ternary import NotTernary, TernaryWeight
+from onnx_ternary.index.codes import ternarize_codes
+from onnx_ternary.index.levels import NotTernary, TernaryWeight
 
 if TYPE_CHECKING:
     from .weights import Constant

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_ternary.index.levels import NotTernary, TernaryWeight
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.ternary import NotTernary, TernaryWeight
 
 from .ahead import Ahead
 from .weights import Constant

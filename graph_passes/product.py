@@ -24,8 +24,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_ternary.index.levels import NotTernary, TernaryWeight
 from onnx_ternary.schema import MAX_K, MAX_N
-from onnx_ternary.ternary import NotTernary, TernaryWeight
 
 from .activation_quantization import ONE, NotFused, Quantized, Term, limits, read
 from .match import Addend, Context, Rejection, TernaryMatMul

@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import IndexFormatError, ModelError
-from onnx_ternary.function_body import (
+from onnx_ternary.index import Index, build_index, decode_index
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.model_files.save import Spool, release
+from onnx_ternary.op.function_body import (
     CAST_LIKE_OPSET,
     MIN_IR_VERSION,
     BodyVariant,
     NoBody,
     make_function_body,
 )
-from onnx_ternary.index import Index, build_index, decode_index
-from onnx_ternary.model_io import Spool, release
-from onnx_ternary.nodes import (
+from onnx_ternary.op.nodes import (
     DIGEST_KEY,
     check_digest,
     constant_tensor,
@@ -42,9 +43,8 @@ from onnx_ternary.nodes import (
     read_attributes,
 )
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
-from onnx_ternary.report import Rewrite
+from onnx_ternary.reports.report import Rewrite
 from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, INPUT_NAMES, OP_TYPE, OpAttributes
-from onnx_ternary.ternary import TernaryWeight
 
 from . import siblings
 from .match import Rejection, TernaryMatMul

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_ternary.index.packed import COLUMN_TILE
-from onnx_ternary.nodes import index_tensors, op_nodes, read_attributes
+from onnx_ternary.op.nodes import index_tensors, op_nodes, read_attributes
 from onnx_ternary.schema import OpAttributes
 
 

@@ -21,9 +21,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_ternary import model_io
 from onnx_ternary.errors import ModelError
-from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarize
+from onnx_ternary.index.levels import NotTernary, TernaryWeight, ternarize
+from onnx_ternary.model_files import save
 
 from . import dequantize, qonnx
 
@@ -137,7 +137,7 @@ class Constant:
 
     def release(self) -> None:
         """Let go of the mapped file, if the tensor is external."""
-        model_io.release(self.root.const_value)
+        save.release(self.root.const_value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from onnx_ternary.convert import Conversion
+    from onnx_ternary.conversion.convert import Conversion
 
 
 class ExitCode(IntEnum):

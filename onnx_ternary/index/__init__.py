@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import packed, rsr
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.native import binding
 from onnx_ternary.schema import (
     BLOCK_SIZES,
     OP_TYPE,
@@ -19,7 +20,6 @@ from onnx_ternary.schema import (
     OpAttributes,
     Storage,
 )
-from onnx_ternary.ternary import TernaryWeight
 
 __all__ = ["Index", "build_index", "decode_index", "validate_index"]
 
@@ -83,7 +83,7 @@ def build_index(
             algorithm=algorithm or "auto",
             group_size=group_size,
         )
-        pack = _native.pack if native else packed.pack
+        pack = binding.pack if native else packed.pack
         codes: NDArray[Any] = pack(
             weight.levels,
             storage=storage,
@@ -106,7 +106,7 @@ def build_index(
         algorithm=algorithm,
         group_size=group_size,
     )
-    pack_rsr = _native.pack_rsr if native else rsr.pack
+    pack_rsr = binding.pack_rsr if native else rsr.pack
     permutation, segment_offsets = pack_rsr(
         weight.levels,
         storage=storage,

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import OptimizeOptions, optimize
 from onnx_ternary.options import ActivationChoice
 from tests.golden.write_golden import BLOCK_WIDTH, FOLDER, Case, K, N, cases
 

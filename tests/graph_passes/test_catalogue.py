@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnx_ternary import get_library_path
+from onnx_ternary.conversion.optimize import OptimizeOptions, OptimizeResult, optimize
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.index import decode_index
-from onnx_ternary.nodes import constant_tensor, op_nodes, read_attributes
-from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize
-from onnx_ternary.reference import (
+from onnx_ternary.op.nodes import constant_tensor, op_nodes, read_attributes
+from onnx_ternary.op.reference import (
     float_error_bound,
     int8_error_bound,
     quantize_rows,
@@ -26,7 +26,7 @@ from onnx_ternary.reference import (
     ternary_indexed_matmul,
     uint8_error_bound,
 )
-from onnx_ternary.report import Rewrite
+from onnx_ternary.reports.report import Rewrite
 from onnx_ternary.runtime import register
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OpAttributes
 from tests import (

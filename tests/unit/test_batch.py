@@ -13,11 +13,11 @@ import onnx
 import pytest
 
 import onnx_ternary
-from onnx_ternary import batch
-from onnx_ternary._memory import available_memory
+from onnx_ternary._machine import available_memory
+from onnx_ternary.conversion import batch
 from onnx_ternary.errors import ExitCode, ModelError
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.outcome import Outcome
+from onnx_ternary.reports.outcome import Outcome
 from tests import models
 
 ALL = OptimizeOptions(min_elements=0)

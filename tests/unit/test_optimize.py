@@ -14,11 +14,11 @@ import onnxruntime as ort
 import pytest
 from onnx import external_data_helper, helper
 
-from onnx_ternary import model_io
+from onnx_ternary.conversion.optimize import OptimizeOptions, optimize
 from onnx_ternary.errors import ModelError
 from onnx_ternary.graph_passes import pipeline
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from onnx_ternary.report import Kept, Report, Rewrite
+from onnx_ternary.model_files import save
+from onnx_ternary.reports.report import Kept, Report, Rewrite
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 from tests.function_models import in_function
 from tests.models import Array, K, N, matmul, model, node, simple, ternary
@@ -418,7 +418,7 @@ def test_save_refuses_bad_targets(tmp_path: Path) -> None:
 def test_size_limit_decides_on_external_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_io, "MAX_EMBEDDED_BYTES", 4096)
+    monkeypatch.setattr(save, "MAX_EMBEDDED_BYTES", 4096)
     out = tmp_path / "out.onnx"
     assert len(optimize(large_model()).save(out)) == 2
     with pytest.raises(ModelError, match="do not fit into one file"):

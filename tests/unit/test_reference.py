@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import Index, build_index
-from onnx_ternary.reference import (
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.op.reference import (
     float_error_bound,
     gamma,
     int8_error_bound,
@@ -23,7 +24,6 @@ from onnx_ternary.reference import (
     ternary_indexed_matmul,
 )
 from onnx_ternary.schema import OpAttributes
-from onnx_ternary.ternary import TernaryWeight
 from tests.strategies import (
     FLOAT_DTYPES,
     activations,
@@ -443,7 +443,7 @@ def test_columns_are_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
         return [run(index, x), bound_of(x, weight, NO_BIAS), int8_error_bound(x, *options, x.dtype)]
 
     expected = results()
-    monkeypatch.setattr("onnx_ternary.reference._COLUMNS_ELEMENTS", 200)
+    monkeypatch.setattr("onnx_ternary.op.reference._COLUMNS_ELEMENTS", 200)
     for found, whole in zip(results(), expected, strict=True):
         np.testing.assert_allclose(found, whole, rtol=1e-12)
 

@@ -12,8 +12,8 @@ from typing import Any, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary._library import get_library_path
 from onnx_ternary.errors import IndexFormatError, LibraryError
+from onnx_ternary.native.library_path import get_library_path
 from onnx_ternary.schema import Alphabet, OpAttributes, Storage
 
 _ABI_VERSION = 2

@@ -21,11 +21,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnx_ternary import model_io, reference, runtime
-from onnx_ternary._verify_inputs import Inputs, InputsError, verification_inputs
+from onnx_ternary import runtime
 from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
 from onnx_ternary.index import decode_index, validate_index
+from onnx_ternary.model_files import save
+from onnx_ternary.op import reference
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
+from onnx_ternary.verification.inputs import Inputs, InputsError, verification_inputs
 
 __all__ = [
     "DEFAULT_TOLERANCES",
@@ -476,9 +478,9 @@ class _Loaded:
         if isinstance(model, ModelProto):
             return cls(model, None, role, libraries)
         if isinstance(model, ir.Model):
-            return cls(model_io.to_proto(model), None, role, libraries)
+            return cls(save.to_proto(model), None, role, libraries)
         if isinstance(model, bytes):
-            proto = model_io.to_proto(model_io.from_bytes(model, f"{role} model"))
+            proto = save.to_proto(save.from_bytes(model, f"{role} model"))
             return cls(proto, None, role, libraries)
         path = Path(model)
         try:

@@ -13,11 +13,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnx_ternary import model_io
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
+from onnx_ternary.model_files.save import (
+    Spool,
+    constant_bytes,
+    external_tensors,
+    from_bytes,
+    from_proto,
+    load,
+    why_invalid,
+)
+from onnx_ternary.model_files.save import save as save_model
+from onnx_ternary.model_files.save import to_proto as to_proto_model
 from onnx_ternary.options import ExternalData, OptimizeOptions
-from onnx_ternary.report import Kept, Report
+from onnx_ternary.reports.report import Kept, Report
 from onnx_ternary.schema import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -27,6 +37,9 @@ else:
     from onnx_ternary.graph_passes import pipeline
 
 __all__ = ["OptimizeOptions", "OptimizeResult", "optimize"]
+
+# Above it, a model whose tensors lie beside it keeps them there, where they can be mapped.
+MAX_JOINED_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +66,9 @@ class OptimizeResult:
             The files written, the model first.
 
         Raises:
-            ModelError: as `onnx_ternary.model_io.save`.
+            ModelError: as `onnx_ternary.model_files.save.save`.
         """
-        return model_io.save(self.model, path, external_data=self.external_data)
+        return save_model(self.model, path, external_data=self.external_data)
 
     def to_proto(self) -> onnx.ModelProto:
         """The model as a message with all tensors in it.
@@ -63,7 +76,7 @@ class OptimizeResult:
         Raises:
             ModelError: if it is too large for one message.
         """
-        return model_io.to_proto(self.model)
+        return to_proto_model(self.model)
 
 
 def optimize(
@@ -71,7 +84,7 @@ def optimize(
     options: OptimizeOptions | None = None,
     *,
     progress: Callable[[str, int, int], None] | None = None,
-    spool: model_io.Spool | None = None,
+    spool: Spool | None = None,
 ) -> OptimizeResult:
     """Replace every product with a ternary or binary weight by `TernaryIndexedMatMul`.
 
@@ -88,25 +101,25 @@ def optimize(
     if isinstance(model, ir.Model):
         converted = model.clone()
     elif isinstance(model, onnx.ModelProto):
-        converted = model_io.from_proto(model)
+        converted = from_proto(model)
     elif isinstance(model, bytes):
-        converted = model_io.from_bytes(model)
+        converted = from_bytes(model)
     else:
-        converted = model_io.load(model)
+        converted = load(model)
     try:
-        bytes_before = model_io.constant_bytes(converted)
-        had_external_data = any(model_io.external_tensors(converted))
+        bytes_before = constant_bytes(converted)
+        had_external_data = any(external_tensors(converted))
         done = pipeline.run(converted, options, progress, spool)
     except OnnxTernaryError:
         raise
     except Exception as error:
         # Rules take a valid model for granted; whether it is one is looked at only when they fail.
-        if reason := model_io.why_invalid(model):
+        if reason := why_invalid(model):
             raise ModelError(f"The model is not valid ONNX: {reason}") from error
         raise
-    bytes_after = model_io.constant_bytes(converted)
+    bytes_after = constant_bytes(converted)
     external_data = options.external_data
-    if external_data == "auto" and had_external_data and bytes_after > model_io.MAX_JOINED_BYTES:
+    if external_data == "auto" and had_external_data and bytes_after > MAX_JOINED_BYTES:
         external_data = "always"
     report = Report(
         rewrites=done.replaced.rewrites,

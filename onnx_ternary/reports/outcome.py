@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from onnx_ternary.errors import ExitCode, OnnxTernaryError
 
 if TYPE_CHECKING:
-    from onnx_ternary.convert import Conversion
+    from onnx_ternary.conversion.convert import Conversion
 
 Status = Literal["converted", "unchanged", "already converted", "failed"]
 

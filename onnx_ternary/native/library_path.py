@@ -26,7 +26,7 @@ def get_library_path() -> str:
     if override:
         candidates = [Path(override)]
     else:
-        candidates = [Path(__file__).parent / name]
+        candidates = [Path(__file__).parents[1] / name]
         try:
             installed = distribution("onnx-ternary").locate_file(f"onnx_ternary/{name}")
             candidates.append(Path(str(installed)))

@@ -15,7 +15,7 @@ from importlib.resources import files
 from string import Template
 
 from onnx_ternary._version import __version__
-from onnx_ternary.report import Report, Row, format_size
+from onnx_ternary.reports.report import Report, Row, format_size
 
 _NUM_COLORS = 10  # style.css has as many
 _NUM_BAR_UNITS = 1000

@@ -22,16 +22,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from onnx_ternary import model_io
-from onnx_ternary._memory import available_memory, num_processors
-from onnx_ternary._staged import staged_text
-from onnx_ternary._verify_inputs import Inputs
-from onnx_ternary.convert import Conversion, Requirements, check_distinct, convert
+from onnx_ternary._machine import available_memory, num_processors
+from onnx_ternary.conversion.convert import Conversion, Requirements, check_distinct, convert
+from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import ExitCode, ModelError, OnnxTernaryError
+from onnx_ternary.model_files import save
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.outcome import Outcome
-from onnx_ternary.report import format_size
-from onnx_ternary.summary import summarize_batch
+from onnx_ternary.reports.markdown import summarize_batch
+from onnx_ternary.reports.outcome import Outcome
+from onnx_ternary.reports.report import format_size
+from onnx_ternary.verification.inputs import Inputs
 
 # Peak of a process that converts and verifies: 7.0 times the file for one weight of 196 MB inside
 # the model, 5.8 for twelve of 17 MB, half of that with external data; 0.14 GB for a small model
@@ -287,7 +287,7 @@ def _place(model: Path, base: Path) -> Path:
 def _need(source: Path) -> int:
     """Bytes of memory that converting a model may take."""
     try:
-        size = model_io.file_bytes(source)
+        size = save.file_bytes(source)
     except (OnnxTernaryError, OSError):  # it will fail, and say why, when its turn comes
         size = source.stat().st_size if source.is_file() else 0
     return _BYTES_PER_PROCESS + _BYTES_PER_MODEL_BYTE * size

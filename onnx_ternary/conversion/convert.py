@@ -10,20 +10,29 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from onnx_ternary import model_io
-from onnx_ternary._staged import staged_text
-from onnx_ternary._verify_inputs import Inputs
+from onnx_ternary.conversion.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import (
     ModelError,
     OnnxTernaryError,
     RequirementError,
     VerificationError,
 )
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from onnx_ternary.outcome import Outcome
-from onnx_ternary.report import Report
-from onnx_ternary.summary import summarize
-from onnx_ternary.verify import VerificationReport, verify
+from onnx_ternary.model_files.save import (
+    Spool,
+    check_target,
+    copy,
+    data_files,
+    external_tensors,
+    file_bytes,
+    release,
+    save,
+)
+from onnx_ternary.reports.markdown import summarize
+from onnx_ternary.reports.outcome import Outcome
+from onnx_ternary.reports.report import Report
+from onnx_ternary.verification.inputs import Inputs
+from onnx_ternary.verification.verify import VerificationReport, verify
 
 # Verification holds the original in memory, its products' inputs and outputs beside it.
 MAX_VERIFIED_BYTES = 2_000_000_000
@@ -178,9 +187,9 @@ def _convert(
     progress: Callable[[str, int, int], None] | None,
     scratch: Path,
 ) -> Conversion:
-    result = optimize(source, options, progress=progress, spool=model_io.Spool(scratch))
+    result = optimize(source, options, progress=progress, spool=Spool(scratch))
     report = result.report
-    bytes_before = model_io.file_bytes(source)
+    bytes_before = file_bytes(source)
     skipped = _why_not_verified(verify_result, report.changed, bytes_before)
     bytes_after = bytes_before
     verification: VerificationReport | None = None
@@ -190,7 +199,7 @@ def _convert(
 
     def accept(staged: Path) -> None:
         nonlocal bytes_after, verification
-        bytes_after = model_io.file_bytes(staged)
+        bytes_after = file_bytes(staged)
         _check_requirements(requirements, source, done(()))
         if not skipped:
             verification = verify(
@@ -207,27 +216,27 @@ def _convert(
     try:
         if target is None:
             staged = scratch / source.name
-            model_io.save(result.model, staged, external_data=result.external_data)
+            save(result.model, staged, external_data=result.external_data)
             accept(staged)
             files: tuple[Path, ...] = ()
         elif report.changed:
             in_place = target.resolve() == source.resolve()
-            files = model_io.save(
+            files = save(
                 result.model,
                 target,
                 external_data=result.external_data,
                 accept=accept,
-                protected=() if in_place else model_io.data_files(source),
+                protected=() if in_place else data_files(source),
             )
         else:
-            files = model_io.copy(source, target, accept=accept)
+            files = copy(source, target, accept=accept)
     except (RequirementError, VerificationError) as error:
         error.conversion = done(())
         raise
     finally:
         # Windows removes no file that is mapped.
-        for tensor in model_io.external_tensors(result.model):
-            model_io.release(tensor)
+        for tensor in external_tensors(result.model):
+            release(tensor)
     return done(files)
 
 
@@ -270,7 +279,7 @@ def _scratch_folder(target: Path | None) -> Iterator[Path]:
     """A folder on the target's disk, gone afterwards; without a target, the system's."""
     place: tuple[str | None, Path | None] = (None, None)
     if target is not None:
-        model_io.check_target(target)
+        check_target(target)
         place = (f".{target.resolve().name}.", target.resolve().parent)
     try:
         folder = tempfile.TemporaryDirectory(

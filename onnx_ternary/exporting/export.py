@@ -33,13 +33,23 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_ternary import model_io
-from onnx_ternary._verify_inputs import Inputs
-from onnx_ternary.convert import MAX_VERIFIED_BYTES
+from onnx_ternary.conversion.convert import MAX_VERIFIED_BYTES
 from onnx_ternary.errors import ModelError, VerificationError
-from onnx_ternary.function_body import MIN_IR_VERSION, BodyVariant, NoBody, make_function_body
 from onnx_ternary.index import decode_index, validate_index
-from onnx_ternary.nodes import (
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.model_files.save import (
+    constant_bytes,
+    data_files,
+    file_bytes,
+    from_bytes,
+    from_proto,
+    load,
+)
+from onnx_ternary.model_files.save import copy as copy_model
+from onnx_ternary.model_files.save import save as save_model
+from onnx_ternary.model_files.save import to_proto as to_proto_model
+from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, NoBody, make_function_body
+from onnx_ternary.op.nodes import (
     DIGEST_KEY,
     check_digest,
     index_tensors,
@@ -48,8 +58,8 @@ from onnx_ternary.nodes import (
 )
 from onnx_ternary.options import ExternalData
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
-from onnx_ternary.ternary import TernaryWeight
-from onnx_ternary.verify import DEFAULT_TOLERANCES, VerificationReport, verify
+from onnx_ternary.verification.inputs import Inputs
+from onnx_ternary.verification.verify import DEFAULT_TOLERANCES, VerificationReport, verify
 
 if TYPE_CHECKING:
     # In the source tree the folder has this name; see onnx_ternary/__init__.py.
@@ -117,9 +127,9 @@ class ExportResult:
             The files written, the model first.
 
         Raises:
-            ModelError: as `onnx_ternary.model_io.save`.
+            ModelError: as `onnx_ternary.model_files.save.save`.
         """
-        return model_io.save(self.model, path, external_data=external_data)
+        return save_model(self.model, path, external_data=external_data)
 
     def to_proto(self) -> onnx.ModelProto:
         """The model as a message with all tensors in it.
@@ -127,7 +137,7 @@ class ExportResult:
         Raises:
             ModelError: if it is too large for one message.
         """
-        return model_io.to_proto(self.model)
+        return to_proto_model(self.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +196,11 @@ def export(
     if isinstance(model, ir.Model):
         exported = model.clone()
     elif isinstance(model, onnx.ModelProto):
-        exported = model_io.from_proto(model)
+        exported = from_proto(model)
     elif isinstance(model, bytes):
-        exported = model_io.from_bytes(model)
+        exported = from_bytes(model)
     else:
-        exported = model_io.load(model)
+        exported = load(model)
     products = _Exporter(exported, to, bits, accuracy_level).run(progress)
     return ExportResult(exported, tuple(products))
 
@@ -236,12 +246,12 @@ def export_file(
     """
     source, target = Path(source), Path(target)
     result = export(source, to=to, bits=bits, accuracy_level=accuracy_level, progress=progress)
-    bytes_before = model_io.file_bytes(source)
+    bytes_before = file_bytes(source)
     skipped = _why_not_verified(verify_result, result)
     checked: dict[str, Any] = {"verification": None, "bytes_after": 0}
 
     def accept(staged: Path) -> None:
-        checked["bytes_after"] = model_io.file_bytes(staged)
+        checked["bytes_after"] = file_bytes(staged)
         if not skipped:
             checked["verification"] = _verified(
                 staged, source, inputs, custom_op_libraries, progress
@@ -249,15 +259,15 @@ def export_file(
 
     if result.products:
         in_place = target.resolve() == source.resolve()
-        files = model_io.save(
+        files = save_model(
             result.model,
             target,
             external_data=external_data,
             accept=accept,
-            protected=() if in_place else model_io.data_files(source),
+            protected=() if in_place else data_files(source),
         )
     else:
-        files = model_io.copy(source, target, accept=accept)
+        files = copy_model(source, target, accept=accept)
     return ExportedFile(
         result.products,
         files,
@@ -271,7 +281,7 @@ def export_file(
 def _why_not_verified(asked: bool | None, result: ExportResult) -> str:
     if not result.products:
         return "nothing was exported"
-    if asked is None and model_io.constant_bytes(result.model) > MAX_VERIFIED_BYTES:
+    if asked is None and constant_bytes(result.model) > MAX_VERIFIED_BYTES:
         return f"the result is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it"
     return "" if asked is None or asked else "not asked for"
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary.ternary import SMALLEST_NORMAL, NotTernary, TernaryWeight, alphabet_of, tiles
+from onnx_ternary.index.levels import SMALLEST_NORMAL, NotTernary, TernaryWeight, alphabet_of, tiles
 
 # Smaller groups of rows have no place in a packed index.
 _MIN_GROUP_SIZE = 16

@@ -25,8 +25,6 @@ from onnx_ternary.options import ExternalData
 
 # A protobuf message must stay below 2 GiB; the graph itself needs some of that.
 MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
-# Above it, a model whose tensors lie beside it keeps them there, where they can be mapped.
-MAX_JOINED_BYTES = 10_000_000
 # What the system maps is page-aligned, so the kernels read such tensors in place.
 ALIGNMENT = 4096
 _MIN_EXTERNAL_BYTES = 1024
