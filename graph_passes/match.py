@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx_ternary.index.levels import NotTernary, TernaryWeight
 from onnx_ternary.options import OptimizeOptions
 
-from .ahead import Ahead
-from .weights import Constant
+from .constants.ahead import Ahead
+from .constants.resolve import Constant
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,21 +13,13 @@ from onnx_ternary.op.nodes import local_functions, node_label, op_nodes, owning_
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import Kept
 
-from . import (
-    conv,
-    einsum,
-    gemm,
-    matmul,
-    matmul_integer,
-    matmul_nbits,
-    remaining,
-    unhandled,
-)
-from .ahead import Ahead
-from .cones import folding
+from .constants.ahead import Ahead
+from .constants.cones import folding
+from .constants.resolve import INLINE, Constant, resolve
 from .match import Context, Rejection, Rule, TernaryMatMul
-from .replace import Replaced, Replacer
-from .weights import INLINE, Constant, resolve
+from .rewrite import remaining
+from .rewrite.replace import Replaced, Replacer
+from .rules import conv, einsum, gemm, matmul, matmul_integer, matmul_nbits, unhandled
 
 RULES: tuple[Rule, ...] = (
     *matmul.RULES,

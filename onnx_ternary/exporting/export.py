@@ -63,9 +63,9 @@ from onnx_ternary.verification.verify import DEFAULT_TOLERANCES, VerificationRep
 
 if TYPE_CHECKING:
     # In the source tree the folder has this name; see onnx_ternary/__init__.py.
-    from graph_passes.replace import METADATA_OPTIONS, METADATA_VERSION
+    from graph_passes.rewrite.replace import METADATA_OPTIONS, METADATA_VERSION
 else:
-    from onnx_ternary.graph_passes.replace import METADATA_OPTIONS, METADATA_VERSION
+    from onnx_ternary.graph_passes.rewrite.replace import METADATA_OPTIONS, METADATA_VERSION
 
 __all__ = ["ExportResult", "ExportedFile", "ExportedProduct", "Form", "export", "export_file"]
 

@@ -90,7 +90,7 @@ def test_float_products_are_quantized_as_onnxruntime_does(
 
 
 def test_columns_are_quantized_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnx_ternary.graph_passes import remaining
+    from onnx_ternary.graph_passes.rewrite import remaining
 
     options = OptimizeOptions(remaining="int4")
     whole = onnx_ternary.optimize(two_products(), options).to_proto()

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from onnx_ternary.schema import MAX_UINT8_K
 
-from .weights import Constant, call_attribute, resolve
+from ..constants.resolve import Constant, call_attribute, resolve
 
 UINT8_RULE: Mapping[str, Any] = {
     "activation": "uint8",

@@ -20,9 +20,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from .match import Context, Rejection, TernaryMatMul
+from ..constants.resolve import Constant, NotConstant, resolve
+from ..match import Context, Rejection, TernaryMatMul
 from .product import Product, finish, small_constant
-from .weights import Constant, NotConstant, resolve
 
 _MIN_RANK = 3
 

@@ -46,10 +46,10 @@ from onnx_ternary.options import INT8_RULE, OptimizeOptions
 from onnx_ternary.reports.report import Rewrite
 from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, INPUT_NAMES, OP_TYPE, OpAttributes
 
+from ..constants.resolve import FOLDER, Constant, leaf
+from ..match import Rejection, TernaryMatMul
 from . import siblings
-from .match import Rejection, TernaryMatMul
 from .remaining import ACCURACY_LEVEL, BLOCK_SIZE, Quantized
-from .weights import FOLDER, Constant, leaf
 
 # Below opset 12 a body learns N from the shape of the scale or the bias only.
 _FIRST_OPSET_WITH_SCALAR_BIAS = 12

@@ -25,10 +25,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .dequantize import Dequantized
-from .match import Addend, Context, Rejection, TernaryMatMul
+from ..constants.dequantize import Dequantized
+from ..constants.resolve import Constant, NotConstant, resolve
+from ..match import Addend, Context, Rejection, TernaryMatMul
 from .product import Product, finish, small_constant
-from .weights import Constant, NotConstant, resolve
 
 _BITS = (2, 4, 8)
 _INT8_ACCURACY = 4

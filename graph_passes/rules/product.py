@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from onnx_ternary.index.levels import NotTernary, TernaryWeight
 from onnx_ternary.schema import MAX_K, MAX_N
 
+from ..constants.resolve import Constant, NotConstant, call_attribute, resolve
+from ..match import Addend, Context, Rejection, TernaryMatMul
 from .activation_quantization import ONE, NotFused, Quantized, Term, limits, read
-from .match import Addend, Context, Rejection, TernaryMatMul
-from .weights import Constant, NotConstant, call_attribute, resolve
 
 _DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _TINY = float(np.finfo(np.float32).tiny)

@@ -24,7 +24,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from .match import Context, Rejection, TernaryMatMul
+from ..match import Context, Rejection, TernaryMatMul
 from .product import Product, constant_weight, finish, left_weight
 
 _MICROSOFT = "com.microsoft"

@@ -26,7 +26,7 @@ from onnx_ternary.index.codes import ternarize_codes
 from onnx_ternary.index.levels import NotTernary, TernaryWeight
 
 if TYPE_CHECKING:
-    from .weights import Constant
+    from .resolve import Constant
 
 STEPS = frozenset(
     {

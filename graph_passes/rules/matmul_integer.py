@@ -27,6 +27,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..constants.dequantize import Dequantized, integers
+from ..constants.resolve import Constant, NotConstant, resolve
+from ..match import Addend, Context, Rejection, TernaryMatMul
 from .activation_quantization import (
     ONE,
     NotFused,
@@ -36,10 +39,7 @@ from .activation_quantization import (
     positive,
     read,
 )
-from .dequantize import Dequantized, integers
-from .match import Addend, Context, Rejection, TernaryMatMul
 from .product import Product, constant_weight, finish, small_constant
-from .weights import Constant, NotConstant, resolve
 
 _MICROSOFT = "com.microsoft"
 _INT8 = (ir.DataType.INT8, ir.DataType.UINT8)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from .dequantize import step_key
 
 if TYPE_CHECKING:
-    from .weights import Constant
+    from .resolve import Constant
 
 DOMAINS = frozenset({"finn.custom_op.general", "onnx.brevitas", "qonnx.custom_op.general"})
 STEPS = frozenset(

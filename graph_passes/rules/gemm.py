@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from .match import Addend, Context, Rejection, TernaryMatMul
+from ..match import Addend, Context, Rejection, TernaryMatMul
 from .product import Product, constant_weight, finish, small_constant
 
 

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from .match import Context, Rejection, TernaryMatMul
+from ..match import Context, Rejection, TernaryMatMul
 from .product import Product, constant_weight, finish, left_weight
 
 _ELLIPSIS = "..."

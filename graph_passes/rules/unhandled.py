@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from .match import Context, Rejection, TernaryMatMul
+from ..match import Context, Rejection, TernaryMatMul
 
 _MICROSOFT = "com.microsoft"
 # One node of these stands for several products, with other steps between them.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from onnx_ternary.errors import OnnxTernaryError
 
-from .weights import Constant, resolve
+from ..constants.resolve import Constant, resolve
 
 BLOCK_SIZE = 32
 ACCURACY_LEVEL = 4

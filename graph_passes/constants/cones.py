@@ -37,7 +37,7 @@ from onnx import TensorProto, TypeProto, helper
 from onnx_ternary.op.nodes import owning_functions
 
 from . import qonnx
-from .weights import FOLDER, Constant, NotConstant, call_attribute, leaf, resolve
+from .resolve import FOLDER, Constant, NotConstant, call_attribute, leaf, resolve
 
 MAX_TENSOR_BYTES = 1 << 32
 """Of every tensor in a cone, and of all its constants together."""
