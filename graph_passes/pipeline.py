@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from onnx_ternary.model_files.save import Spool, prefetch
+from onnx_ternary.model_files.tensors import Spool, prefetch
 from onnx_ternary.op.nodes import local_functions, node_label, op_nodes, owning_functions
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import Kept

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx_ternary import runtime
 from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ModelError, OnnxTernaryError, VerificationError
-from onnx_ternary.model_files import save
+from onnx_ternary.model_files.load import file_bytes
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.verification.inputs import Feeds, Inputs, verification_inputs
 
@@ -143,7 +143,7 @@ def bench(
             converted = Path(folder) / Path(original).name
             convert(original, converted, OptimizeOptions(), verify_result=False)
         paths = (Path(original), Path(converted))
-        sizes = [save.file_bytes(path) for path in paths]
+        sizes = [file_bytes(path) for path in paths]
         sessions, load_seconds = [], []
         for path in paths:
             start = time.perf_counter()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.index.levels import NotTernary, TernaryWeight, ternarize
-from onnx_ternary.model_files import save
+from onnx_ternary.model_files import tensors
 
 from . import dequantize, qonnx
 
@@ -137,7 +137,7 @@ class Constant:
 
     def release(self) -> None:
         """Let go of the mapped file, if the tensor is external."""
-        save.release(self.root.const_value)
+        tensors.release(self.root.const_value)
 
 
 @dataclass(frozen=True, slots=True)

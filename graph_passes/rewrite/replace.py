@@ -23,7 +23,7 @@ from onnx_ternary._version import __version__
 from onnx_ternary.errors import IndexFormatError, ModelError
 from onnx_ternary.index import Index, build_index, decode_index
 from onnx_ternary.index.levels import TernaryWeight
-from onnx_ternary.model_files.save import Spool, release
+from onnx_ternary.model_files.tensors import Spool, release
 from onnx_ternary.op.function_body import (
     CAST_LIKE_OPSET,
     MIN_IR_VERSION,
@@ -33,6 +33,8 @@ from onnx_ternary.op.function_body import (
 )
 from onnx_ternary.op.nodes import (
     DIGEST_KEY,
+    METADATA_OPTIONS,
+    METADATA_VERSION,
     check_digest,
     constant_tensor,
     index_digest,
@@ -54,8 +56,6 @@ from .remaining import ACCURACY_LEVEL, BLOCK_SIZE, Quantized
 # Below opset 12 a body learns N from the shape of the scale or the bias only.
 _FIRST_OPSET_WITH_SCALAR_BIAS = 12
 _FIRST_OPSET_WITH_SPLIT_INPUT = 13
-METADATA_VERSION = "onnx_ternary.version"
-METADATA_OPTIONS = "onnx_ternary.options"
 
 
 @dataclasses.dataclass(slots=True)

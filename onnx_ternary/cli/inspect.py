@@ -13,7 +13,7 @@ from onnx_ternary.cli._tables import print_notes, print_rewrites
 from onnx_ternary.conversion.convert import check_distinct
 from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.conversion.staged_text import staged_text
-from onnx_ternary.model_files import save
+from onnx_ternary.model_files.load import load
 from onnx_ternary.op.nodes import check_indices
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.page import render_page
@@ -47,7 +47,7 @@ def inspect_command(
         with out.progress("Reading") as progress:
             report = optimize(model, options, progress=progress).report
         write_page("" if html_path is None else render_page(model.name, report))
-    checked = check_indices(save.load(model)) if deep else ()
+    checked = check_indices(load(model)) if deep else ()
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
         return

@@ -15,9 +15,10 @@ from onnx_ternary.cli._tables import (
     print_rewrites,
     print_verification,
 )
-from onnx_ternary.conversion.batch import Batch, convert_many, default_target, is_pattern
-from onnx_ternary.conversion.convert import Conversion, Requirements, convert
-from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.conversion.batch import convert_many, default_target, is_pattern
+from onnx_ternary.conversion.convert import convert
+from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.reports.outcome import Batch, Conversion
 from onnx_ternary.reports.report import format_size
 
 

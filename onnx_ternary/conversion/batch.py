@@ -2,128 +2,24 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import shutil
-import signal
-import sys
-import tempfile
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from onnx_ternary._machine import available_memory, num_processors
-from onnx_ternary.conversion.convert import Conversion, Requirements, check_distinct, convert
+from onnx_ternary._machine import num_processors
+from onnx_ternary.conversion.convert import check_distinct
 from onnx_ternary.conversion.staged_text import staged_text
-from onnx_ternary.errors import ExitCode, ModelError, OnnxTernaryError
-from onnx_ternary.model_files import save
-from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.conversion.worker_pool import Task, convert_all, memory_needed
+from onnx_ternary.errors import ModelError
+from onnx_ternary.options import OptimizeOptions, Requirements
 from onnx_ternary.reports.markdown import summarize_batch
-from onnx_ternary.reports.outcome import Outcome
-from onnx_ternary.reports.report import format_size
+from onnx_ternary.reports.outcome import Batch, Outcome
 from onnx_ternary.verification.inputs import Inputs
 
-# Peak of a process that converts and verifies: 7.0 times the file for one weight of 196 MB inside
-# the model, 5.8 for twelve of 17 MB, half of that with external data; 0.14 GB for a small model
-# (onnxruntime 1.31, Linux).
-_BYTES_PER_MODEL_BYTE = 8
-_BYTES_PER_PROCESS = 200_000_000
-# The rest of the memory is left to others.
-_SHARE_OF_MEMORY = 0.8
-
-# For processes that are told to stop; shorter than what systemd and Docker give to us.
-_STOP_SECONDS = 5.0
-
 _MAGIC = frozenset("*?[")
-
-# Wrong answers before models nobody could look at, and these before wishes.
-_SEVERITY = (
-    ExitCode.VERIFICATION_FAILED,
-    ExitCode.ERROR,
-    ExitCode.REQUIREMENT_NOT_MET,
-    ExitCode.DONE,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What became of every model of a call.
-
-    Attributes:
-        outcomes: one a model, in the order of the sources, those of a folder by name.
-    """
-
-    outcomes: tuple[Outcome, ...]
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """The most serious exit code of a model: 3 before 1, before 4, before 0."""
-        found = {outcome.exit_code for outcome in self.outcomes}
-        return next((code for code in _SEVERITY if code in found), ExitCode.DONE)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of models by `Outcome.status`."""
-        return dict(Counter(outcome.status for outcome in self.outcomes))
-
-    @property
-    def bytes_before(self) -> int:
-        """Bytes of the models that did not fail, before."""
-        return sum(done.bytes_before for done in self._done)
-
-    @property
-    def bytes_after(self) -> int:
-        """Bytes of the models that did not fail, after."""
-        return sum(done.bytes_after for done in self._done)
-
-    @property
-    def _done(self) -> list[Conversion]:
-        done = (each.conversion for each in self.outcomes if each.exit_code == ExitCode.DONE)
-        return [conversion for conversion in done if conversion is not None]
-
-    def total(self) -> str:
-        """All of it in a line."""
-        counts = ", ".join(f"{number} {status}" for status, number in self.counts.items())
-        models = "model" if len(self.outcomes) == 1 else "models"
-        total = f"{len(self.outcomes)} {models}: {counts}"
-        if self.bytes_before:
-            total += (
-                f"; {format_size(self.bytes_before)} -> {format_size(self.bytes_after)} "
-                f"({self.bytes_after / self.bytes_before:.1%})"
-            )
-        return total
-
-    def to_dict(self) -> dict[str, Any]:
-        """The batch as JSON types; ``models`` holds `Outcome.to_dict` of each."""
-        return {
-            "exit_code": int(self.exit_code),
-            "counts": self.counts,
-            "file_bytes_before": self.bytes_before,
-            "file_bytes_after": self.bytes_after,
-            "models": [outcome.to_dict() for outcome in self.outcomes],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    source: Path
-    target: Path | None
-    options: OptimizeOptions | None
-    requirements: Requirements
-    verify_result: bool | None
-    inputs: Inputs | None
-    custom_op_libraries: tuple[str | PathLike[str], ...]
-    need: int
 
 
 def default_target(source: Path) -> Path:
@@ -195,7 +91,7 @@ def convert_many(
         {"report": report, "summary": summary}, [path for pair in found.items() for path in pair]
     )
     tasks = [
-        _Task(
+        Task(
             source,
             None if dry_run else goal,
             options,
@@ -203,7 +99,7 @@ def convert_many(
             verify_result,
             inputs,
             tuple(custom_op_libraries),
-            _need(source),
+            memory_needed(source),
         )
         for source, goal in found.items()
     ]
@@ -221,7 +117,7 @@ def convert_many(
     ):
         if progress is not None:
             progress("", 0, len(tasks))
-        _convert_all(tasks, min(jobs or num_processors(), len(tasks)), finish)
+        convert_all(tasks, min(jobs or num_processors(), len(tasks)), finish)
         batch = Batch(tuple(outcomes[task.source] for task in tasks))
         write_report(json.dumps(batch.to_dict(), indent=2) + "\n")
         write_summary(summarize_batch(batch))
@@ -284,15 +180,6 @@ def _place(model: Path, base: Path) -> Path:
     return Path(model.name) if model == base else model.relative_to(base)
 
 
-def _need(source: Path) -> int:
-    """Bytes of memory that converting a model may take."""
-    try:
-        size = save.file_bytes(source)
-    except (OnnxTernaryError, OSError):  # it will fail, and say why, when its turn comes
-        size = source.stat().st_size if source.is_file() else 0
-    return _BYTES_PER_PROCESS + _BYTES_PER_MODEL_BYTE * size
-
-
 @contextmanager
 def _folders(needed: Iterable[Path]) -> Iterator[None]:
     """Makes folders; those nothing was written to are removed again."""
@@ -313,167 +200,3 @@ def _folders(needed: Iterable[Path]) -> Iterator[None]:
         for each in reversed(made):
             with suppress(OSError):  # not empty
                 each.rmdir()
-
-
-def _convert_one(task: _Task) -> Outcome:
-    """What became of a model; nothing it holds may stop the others."""
-    if task.source.is_dir():
-        return _error(task, f"'{task.source}' has no file that ends in .onnx.")
-    try:
-        conversion = convert(
-            task.source,
-            task.target,
-            task.options,
-            requirements=task.requirements,
-            verify_result=task.verify_result,
-            inputs=task.inputs,
-            custom_op_libraries=task.custom_op_libraries,
-        )
-    except OnnxTernaryError as error:
-        return Outcome.of_error(task.source, task.target, error)
-    except Exception as error:
-        return _error(
-            task,
-            f"'{task.source}' could not be converted: {type(error).__name__}: {error}; convert it "
-            "alone to see where.",
-        )
-    return Outcome(task.source, task.target, conversion)
-
-
-def _error(task: _Task, message: str) -> Outcome:
-    return Outcome(task.source, task.target, None, ExitCode.ERROR, message)
-
-
-def _convert_all(tasks: Sequence[_Task], jobs: int, finish: Callable[[Outcome], None]) -> None:
-    if jobs <= 1:
-        for task in tasks:
-            finish(_convert_one(task))
-        return
-    # The largest first: small ones fill what memory it leaves.
-    waiting = sorted(tasks, key=lambda task: task.need, reverse=True)
-    memory = available_memory()
-    limit = None if memory is None else int(memory * _SHARE_OF_MEMORY)
-    before = {task.source: _staging_folders(task) for task in tasks}
-
-    def clean(task: _Task) -> None:
-        for folder in _staging_folders(task) - before[task.source]:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    try:
-        while waiting:
-            # A process that dies takes the pool with it; whose fault it was shows when each of
-            # those that were running runs alone.
-            for task in _run_pool(waiting, jobs, limit, finish):
-                died = _run_pool([task], 1, None, finish)
-                clean(task)
-                if died:
-                    finish(
-                        _error(
-                            task,
-                            f"The process that converted '{task.source}' died; it may have run out "
-                            "of memory. Try --no-verify.",
-                        )
-                    )
-    except BaseException:  # an interrupt too
-        for task in tasks:
-            clean(task)
-        raise
-
-
-def _run_pool(
-    waiting: list[_Task], jobs: int, limit: int | None, finish: Callable[[Outcome], None]
-) -> list[_Task]:
-    """Converts models in processes, taking them off ``waiting``.
-
-    Returns:
-        Those that were running when a process died; empty if none did.
-    """
-    running: dict[Future[Outcome], _Task] = {}
-    lost: list[_Task] = []
-    with _scratch_folder(waiting) as scratch, _pool(jobs, scratch) as pool:
-        while (waiting and not lost) or running:
-            while waiting and not lost and len(running) < jobs:
-                used = sum(task.need for task in running.values())
-                fits = [task for task in waiting if limit is None or used + task.need <= limit]
-                if not fits and running:
-                    break
-                task = fits[0] if fits else waiting[0]
-                waiting.remove(task)
-                try:
-                    running[pool.submit(_run_in_child, _convert_one, task)] = task
-                except BrokenProcessPool:
-                    lost.append(task)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                task = running.pop(future)
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool:
-                    lost.append(task)
-                else:
-                    finish(outcome)
-    return lost
-
-
-@contextmanager
-def _scratch_folder(tasks: Iterable[_Task]) -> Iterator[str | None]:
-    """Where the processes of dry runs keep files; gone afterwards, however they end."""
-    if all(task.target is not None for task in tasks):
-        yield None
-        return
-    try:
-        made = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    except OSError as error:
-        raise ModelError(f"No temporary folder can be made: {error.strerror}.") from error
-    with made as folder:
-        yield folder
-
-
-@contextmanager
-def _pool(jobs: int, scratch: str | None) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose processes end with the block: what is still running is stopped."""
-    context = get_context("spawn")  # a fork would copy onnxruntime's threads half
-    with ProcessPoolExecutor(jobs, context, _prepare_child, (scratch,)) as pool:
-        try:
-            yield pool
-        except BaseException:  # an interrupt too
-            children = list(pool._processes.values())  # public only in Python 3.14
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in children:
-                child.terminate()
-            deadline = time.monotonic() + _STOP_SECONDS
-            for child in children:
-                child.join(max(0.0, deadline - time.monotonic()))
-            for child in children:
-                child.kill()
-                child.join()
-            raise
-
-
-def _staging_folders(task: _Task) -> set[Path]:
-    if task.target is None:
-        return set()  # those of dry runs are in a scratch folder
-    target = task.target.resolve()
-    return set(target.parent.glob(f".{glob.escape(target.name)}.*"))
-
-
-def _prepare_child(scratch: str | None) -> None:
-    """Lets Ctrl-C and SIGTERM end a process without a trace, after it removed what it had begun."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # A second signal, of the parent after the group's, must not cut the removal short. Not
-        # SIG_IGN: Python complains where the second one is pending already.
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, lambda number, frame: None)
-        sys.exit(1)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stop)
-    if scratch is not None:
-        tempfile.tempdir = scratch
-
-
-def _run_in_child(work: Callable[[_Task], Outcome], task: _Task) -> Outcome:
-    try:
-        return work(task)
-    except SystemExit:
-        os._exit(1)  # the pool would take it for a result, and go on

@@ -5,12 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-from onnx_ternary.conversion.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import (
     ModelError,
@@ -18,73 +16,16 @@ from onnx_ternary.errors import (
     RequirementError,
     VerificationError,
 )
-from onnx_ternary.model_files.save import (
-    Spool,
-    check_target,
-    copy,
-    data_files,
-    external_tensors,
-    file_bytes,
-    release,
-    save,
-)
+from onnx_ternary.model_files.load import data_files, file_bytes
+from onnx_ternary.model_files.save import copy_model, save
+from onnx_ternary.model_files.targets import check_target
+from onnx_ternary.model_files.tensors import Spool, external_tensors, release
+from onnx_ternary.options import OptimizeOptions, Requirements
 from onnx_ternary.reports.markdown import summarize
-from onnx_ternary.reports.outcome import Outcome
-from onnx_ternary.reports.report import Report
+from onnx_ternary.reports.outcome import Conversion, Outcome
 from onnx_ternary.verification.inputs import Inputs
-from onnx_ternary.verification.verify import VerificationReport, verify
-
-# Verification holds the original in memory, its products' inputs and outputs beside it.
-MAX_VERIFIED_BYTES = 2_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Requirements:
-    """What must hold for a conversion to count.
-
-    Attributes:
-        rewrite: At least one product is rewritten.
-        max_size_ratio: The output's size divided by the input's, at most; None for no limit.
-        complete: No product is left that could be rewritten.
-
-    A model that was converted before and has nothing left to rewrite meets all of them.
-    """
-
-    rewrite: bool = False
-    max_size_ratio: float | None = None
-    complete: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """What `convert` did.
-
-    Attributes:
-        report: What was rewritten, what was not, and why.
-        files: The files written, the model first; empty for a dry run.
-        bytes_before: Size of the original, external data included.
-        bytes_after: Size of the result; for a dry run, of what would be written.
-        verification: The comparison of both models, or None.
-        verification_skipped: Why there is none, or an empty string.
-    """
-
-    report: Report
-    files: tuple[Path, ...]
-    bytes_before: int
-    bytes_after: int
-    verification: VerificationReport | None
-    verification_skipped: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The conversion as JSON types."""
-        return {
-            "files": [str(path) for path in self.files],
-            "file_bytes_before": self.bytes_before,
-            "file_bytes_after": self.bytes_after,
-            "verification": self.verification.to_dict() if self.verification else None,
-            "verification_skipped": self.verification_skipped,
-            **self.report.to_dict(),
-        }
+from onnx_ternary.verification.report import VerificationReport
+from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES, verify
 
 
 def convert(
@@ -229,7 +170,7 @@ def _convert(
                 protected=() if in_place else data_files(source),
             )
         else:
-            files = copy(source, target, accept=accept)
+            files = copy_model(source, target, accept=accept)
     except (RequirementError, VerificationError) as error:
         error.conversion = done(())
         raise

@@ -15,17 +15,10 @@ import onnx_ir as ir
 
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
-from onnx_ternary.model_files.save import (
-    Spool,
-    constant_bytes,
-    external_tensors,
-    from_bytes,
-    from_proto,
-    load,
-    why_invalid,
-)
+from onnx_ternary.model_files.load import from_bytes, from_proto, load, why_invalid
 from onnx_ternary.model_files.save import save as save_model
-from onnx_ternary.model_files.save import to_proto as to_proto_model
+from onnx_ternary.model_files.save import to_proto
+from onnx_ternary.model_files.tensors import Spool, constant_bytes, external_tensors
 from onnx_ternary.options import ExternalData, OptimizeOptions
 from onnx_ternary.reports.report import Kept, Report
 from onnx_ternary.schema import FORMAT_VERSION
@@ -76,7 +69,7 @@ class OptimizeResult:
         Raises:
             ModelError: if it is too large for one message.
         """
-        return to_proto_model(self.model)
+        return to_proto(self.model)
 
 
 def optimize(

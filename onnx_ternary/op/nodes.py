@@ -16,6 +16,10 @@ from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE, OpAttributes
 
 DIGEST_KEY = "onnx_ternary.sha256"
 """Node metadata: SHA-256 of the constant inputs' dtypes, shapes and bytes (`index_digest`)."""
+METADATA_VERSION = "onnx_ternary.version"
+"""Model metadata: the version that converted the model."""
+METADATA_OPTIONS = "onnx_ternary.options"
+"""Model metadata: the options it was converted with, as JSON."""
 
 
 def local_functions(model: ir.Model) -> Iterator[ir.Function]:

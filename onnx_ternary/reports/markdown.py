@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from onnx_ternary._version import __version__
-from onnx_ternary.reports.outcome import Outcome
+from onnx_ternary.reports.outcome import Batch, Conversion, Outcome
 from onnx_ternary.reports.report import Row, format_size
-
-if TYPE_CHECKING:
-    from onnx_ternary.conversion.batch import Batch
-    from onnx_ternary.conversion.convert import Conversion
 
 # GitHub refuses comments of more than 65536 characters. Tables get most of them; titles, messages
 # and the verification the rest.

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from onnx_ternary.errors import ExitCode, OnnxTernaryError
-
-if TYPE_CHECKING:
-    from onnx_ternary.conversion.convert import Conversion
+from onnx_ternary.reports.report import Report, format_size
+from onnx_ternary.verification.report import VerificationReport
 
 Status = Literal["converted", "unchanged", "already converted", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What `convert` did.
+
+    Attributes:
+        report: What was rewritten, what was not, and why.
+        files: The files written, the model first; empty for a dry run.
+        bytes_before: Size of the original, external data included.
+        bytes_after: Size of the result; for a dry run, of what would be written.
+        verification: The comparison of both models, or None.
+        verification_skipped: Why there is none, or an empty string.
+    """
+
+    report: Report
+    files: tuple[Path, ...]
+    bytes_before: int
+    bytes_after: int
+    verification: VerificationReport | None
+    verification_skipped: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The conversion as JSON types."""
+        return {
+            "files": [str(path) for path in self.files],
+            "file_bytes_before": self.bytes_before,
+            "file_bytes_after": self.bytes_after,
+            "verification": self.verification.to_dict() if self.verification else None,
+            "verification_skipped": self.verification_skipped,
+            **self.report.to_dict(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +94,71 @@ class Outcome:
     def to_json(self) -> str:
         """`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+# Wrong answers before models nobody could look at, and these before wishes.
+_SEVERITY = (
+    ExitCode.VERIFICATION_FAILED,
+    ExitCode.ERROR,
+    ExitCode.REQUIREMENT_NOT_MET,
+    ExitCode.DONE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What became of every model of a call.
+
+    Attributes:
+        outcomes: one a model, in the order of the sources, those of a folder by name.
+    """
+
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The most serious exit code of a model: 3 before 1, before 4, before 0."""
+        found = {outcome.exit_code for outcome in self.outcomes}
+        return next((code for code in _SEVERITY if code in found), ExitCode.DONE)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of models by `Outcome.status`."""
+        return dict(Counter(outcome.status for outcome in self.outcomes))
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the models that did not fail, before."""
+        return sum(done.bytes_before for done in self._done)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the models that did not fail, after."""
+        return sum(done.bytes_after for done in self._done)
+
+    @property
+    def _done(self) -> list[Conversion]:
+        done = (each.conversion for each in self.outcomes if each.exit_code == ExitCode.DONE)
+        return [conversion for conversion in done if conversion is not None]
+
+    def total(self) -> str:
+        """All of it in a line."""
+        counts = ", ".join(f"{number} {status}" for status, number in self.counts.items())
+        models = "model" if len(self.outcomes) == 1 else "models"
+        total = f"{len(self.outcomes)} {models}: {counts}"
+        if self.bytes_before:
+            total += (
+                f"; {format_size(self.bytes_before)} -> {format_size(self.bytes_after)} "
+                f"({self.bytes_after / self.bytes_before:.1%})"
+            )
+        return total
+
+    def to_dict(self) -> dict[str, Any]:
+        """The batch as JSON types; ``models`` holds `Outcome.to_dict` of each."""
+        return {
+            "exit_code": int(self.exit_code),
+            "counts": self.counts,
+            "file_bytes_before": self.bytes_before,
+            "file_bytes_after": self.bytes_after,
+            "models": [outcome.to_dict() for outcome in self.outcomes],
+        }

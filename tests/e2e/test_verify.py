@@ -14,7 +14,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import IndexFormatError, ModelError
 from onnx_ternary.schema import DOMAIN
-from onnx_ternary.verification.verify import InputsError, _compare, verify
+from onnx_ternary.verification.inputs import InputsError
+from onnx_ternary.verification.judge import _compare
+from onnx_ternary.verification.verify import verify
 from tests.e2e.converted_models import (
     INT8,
     Product,

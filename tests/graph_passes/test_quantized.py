@@ -10,7 +10,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from onnx_ternary.conversion.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import Report
 from onnx_ternary.schema import OP_TYPE
 from tests.models import F32, K, N, changed, matmul, model, node

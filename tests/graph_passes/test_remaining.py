@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 import onnx_ternary
 from onnx_ternary import OptimizeOptions
-from onnx_ternary.model_files import save
+from onnx_ternary.model_files.load import load
 from onnx_ternary.options import RemainingChoice
 from tests.models import matmul, model, node, ternary
 
@@ -121,7 +121,7 @@ def test_convert_writes_and_verifies_what_only_the_quantizer_changed(tmp_path: P
     path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
     onnx.save(tied(), path)
     done = onnx_ternary.convert(path, out, OptimizeOptions(remaining="int8"))
-    assert any(each.op_type == "MatMulNBits" for each in save.load(out).graph)
+    assert any(each.op_type == "MatMulNBits" for each in load(out).graph)
     assert done.verification is not None
     assert done.verification.passed
     assert all(check.tolerance is None for check in done.verification.outputs)

@@ -14,10 +14,11 @@ import onnxruntime as ort
 import pytest
 from onnx import external_data_helper, helper
 
-from onnx_ternary.conversion.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import ModelError
 from onnx_ternary.graph_passes import pipeline
 from onnx_ternary.model_files import save
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import Kept, Report, Rewrite
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 from tests.function_models import in_function

@@ -26,7 +26,8 @@ from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.index import Index, build_index, rsr
 from onnx_ternary.index.levels import TernaryWeight
-from onnx_ternary.native import binding
+from onnx_ternary.native import kernels as native_kernels
+from onnx_ternary.native import layer as native_layer
 from onnx_ternary.op import reference
 from onnx_ternary.op.nodes import read_attributes
 from onnx_ternary.options import INT8_RULE, ActivationChoice, OptimizeOptions
@@ -324,7 +325,7 @@ def assert_all_forms_agree(
     x = rng.integers(-127, 128, (rows, levels.shape[0])).astype(np.float32)
     x[:, rng.integers(levels.shape[0])] = 127  # the rule then quantizes by 1
     exact = x.astype(np.int64) @ levels.astype(np.int64)
-    kernels = [kernel for kernel in binding.kernels()["kernels"] if kernel["supported"]]
+    kernels = [kernel for kernel in native_kernels.list_kernels()["kernels"] if kernel["supported"]]
     for index in all_forms(levels, alphabet, width):
         for activation in ("float", "int8"):
             attributes = index.attributes
@@ -334,7 +335,7 @@ def assert_all_forms_agree(
                 x, index.codes, index.aux, index.scale, NO_BIAS, attributes
             )
             np.testing.assert_array_equal(y, exact)
-            layer = binding.Layer(attributes, index.codes, index.aux, index.scale, NO_BIAS)
+            layer = native_layer.Layer(attributes, index.codes, index.aux, index.scale, NO_BIAS)
             ran = 0
             for kernel in kernels:
                 wanted = (kernel["index_format"], kernel["activation"])
@@ -398,7 +399,7 @@ def test_a_form_that_differs_is_found() -> None:
     filled = int(np.flatnonzero(np.diff(offsets[0, 0, 0].astype(np.int64)) > 0)[-1])
     offsets[0, 0, 0, 1 : filled + 1] -= (offsets[0, 0, 0, 1 : filled + 1] > 0).astype(np.uint32)
     x = rng.integers(1, 100, (1, 40)).astype(np.float32)
-    layer = binding.Layer(index.attributes, index.codes, offsets, index.scale, NO_BIAS)
+    layer = native_layer.Layer(index.attributes, index.codes, offsets, index.scale, NO_BIAS)
     y, _ = layer.run(x)
     assert np.any(y != x @ levels.astype(np.float32))
 

@@ -9,11 +9,9 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from onnx_ternary.conversion.batch import Batch
-from onnx_ternary.conversion.convert import Conversion
 from onnx_ternary.errors import ExitCode
 from onnx_ternary.reports.markdown import code, summarize, summarize_batch
-from onnx_ternary.reports.outcome import Outcome
+from onnx_ternary.reports.outcome import Batch, Conversion, Outcome
 from onnx_ternary.reports.report import Kept, Report, Rewrite, format_size
 
 REWRITE = Rewrite(
