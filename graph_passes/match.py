@@ -14,7 +14,7 @@ from onnx_ternary.index.levels import NotTernary, TernaryWeight
 from onnx_ternary.options import OptimizeOptions
 
 from .constants.ahead import Ahead
-from .constants.resolve import Constant
+from .constants.constant import Constant
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from onnx_ternary.errors import ModelError
 from onnx_ternary.index.levels import NotTernary, TernaryWeight
 from onnx_ternary.options import OptimizeOptions
 
-from .resolve import Constant, detached
+from .constant import Constant
+from .resolve import detached
 
 MAX_BYTES = 1 << 29
 """Of weights that are read at once; the one that is asked for next may be larger."""

@@ -37,7 +37,8 @@ from onnx import TensorProto, TypeProto, helper
 from onnx_ternary.op.nodes import owning_functions
 
 from . import qonnx
-from .resolve import FOLDER, Constant, NotConstant, call_attribute, leaf, resolve
+from .constant import FOLDER, Constant, NotConstant, Numbers, call_attribute
+from .resolve import leaf, resolve
 
 MAX_TENSOR_BYTES = 1 << 32
 """Of every tensor in a cone, and of all its constants together."""
@@ -252,7 +253,7 @@ class _Folder:
             shape=result.shape,
             dtype=result.dtype,
             stored_bytes=cone.stored_bytes,
-            evaluate=self._reader(value),
+            evaluate=Numbers(self._reader(value)),
         )
 
     @staticmethod

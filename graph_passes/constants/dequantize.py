@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from onnx_ternary.index.codes import ternarize_codes
 from onnx_ternary.index.levels import NotTernary, TernaryWeight
 
-if TYPE_CHECKING:
-    from .resolve import Constant
+from .constant import Constant, Numbers
 
 STEPS = frozenset(
     {
@@ -233,7 +232,7 @@ def _quantize(
         nodes=(*source.nodes, node),
         key=(step_key(node, source, scale, zero_point),),
         dtype=dtype,
-        evaluate=evaluate,
+        evaluate=Numbers(evaluate),
     )
 
 
@@ -268,7 +267,7 @@ def _clip(
         source,
         nodes=(*source.nodes, node),
         key=(step_key(node, source, lowest, highest),),
-        evaluate=evaluate,
+        evaluate=Numbers(evaluate),
     )
 
 

@@ -18,16 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .constant import Constant, Numbers
 from .dequantize import step_key
-
-if TYPE_CHECKING:
-    from .resolve import Constant
 
 DOMAINS = frozenset({"finn.custom_op.general", "onnx.brevitas", "qonnx.custom_op.general"})
 STEPS = frozenset(
@@ -91,7 +89,7 @@ def apply(node: ir.Node, operands: Sequence[Constant | None]) -> Constant | str:
         nodes=(*source.nodes, node),
         key=(step_key(node, *operands),),
         stored_bytes=sum(each.stored_bytes for each in given),
-        evaluate=evaluate,
+        evaluate=Numbers(evaluate),
     )
 
 

@@ -12,23 +12,13 @@ whose ``evaluate`` computes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
-
-from onnx_ternary.errors import ModelError
-from onnx_ternary.index.levels import NotTernary, TernaryWeight, ternarize
-from onnx_ternary.model_files import tensors
 
 from . import dequantize, qonnx
-
-INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
-"""What helps where every call of a local function gives a weight or an attribute of its own."""
+from .constant import FOLDER, Constant, NotConstant, Numbers, call_attribute
 
 _FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -48,125 +38,6 @@ _INTEGERS = frozenset(
         ir.DataType.UINT64,
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """A constant operand.
-
-    Attributes:
-        root: the initializer, or the Constant node's output, the numbers come from.
-        nodes: nodes between ``root`` and the operand, first to last.
-        key: equal for operands that are sure to hold the same numbers.
-        shape: of the operand.
-        dtype: of the operand.
-        stored_bytes: size of the tensors that hold the numbers.
-        evaluate: computes the operand; may return a view of a mapped file.
-    """
-
-    root: ir.Value
-    nodes: tuple[ir.Node, ...]
-    key: Hashable
-    shape: tuple[int, ...]
-    dtype: ir.DataType
-    stored_bytes: int
-    evaluate: Callable[[], NDArray[Any]]
-
-    @property
-    def name(self) -> str:
-        """Name of the tensor that holds the numbers."""
-        return self.root.name or ""
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-    def numpy(self) -> NDArray[Any]:
-        """The operand's elements, of `shape`.
-
-        Raises:
-            ModelError: if the tensor's data cannot be read (missing or damaged external data, or
-                a wrong number of bytes).
-        """
-        try:
-            array = self.evaluate()
-        except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"Tensor '{self.name}' cannot be read: {error}") from error
-        if array.shape != self.shape:
-            raise ModelError(
-                f"Tensor '{self.name}' has {array.shape} elements where {self.shape} were declared."
-            )
-        return array
-
-    def transposed(self) -> Constant:
-        """The transpose of a rank 2 constant; twice transposed is itself."""
-        return _transpose(self, (1, 0))
-
-    def matrix(self) -> Constant:
-        """The first two axes of a constant whose other axes have one element each."""
-        rows_and_columns = self.shape[:2]
-        inner = self.evaluate
-        return replace(
-            self,
-            key=(*(self.key if isinstance(self.key, tuple) else (self.key,)), ("matrix",)),
-            shape=rows_and_columns,
-            evaluate=(
-                inner.matrix()
-                if isinstance(inner, dequantize.Dequantized)
-                else lambda: inner().reshape(rows_and_columns)
-            ),
-        )
-
-    def ternarize(self, tolerance: float) -> TernaryWeight | NotTernary:
-        """Levels and scales of a (K, N) constant, or why it has none.
-
-        Weights that are stored as codes keep the scales they have.
-
-        Raises:
-            ModelError: as `numpy`.
-        """
-        if isinstance(self.evaluate, dequantize.Dequantized):
-            try:
-                found = self.evaluate.ternarize()
-            except (OSError, ValueError, TypeError) as error:
-                raise ModelError(f"Tensor '{self.name}' cannot be read: {error}") from error
-            if isinstance(found, TernaryWeight) or not tolerance:
-                return found
-        return ternarize(self.numpy(), tolerance=tolerance)
-
-    def release(self) -> None:
-        """Let go of the mapped file, if the tensor is external."""
-        tensors.release(self.root.const_value)
-
-
-@dataclass(frozen=True, slots=True)
-class NotConstant:
-    """Why an operand is not a usable constant.
-
-    Attributes:
-        reason: in words, naming the tensor.
-        at_run_time: True if it is an ordinary activation, False if it looks like a constant.
-    """
-
-    reason: str
-    at_run_time: bool
-
-
-class Folder(Protocol):
-    """Constant expressions of one model (cones.py)."""
-
-    def resolve(self, value: ir.Value) -> Constant | NotConstant:
-        """The constant expression that ends in ``value``, or why there is none."""
-        ...
-
-    def status(self, value: ir.Value) -> NotConstant | None:
-        """Why ``value`` is not the end of a constant expression, without evaluating it."""
-        ...
-
-
-FOLDER: ContextVar[Folder | None] = ContextVar("FOLDER", default=None)
-"""Set by `cones.folding`, so that rules need not pass it on."""
 
 
 def resolve(value: ir.Value) -> Constant | NotConstant:
@@ -241,17 +112,6 @@ def detached(value: ir.Value) -> Constant | None:
         if isinstance(found, Constant):
             found = _apply(step, found)
     return found if isinstance(found, Constant) else None
-
-
-def call_attribute(node: ir.Node) -> str:
-    """Names a node whose attribute is given by the calls of its local function; else empty."""
-    for name, attr in node.attributes.items():
-        if attr.is_ref():
-            return (
-                f"{node.op_type} '{node.name or node.op_type}', whose attribute {name} is given by "
-                f"every call of its local function; {INLINE}"
-            )
-    return ""
 
 
 def leaf(value: ir.Value) -> Constant | NotConstant | None:
@@ -329,7 +189,7 @@ def _from_tensor(value: ir.Value, tensor: ir.TensorProtocol) -> Constant | NotCo
         shape=shape,
         dtype=tensor.dtype,
         stored_bytes=int(tensor.nbytes),
-        evaluate=tensor.numpy,
+        evaluate=Numbers(tensor.numpy),
     )
 
 
@@ -347,30 +207,8 @@ def _apply(node: ir.Node, constant: Constant) -> Constant | NotConstant:
                 f"{list(perm)}",
                 False,
             )
-        return _transpose(constant, perm)
+        return constant.permuted(perm)
     return _cast(node, constant)
-
-
-def _transpose(constant: Constant, perm: tuple[int, ...]) -> Constant:
-    if perm == tuple(range(len(perm))):
-        return constant
-    inner = constant.evaluate
-    *rest, last = constant.key if isinstance(constant.key, tuple) else (constant.key,)
-    undoes = isinstance(last, tuple) and last[0] == "transpose"
-    if undoes and tuple(last[1][axis] for axis in perm) == tuple(range(len(perm))):
-        key: Hashable = tuple(rest)
-    else:
-        key = (*rest, last, ("transpose", perm))
-    return replace(
-        constant,
-        key=key,
-        shape=tuple(constant.shape[axis] for axis in perm),
-        evaluate=(
-            inner.transposed(perm)
-            if isinstance(inner, dequantize.Dequantized)
-            else lambda: inner().transpose(perm)
-        ),
-    )
 
 
 def _cast(node: ir.Node, constant: Constant) -> Constant | NotConstant:
@@ -383,20 +221,14 @@ def _cast(node: ir.Node, constant: Constant) -> Constant | NotConstant:
             f"'{node.name}', which this version does not evaluate",
             False,
         )
-    inner = constant.evaluate
-    dtype = target.numpy()
     old = constant.key if isinstance(constant.key, tuple) else (constant.key,)
     # Elementwise: it commutes with the transposes, which stay last in the key to cancel.
     transposes = tuple(part for part in old if isinstance(part, tuple) and part[0] == "transpose")
     others = tuple(part for part in old if part not in transposes)
 
-    def evaluate() -> NDArray[Any]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return inner().astype(dtype)
-
     return replace(
         constant,
         key=(*others, ("cast", int(target)), *transposes),
         dtype=target,
-        evaluate=inner.cast(dtype) if isinstance(inner, dequantize.Dequantized) else evaluate,
+        evaluate=constant.evaluate.cast(target.numpy()),
     )

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from onnx_ternary.errors import OnnxTernaryError
 
-from ..constants.resolve import Constant, resolve
+from ..constants.constant import Constant
+from ..constants.resolve import resolve
 
 BLOCK_SIZE = 32
 ACCURACY_LEVEL = 4

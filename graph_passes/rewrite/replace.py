@@ -48,7 +48,8 @@ from onnx_ternary.options import INT8_RULE, OptimizeOptions
 from onnx_ternary.reports.report import Rewrite
 from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, INPUT_NAMES, OP_TYPE, OpAttributes
 
-from ..constants.resolve import FOLDER, Constant, leaf
+from ..constants.constant import FOLDER, Constant
+from ..constants.resolve import leaf
 from ..match import Rejection, TernaryMatMul
 from . import siblings
 from .remaining import ACCURACY_LEVEL, BLOCK_SIZE, Quantized

@@ -1,1 +1,1 @@
-"""One file a family of operators: what a rule finds, and what it refuses with a reason."""
+"""One file per family of operators: what a rule finds, and what it refuses with a reason."""

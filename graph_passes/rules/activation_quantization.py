@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 
 from onnx_ternary.schema import MAX_UINT8_K
 
-from ..constants.resolve import Constant, call_attribute, resolve
+from ..constants.constant import Constant, call_attribute
+from ..constants.resolve import resolve
 
 UINT8_RULE: Mapping[str, Any] = {
     "activation": "uint8",

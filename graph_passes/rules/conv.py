@@ -20,9 +20,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from ..constants.resolve import Constant, NotConstant, resolve
+from ..constants.constant import Constant, NotConstant
+from ..constants.resolve import resolve
 from ..match import Context, Rejection, TernaryMatMul
-from .product import Product, finish, small_constant
+from .finish import finish
+from .product import Product, small_constant
 
 _MIN_RANK = 3
 

@@ -21,7 +21,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ..match import Context, Rejection, TernaryMatMul
-from .product import Product, constant_weight, finish, left_weight
+from .finish import finish
+from .product import Product, constant_weight, left_weight
 
 _ELLIPSIS = "..."
 

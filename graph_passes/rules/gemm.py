@@ -19,7 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..match import Addend, Context, Rejection, TernaryMatMul
-from .product import Product, constant_weight, finish, small_constant
+from .finish import finish
+from .product import Product, constant_weight, small_constant
 
 
 class Gemm:

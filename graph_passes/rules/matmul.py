@@ -25,7 +25,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..match import Context, Rejection, TernaryMatMul
-from .product import Product, constant_weight, finish, left_weight
+from .finish import finish
+from .product import Product, constant_weight, left_weight
 
 _MICROSOFT = "com.microsoft"
 

@@ -27,8 +27,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..constants.constant import Constant, NotConstant
 from ..constants.dequantize import Dequantized, integers
-from ..constants.resolve import Constant, NotConstant, resolve
+from ..constants.resolve import resolve
 from ..match import Addend, Context, Rejection, TernaryMatMul
 from .activation_quantization import (
     ONE,
@@ -39,7 +40,8 @@ from .activation_quantization import (
     positive,
     read,
 )
-from .product import Product, constant_weight, finish, small_constant
+from .finish import finish
+from .product import Product, constant_weight, small_constant
 
 _MICROSOFT = "com.microsoft"
 _INT8 = (ir.DataType.INT8, ir.DataType.UINT8)

@@ -25,10 +25,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..constants.constant import Constant, NotConstant
 from ..constants.dequantize import Dequantized
-from ..constants.resolve import Constant, NotConstant, resolve
+from ..constants.resolve import resolve
 from ..match import Addend, Context, Rejection, TernaryMatMul
-from .product import Product, finish, small_constant
+from .finish import finish
+from .product import Product, small_constant
 
 _BITS = (2, 4, 8)
 _INT8_ACCURACY = 4

@@ -14,7 +14,8 @@ from onnx_ternary import OptimizeOptions
 from onnx_ternary.graph_passes import pipeline
 from onnx_ternary.graph_passes.constants import ahead
 from onnx_ternary.graph_passes.constants.ahead import Ahead
-from onnx_ternary.graph_passes.constants.resolve import Constant, resolve
+from onnx_ternary.graph_passes.constants.constant import Constant
+from onnx_ternary.graph_passes.constants.resolve import resolve
 from onnx_ternary.graph_passes.match import Context
 from tests.models import matmul, model, node, ternary
 

@@ -16,7 +16,7 @@ from onnx import external_data_helper, helper
 
 from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import ModelError
-from onnx_ternary.graph_passes import pipeline
+from onnx_ternary.graph_passes.rules import catalogue
 from onnx_ternary.model_files import save
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import Kept, Report, Rewrite
@@ -164,7 +164,7 @@ def test_tolerance_admits_and_reports_the_change() -> None:
 
 def test_every_kind_of_product_is_reported() -> None:
     """A node a kind, on operands that are given at run time."""
-    kinds = sorted(frozenset().union(*(rule.op_types for rule in pipeline.RULES)))
+    kinds = sorted(frozenset().union(*(rule.op_types for rule in catalogue.RULES)))
     nodes = [
         helper.make_node(op_type, ["x", "v"], [f"y{at}"], name=f"{domain}.{op_type}", domain=domain)
         for at, (domain, op_type) in enumerate(kinds)
