@@ -20,7 +20,8 @@ from .constants.resolve import resolve
 from .functions import Functions, function_name
 from .match import Context, Rejection, TernaryMatMul
 from .rewrite import remaining
-from .rewrite.replace import Replaced, Replacer
+from .rewrite.finish import Replaced
+from .rewrite.replace import Replacer
 from .rules.catalogue import RULES, match_product
 
 # Gemm and Add broadcast differently before; models below IR 4 cannot hold a constant initializer.

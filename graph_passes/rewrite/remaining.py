@@ -24,6 +24,11 @@ from onnx_ternary.errors import OnnxTernaryError
 
 from ..constants.constant import Constant
 from ..constants.resolve import resolve
+from .model_editor import (
+    ModelEditor,
+    output_shape,
+    prune,
+)
 
 BLOCK_SIZE = 32
 ACCURACY_LEVEL = 4
@@ -73,6 +78,50 @@ def quantize(node: ir.Node, bits: int) -> Quantized | None:
     parts = [quantizer.qbits_block_quant(columns) for columns in _columns(weight)]
     codes, scales, zero_points = (np.concatenate(each) for each in zip(*parts, strict=True))
     return Quantized(weight, bits, codes, scales, zero_points)
+
+
+def requantize(editor: ModelEditor, node: ir.Node, quantized: Quantized) -> None:
+    """Put a MatMulNBits in the place of a MatMul."""
+    graph, x, output = node.graph, node.inputs[0], node.outputs[0]
+    assert isinstance(graph, ir.Graph) and x is not None
+    weight = quantized.weight
+    K, N = weight.shape
+    tensors = {
+        f"{weight.name}_Q{quantized.bits}": quantized.codes,
+        f"{weight.name}_scales": quantized.scales.reshape(-1),
+        f"{weight.name}_zero_points": quantized.zero_points.reshape(-1),
+    }
+    sizes = {
+        "K": K,
+        "N": N,
+        "bits": quantized.bits,
+        "block_size": BLOCK_SIZE,
+        "accuracy_level": ACCURACY_LEVEL,
+    }
+    new = ir.Value(
+        name=output.name,
+        shape=output.shape or output_shape(x.shape, N),
+        type=output.type or ir.TensorType(weight.dtype),
+        doc_string=output.doc_string,
+        metadata_props=dict(output.metadata_props),
+    )
+    product = ir.Node(
+        "com.microsoft",
+        "MatMulNBits",
+        [x, *(editor.add_constant(node, name, array) for name, array in tensors.items())],
+        outputs=[new],
+        attributes=[ir.AttrInt64(name, size) for name, size in sizes.items()],
+        name=node.name,
+        doc_string=node.doc_string,
+        metadata_props=dict(node.metadata_props),
+    )
+    graph.insert_before(node, product)
+    output.replace_all_uses_with(new, replace_graph_outputs=True)
+    operand = node.inputs[1]
+    graph.remove(node, safe=True)
+    if operand is not None:
+        prune(operand)
+    editor.model.opset_imports.setdefault("com.microsoft", 1)
 
 
 def _columns(weight: Constant) -> Iterator[NDArray[Any]]:

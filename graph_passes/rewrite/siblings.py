@@ -22,8 +22,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_ternary.index.packed import COLUMN_TILE
-from onnx_ternary.op.nodes import index_tensors, op_nodes, read_attributes
-from onnx_ternary.schema import OpAttributes
+from onnx_ternary.op.nodes import (
+    check_digest,
+    index_tensors,
+    node_label,
+    op_nodes,
+    read_attributes,
+)
+from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE, OpAttributes
+
+from .model_editor import ModelEditor, op_attributes, output_shape, prune
+
+_FIRST_OPSET_WITH_SPLIT_INPUT = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,7 @@ def _whole_tiles(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
     return [group] if len(group) > 1 else []
 
 
-def fuse(nodes: Sequence[ir.Node]) -> Fused:
+def side_by_side(nodes: Sequence[ir.Node]) -> Fused:
     """The tensors of a group, side by side.
 
     Raises:
@@ -79,3 +89,61 @@ def fuse(nodes: Sequence[ir.Node]) -> Fused:
         np.concatenate(scales, axis=-1),
         np.concatenate(biases) if biases[0].ndim else biases[0],
     )
+
+
+def fuse(editor: ModelEditor, nodes: Sequence[ir.Node]) -> ir.Node:
+    """Put one product and a Split in the place of several."""
+    first, x = nodes[0], nodes[0].inputs[0]
+    graph = first.graph
+    assert isinstance(graph, ir.Graph) and x is not None
+    for node in nodes:
+        check_digest(node)  # of earlier conversions
+    fused = side_by_side(nodes)
+    name = node_label(first)
+    arrays: dict[str, NDArray[Any]] = {"codes": fused.codes, "scale": fused.scale}
+    if fused.bias.ndim:
+        arrays["bias"] = fused.bias
+    inputs = list(first.inputs)
+    for role, array in arrays.items():
+        inputs[INPUT_NAMES.index(role)] = editor.add_constant(first, f"{name}.fused.{role}", array)
+    outputs = [node.outputs[0] for node in nodes]
+    product = ir.Node(
+        DOMAIN,
+        OP_TYPE,
+        inputs,
+        outputs=[
+            ir.Value(
+                name=editor.value_name(f"{name}.fused"),
+                shape=output_shape(x.shape, fused.attributes.N),
+                type=outputs[0].type,
+            )
+        ],
+        attributes=op_attributes(fused.attributes),
+        name=first.name,
+        metadata_props=dict(first.metadata_props),
+    )
+    lengths = [read_attributes(node).N for node in nodes]
+    operands, attributes = [product.outputs[0]], [ir.AttrInt64("axis", -1)]
+    if editor.opset < _FIRST_OPSET_WITH_SPLIT_INPUT:
+        attributes.append(ir.AttrInt64s("split", lengths))
+    else:
+        sizes = np.array(lengths, np.int64)
+        operands.append(editor.add_constant(first, f"{name}.fused.split", sizes))
+    split = ir.Node(
+        "",
+        "Split",
+        operands,
+        outputs=[ir.Value(name=each.name, shape=each.shape, type=each.type) for each in outputs],
+        attributes=attributes,
+        name=editor.node_name(f"{name}.split"),
+    )
+    # Not ``first``, whose columns lie first: others may be used ahead of it.
+    earliest = next(node for node in graph if node in nodes)
+    graph.insert_before(earliest, [product, split])
+    for old, new in zip(outputs, split.outputs, strict=True):
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    unused = [value for node in nodes for value in node.inputs[1:] if value is not None]
+    graph.remove(nodes, safe=True)
+    for value in unused:
+        prune(value)
+    return product
