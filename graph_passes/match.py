@@ -83,7 +83,7 @@ class Context:
     """What rules share while one model is converted: the options and the last weight read.
 
     Consecutive users of a shared weight (its key is the same) do not read it again; keeping more
-    than one matrix would cost memory. The next few are being read meanwhile (ahead.py).
+    than one matrix would cost memory. The next few are being read meanwhile (constants/ahead.py).
     """
 
     def __init__(self, options: OptimizeOptions, ahead: Ahead) -> None:

@@ -5,7 +5,7 @@
 
 A *cone* is everything a value is computed from, if that is constants only. It is cut out as a
 model of its own and run by onnxruntime with optimizations off, one cone at a time; the user's
-graph stays as it is, and replace.py removes what nobody uses any more.
+graph stays as it is, and rewrite/ removes what nobody uses any more.
 
 1. In the main graph, in local functions, and in subgraphs, whose cones may reach into the graphs
    around them.

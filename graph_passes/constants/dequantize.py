@@ -8,7 +8,7 @@
    along it; results in float32, float16 or bfloat16.
 3. Transpose and Cast behind it keep the codes; any other step sees a float tensor.
 
-Called by weights.py, so that every rule finds such weights, biases and factors alike. Scales and
+Called by resolve.py, so that every rule finds such weights, biases and factors alike. Scales and
 zero points at run time, float codes and other shapes are refused.
 """
 

@@ -11,7 +11,7 @@
 
 Source: docs/qonnx-custom-ops/quant_op.md and bipolar_quant_op.md of
 https://github.com/fastmachinelearning/qonnx. Brevitas writes the domain onnx.brevitas, FINN and
-older QONNX finn.custom_op.general. Called by weights.py for constants; on activations they stay.
+older QONNX finn.custom_op.general. Called by resolve.py for constants; on activations they stay.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@
    subtracts) stays in the graph and only the product is rewritten: it sees whole numbers times a
    scale, as any float.
 
-Called by product.py for every product; `OptimizeOptions.fuse_activation` turns it off. In subgraphs
+Called by finish.py for every product; `OptimizeOptions.fuse_activation` turns it off. In subgraphs
 the same, where all of it is in one graph.
 """
 

@@ -3,13 +3,13 @@
     [Mul|Div] -> MatMul(X, W) [-> Mul|Div ...] [-> Add]   =>   TernaryIndexedMatMul
     MatMul(W, X)   =>   Transpose -> TernaryIndexedMatMul -> Transpose
 
-1. X (..., K) of rank 1 to 4, or unknown; W (K, N) constant (weights.py says what that is).
+1. X (..., K) of rank 1 to 4, or unknown; W (K, N) constant (constants/ says what that is).
 2. W on the left: ``W @ X = (X^T @ W^T)^T``, the last two axes of X swapped before and those of the
    result after; nothing is swapped if X is a vector. The rank of X must be known. The Transposes
    move M * (K + N) numbers, the product does M * K * N additions.
 3. FusedMatMul: transA and transB as in case 2 or by reading W transposed, alpha goes into the scale
    (positive and finite, else refused); transBatchA and transBatchB are refused.
-4. Scales and bias around it: product.py.
+4. Scales and bias around it: finish.py.
 5. In subgraphs the same, with W in the subgraph or captured; in local functions too, unless their
    calls give W or an attribute.
 6. A shared W is one index for all its users; one that is also a graph output, or used by

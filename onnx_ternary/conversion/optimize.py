@@ -24,7 +24,7 @@ from onnx_ternary.reports.report import Kept, Report
 from onnx_ternary.schema import FORMAT_VERSION
 
 if TYPE_CHECKING:
-    # In the source tree the folder has this name; see onnx_ternary/__init__.py.
+    # In the source tree the folder has this name; see onnx_ternary/_source_tree.py.
     from graph_passes import pipeline
 else:
     from onnx_ternary.graph_passes import pipeline
