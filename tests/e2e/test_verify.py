@@ -11,10 +11,12 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import IndexFormatError, ModelError
-from onnx_ternary.optimize import optimize
 from onnx_ternary.schema import DOMAIN
-from onnx_ternary.verify import InputsError, _compare, verify
+from onnx_ternary.verification.inputs import InputsError
+from onnx_ternary.verification.judge import _compare
+from onnx_ternary.verification.verify import verify
 from tests.e2e.converted_models import (
     INT8,
     Product,

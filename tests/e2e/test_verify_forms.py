@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 from onnx_ternary import get_library_path, verify
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import LibraryError
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from onnx_ternary.verify import InputsError
+from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.verification.inputs import InputsError
 from tests import cone_models, function_models, operand_models
 from tests.graph_passes.test_catalogue import options_of, skip_where_too_new
 from tests.models import F32, K, matmul, model, node, ternary

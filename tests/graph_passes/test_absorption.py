@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
 from tests.graph_passes.test_catalogue import dense, op_nodes, tensors
 from tests.models import Array, K, N, surrounded
 

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError, LibraryError
+from onnx_ternary.native import kernels, layer, packers
 from onnx_ternary.schema import OpAttributes
 
 U = 2.0**-24
-LIST = _native.kernels()
+LIST = kernels.list_kernels()
 BUILT = LIST["kernels"]
 SUPPORTED = [kernel for kernel in BUILT if kernel["supported"]]
 BY_NAME = {kernel["name"]: kernel for kernel in BUILT}
@@ -59,7 +59,7 @@ class Node:
     def run(
         self, x: NDArray[np.float32], kernel: str | None, num_parts: int = 1
     ) -> tuple[NDArray[np.float32], str]:
-        return _native.run(
+        return layer.run(
             self.attributes,
             self.codes,
             self.aux,
@@ -83,7 +83,7 @@ class Node:
         bias = np.abs(self.bias.astype(np.float64))
         magnitude = np.abs(x.astype(np.float64)) @ np.abs(weights) + bias
         attributes = self.attributes
-        depth = _native.addition_depth(
+        depth = layer.addition_depth(
             attributes, self.codes, self.aux, self.scale, self.bias, kernel
         )
         # Padding adds zeros, which does not round.
@@ -136,12 +136,12 @@ def make_node(
         activation_qmax=127 if integer else 0,
     )
     if packed:
-        codes: NDArray[Any] = _native.pack(
+        codes: NDArray[Any] = packers.pack(
             levels, storage=attributes.storage, alphabet=attributes.alphabet, block_size=block_size
         )
         aux = np.zeros(1, np.uint32)
     else:
-        codes, aux = _native.pack_rsr(
+        codes, aux = packers.pack_rsr(
             levels,
             storage=attributes.storage,
             alphabet=attributes.alphabet,
@@ -592,7 +592,7 @@ def test_selection_forced_isa_uses_its_kernels(entry: Any) -> None:
     )
     rows = entry["rows_min"]
     isa = BY_NAME[entry["kernel"]]["isa"]
-    with _native.forced(isa=isa):
+    with kernels.forced(isa=isa):
         _, used = node.run(rng.normal(size=(rows, 128)).astype(np.float32), None)
     first = next(
         other["kernel"]
@@ -612,7 +612,7 @@ def test_forced_kernel_is_the_one_that_runs(name: str) -> None:
     rng = np.random.default_rng(11)
     kernel = BY_NAME[name]
     node = make_node(rng, kernel["index_format"], kernel["activation"], 128, 8)
-    with _native.forced(kernel=name):
+    with kernels.forced(kernel=name):
         _, used = node.run(rng.normal(size=(5, 128)).astype(np.float32), None)
     assert used == name
 
@@ -622,7 +622,7 @@ def test_forced_kernel_of_another_format_refuses() -> None:
     node = make_node(rng, "rsr", "float", 20, 8)
     x = np.ones((1, 20), np.float32)
     with (
-        _native.forced(kernel="packed_gemm_float_portable"),
+        kernels.forced(kernel="packed_gemm_float_portable"),
         pytest.raises((LibraryError, IndexFormatError), match="cannot serve this node"),
     ):
         node.run(x, None)
@@ -652,7 +652,7 @@ def test_vector_kernels_take_every_packed_layer(
         scale_kind="group",
     )
     x = rng.normal(size=(rows, 200)).astype(np.float32)
-    with _native.forced(isa="" if isa == "avx512vnni" else isa):
+    with kernels.forced(isa="" if isa == "avx512vnni" else isa):
         y, used = node.run(x, None)
     for name in used.split(","):
         assert BY_NAME[name]["isa"] in (isa, "avx512bw", "avx512vbmi")
@@ -662,8 +662,8 @@ def test_vector_kernels_take_every_packed_layer(
 @pytest.mark.parametrize(
     ("force", "message"),
     [
-        (_native.force_isa, "unknown instruction set 'nope'. Available: scalar, portable"),
-        (_native.force_kernel, "unknown kernel 'nope'. Available: packed_reference_float_scalar"),
+        (kernels.force_isa, "unknown instruction set 'nope'. Available: scalar, portable"),
+        (kernels.force_kernel, "unknown kernel 'nope'. Available: packed_reference_float_scalar"),
     ],
 )
 def test_force_unknown_name(force: Any, message: str) -> None:

@@ -10,9 +10,12 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnx_ternary import OptimizeOptions, convert, model_io, optimize
+from onnx_ternary import OptimizeOptions, convert, optimize
 from onnx_ternary.errors import ModelError
-from onnx_ternary.export import export_file
+from onnx_ternary.exporting.export import export_file
+from onnx_ternary.model_files import tensors as model_files_tensors
+from onnx_ternary.model_files.load import data_files, file_bytes, from_proto, load
+from onnx_ternary.model_files.save import ALIGNMENT, save
 from tests.models import matmul, model, simple, ternary
 
 ALWAYS = OptimizeOptions(external_data="always")
@@ -116,7 +119,7 @@ def test_interrupt_after_the_model_has_its_name_keeps_its_data(
     monkeypatch.setattr(Path, "replace", interrupt)
     with pytest.raises(SystemExit):
         convert(path, path, ALWAYS, verify_result=False)
-    assert model_io.data_files(path) == {tmp_path / "model.onnx.ternary.data"}
+    assert data_files(path) == {tmp_path / "model.onnx.ternary.data"}
     assert not [each for each in tmp_path.iterdir() if each.is_dir()]
 
 
@@ -144,7 +147,7 @@ def test_interrupted_first_move_leaves_the_old_state(
     with pytest.raises(SystemExit):
         convert(path, path, ALWAYS, verify_result=False)
     if (name, step) == ("model.onnx", "after"):
-        assert model_io.data_files(path) == {tmp_path / "model.onnx.data"}
+        assert data_files(path) == {tmp_path / "model.onnx.data"}
     else:
         assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
 
@@ -157,8 +160,8 @@ def test_data_of_the_original_is_not_removed(tmp_path: Path, options: OptimizeOp
     before = (tmp_path / "m.onnx.data").read_bytes()
     convert(source, target, options)
     assert (tmp_path / "m.onnx.data").read_bytes() == before
-    assert model_io.data_files(source) == {tmp_path / "m.onnx.data"}
-    model_io.load(target)
+    assert data_files(source) == {tmp_path / "m.onnx.data"}
+    load(target)
 
 
 def test_data_of_an_exported_model_is_not_removed(tmp_path: Path) -> None:
@@ -167,8 +170,8 @@ def test_data_of_an_exported_model_is_not_removed(tmp_path: Path) -> None:
     convert(original, target, ALWAYS, verify_result=False)
     shutil.copyfile(target, source)
     export_file(source, target, verify_result=False)
-    assert model_io.data_files(source) == {tmp_path / "m.onnx.data"}
-    assert not model_io.data_files(target)
+    assert data_files(source) == {tmp_path / "m.onnx.data"}
+    assert not data_files(target)
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -185,7 +188,7 @@ def test_data_another_model_reads_is_neither_removed_nor_replaced(
     # Now the model reads m.onnx.ternary.data, and the first name would be free but for the other.
     kept = path.read_bytes()
     with pytest.raises(ModelError, match=r"'.*other\.onnx' keeps tensors in it"):
-        model_io.save(model_io.load(path), path, external_data="always")
+        save(load(path), path, external_data="always")
     assert (tmp_path / "m.onnx.data").read_bytes() == before
     assert path.read_bytes() == kept
 
@@ -213,7 +216,7 @@ def test_old_data_that_cannot_be_removed_is_no_error(
 
     monkeypatch.setattr(Path, "unlink", refuse)
     assert convert(path, path, verify_result=False).files == (path,)
-    assert not model_io.data_files(path)
+    assert not data_files(path)
 
 
 def test_link_to_another_folder_takes_no_external_data(tmp_path: Path) -> None:
@@ -234,7 +237,7 @@ def test_link_within_a_folder_takes_external_data(tmp_path: Path) -> None:
     link.symlink_to("real.onnx")
     files = convert(source, link, ALWAYS).files
     assert files == (link, tmp_path / "real.onnx.data")
-    assert model_io.data_files(link) == {tmp_path / "real.onnx.data"}
+    assert data_files(link) == {tmp_path / "real.onnx.data"}
 
 
 def test_report_directory_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -248,19 +251,19 @@ def test_report_directory_is_refused_before_anything_is_written(tmp_path: Path) 
 def test_file_bytes_counts_every_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write(path, "weights.bin")
-    assert model_io.file_bytes(path) == sum(each.stat().st_size for each in tmp_path.iterdir())
+    assert file_bytes(path) == sum(each.stat().st_size for each in tmp_path.iterdir())
 
 
 def test_large_external_data_stays_external(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_io, "MAX_JOINED_BYTES", 0)
+    monkeypatch.setattr("onnx_ternary.conversion.optimize.MAX_JOINED_BYTES", 0)
     path = tmp_path / "model.onnx"
     write(path, "weights.bin")
     files = convert(path, tmp_path / "out.onnx").files
     assert [each.name for each in files] == ["out.onnx", "out.onnx.data"]
-    for tensor in model_io.external_tensors(model_io.load(files[0])):
-        assert tensor.nbytes <= model_io.ALIGNMENT or tensor.offset % model_io.ALIGNMENT == 0
+    for tensor in model_files_tensors.external_tensors(load(files[0])):
+        assert tensor.nbytes <= ALIGNMENT or tensor.offset % ALIGNMENT == 0
 
 
 def test_spooled_conversion_is_the_one_in_memory(tmp_path: Path) -> None:
@@ -269,8 +272,8 @@ def test_spooled_conversion_is_the_one_in_memory(tmp_path: Path) -> None:
     spool.mkdir()
     onnx.save(simple(ternary(512, 512), x_shape=("batch", 512)), path)
     kept = optimize(path).to_proto()
-    spooled = optimize(path, spool=model_io.Spool(spool))
-    assert any(model_io.external_tensors(spooled.model))
+    spooled = optimize(path, spool=model_files_tensors.Spool(spool))
+    assert any(model_files_tensors.external_tensors(spooled.model))
     assert spooled.to_proto() == kept
 
 
@@ -283,11 +286,11 @@ def test_operators_of_onnxruntime_hide_no_other_fault(tmp_path: Path, relu_input
     proto = model([matmul()], {"w": np.ones((48,), np.float32)})
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    loaded = model_io.from_proto(proto)
+    loaded = from_proto(proto)
     if relu_inputs == 1:
-        model_io.save(loaded, tmp_path / "model.onnx")
+        save(loaded, tmp_path / "model.onnx")
         assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
         return
     with pytest.raises(ModelError, match=r"not valid ONNX: .*relu"):
-        model_io.save(loaded, tmp_path / "model.onnx")
+        save(loaded, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

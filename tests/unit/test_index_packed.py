@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import Index, build_index, decode_index, packed, validate_index
+from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.schema import BLOCK_SIZES, Alphabet, Storage
-from onnx_ternary.ternary import TernaryWeight
 from tests.strategies import (
     PACKED_STORAGES,
     column_counts,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import Index, build_index, decode_index, rsr, validate_index
+from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.schema import Algorithm, Alphabet, Storage
-from onnx_ternary.ternary import TernaryWeight
 from tests.strategies import (
     RSR_STORAGES,
     column_counts,

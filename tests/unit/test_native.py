@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError, LibraryError
+from onnx_ternary.native import binding, kernels, packers
+from onnx_ternary.native import layer as native_layer
 from onnx_ternary.schema import (
     MAX_K,
     MAX_N,
@@ -66,7 +67,7 @@ def int8_product(node: Node, x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def run(node: Node, x: NDArray[np.float32], **options: Any) -> tuple[NDArray[np.float32], str]:
     codes, aux, scale, bias = node.tensors
-    return _native.run(node.attributes, codes, aux, scale, bias, x, **options)
+    return native_layer.run(node.attributes, codes, aux, scale, bias, x, **options)
 
 
 # ---- Packing ----
@@ -85,9 +86,9 @@ def test_pack_equals_the_written_format(
     attributes = OpAttributes(K, N, storage=storage, alphabet=alphabet, block_size=block_size)
     levels = make_node(rng, attributes).levels
     options: Any = {"storage": storage, "alphabet": alphabet, "block_size": block_size}
-    codes = _native.pack(levels, **options)
+    codes = packers.pack(levels, **options)
     np.testing.assert_array_equal(codes, pack(levels, attributes))
-    np.testing.assert_array_equal(_native.unpack(codes, K, N, **options), levels)
+    np.testing.assert_array_equal(packers.unpack(codes, K, N, **options), levels)
 
 
 @pytest.mark.parametrize(("K", "N"), [(1, 1), (17, 5), (130, 66), (48, 130)])
@@ -119,7 +120,7 @@ def test_pack_rsr_equals_the_written_format(
         group_size=group_size,
     )
     levels = make_node(rng, attributes).levels
-    permutation, offsets = _native.pack_rsr(
+    permutation, offsets = packers.pack_rsr(
         levels, storage=storage, alphabet=alphabet, block_width=block_width, group_size=group_size
     )
     expected_permutation, expected_offsets = pack_rsr(levels, attributes)
@@ -130,7 +131,7 @@ def test_pack_rsr_equals_the_written_format(
 
 def test_pack_rsr_long_matrix_uses_uint32() -> None:
     levels = np.ones((65537, 2), np.int8)
-    permutation, offsets = _native.pack_rsr(
+    permutation, offsets = packers.pack_rsr(
         levels, storage="planes", alphabet="binary_01", block_width=2, group_size=0
     )
     assert permutation.dtype == np.uint32
@@ -150,9 +151,9 @@ def test_pack_level_outside_the_alphabet_is_named(
     levels[150, 66] = level
     message = rf"levels\[150, 66\] = {level} .*expected {expected}"
     with pytest.raises(IndexFormatError, match=message):
-        _native.pack(levels, storage="2bit", alphabet=alphabet, block_size=128)
+        packers.pack(levels, storage="2bit", alphabet=alphabet, block_size=128)
     with pytest.raises(IndexFormatError, match=message):
-        _native.pack_rsr(levels, storage="planes", alphabet=alphabet, block_width=3, group_size=0)
+        packers.pack_rsr(levels, storage="planes", alphabet=alphabet, block_width=3, group_size=0)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_pack_wrong_arguments_are_refused(
 ) -> None:
     arguments = {"storage": "2bit", "alphabet": "ternary", "block_size": 128, **options}
     with pytest.raises(IndexFormatError, match=message):
-        _native.pack(np.ones(shape, np.int8), **arguments)
+        packers.pack(np.ones(shape, np.int8), **arguments)
 
 
 LONGEST = 2**63 - 1
@@ -186,7 +187,7 @@ def test_pack_sizes_that_overflow_are_refused(name: str, arguments: tuple[Any, .
     outputs = (memory.ctypes.data, 16)
     if name == "otn_pack_rsr":
         outputs = (memory.ctypes.data, 2, 16, memory.ctypes.data, 16)
-    status = getattr(_native.library(), name)(
+    status = getattr(binding.library(), name)(
         memory.ctypes.data, *arguments, *outputs, error, len(error)
     )
     assert status == 1
@@ -195,10 +196,10 @@ def test_pack_sizes_that_overflow_are_refused(name: str, arguments: tuple[Any, .
 
 def test_unpack_takes_any_byte(rng: np.random.Generator) -> None:
     codes = np.arange(256, dtype=np.uint8).reshape(2, 1, 4, 32)
-    two_bit = _native.unpack(codes, 128, 8, storage="2bit", alphabet="ternary", block_size=128)
+    two_bit = packers.unpack(codes, 128, 8, storage="2bit", alphabet="ternary", block_size=128)
     assert set(np.unique(two_bit)) == {-1, 0, 1, 2}
     codes = rng.integers(0, 256, (2, 1, 4, 26)).astype(np.uint8)
-    dense = _native.unpack(codes, 128, 8, storage="dense", alphabet="ternary", block_size=128)
+    dense = packers.unpack(codes, 128, 8, storage="dense", alphabet="ternary", block_size=128)
     assert set(np.unique(dense)) == {-1, 0, 1}
     assert dense[26, 3] == int(codes[0, 0, 3, 0]) // 3 % 3 - 1
 
@@ -369,7 +370,7 @@ def test_misaligned_tensors_are_read(rng: np.random.Generator, attributes: OpAtt
 def test_validate_accepts_what_the_format_allows(attributes: OpAttributes) -> None:
     for per_column in (False, True):
         node = make_node(np.random.default_rng(3), attributes, per_column=per_column)
-        _native.validate(node.attributes, *node.tensors)
+        native_layer.validate(node.attributes, *node.tensors)
 
 
 def changed(tensor: NDArray[Any], position: tuple[int, ...], value: float) -> NDArray[Any]:
@@ -406,7 +407,7 @@ def test_validate_corrupted_rsr_index_names_the_place(
     tensors: dict[str, Any] = {tensor: changed(getattr(node, tensor), position, value)}
     broken = replace(node, **tensors)
     with pytest.raises(IndexFormatError, match=message) as caught:
-        _native.validate(broken.attributes, *broken.tensors)
+        native_layer.validate(broken.attributes, *broken.tensors)
     assert str(caught.value).startswith("TernaryIndexedMatMul: ")
     assert str(caught.value).endswith("; convert the model again with 'onnx-ternary optimize'.")
 
@@ -416,7 +417,7 @@ def test_validate_repeated_row_is_refused(rng: np.random.Generator) -> None:
     codes = node.codes.copy()
     codes[0, 0, 5] = codes[0, 0, 4]
     with pytest.raises(IndexFormatError, match=r"permutation\[0, 0, 5\]"):
-        _native.validate(node.attributes, codes, node.aux, node.scale, node.bias)
+        native_layer.validate(node.attributes, codes, node.aux, node.scale, node.bias)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +441,7 @@ def test_validate_wrong_tensor_is_refused(
     tensors: dict[str, Any] = {tensor: value}
     node = replace(make_node(rng, OpAttributes(K=100, N=3)), **tensors)
     with pytest.raises(IndexFormatError, match=message):
-        _native.validate(node.attributes, *node.tensors)
+        native_layer.validate(node.attributes, *node.tensors)
 
 
 @pytest.mark.parametrize("index_format", ["packed", "rsr"])
@@ -460,7 +461,7 @@ def test_validate_largest_sizes_do_not_overflow(index_format: IndexFormat) -> No
     expected = "(2, 134217728, 16777215)" if is_rsr else "(536870912, 1048576, 4, 4)"
     one, zero = np.ones((), np.float32), np.zeros((), np.float32)
     with pytest.raises(IndexFormatError, match=re.escape(f"expected {expected};")):
-        _native.validate(attributes, codes, np.zeros(1, np.uint32), one, zero)
+        native_layer.validate(attributes, codes, np.zeros(1, np.uint32), one, zero)
 
 
 @pytest.mark.parametrize("attributes", [a for a in VARIANTS if a.index_format == "rsr"], ids=label)
@@ -489,7 +490,7 @@ def test_random_corruption_is_refused_or_harmless(
 
 def test_validate_long_matrix_needs_uint32() -> None:
     attributes = replace(RSR, K=65537, N=1, group_size=0, block_width=1, alphabet="binary_01")
-    permutation, offsets = _native.pack_rsr(
+    permutation, offsets = packers.pack_rsr(
         np.ones((65537, 1), np.int8),
         storage="planes",
         alphabet="binary_01",
@@ -497,16 +498,16 @@ def test_validate_long_matrix_needs_uint32() -> None:
         group_size=0,
     )
     scale, bias = np.ones((), np.float32), np.zeros((), np.float32)
-    _native.validate(attributes, permutation, offsets, scale, bias)
+    native_layer.validate(attributes, permutation, offsets, scale, bias)
     with pytest.raises(IndexFormatError, match="codes dtype = uint16, expected uint32"):
-        _native.validate(attributes, permutation.astype(np.uint16), offsets, scale, bias)
+        native_layer.validate(attributes, permutation.astype(np.uint16), offsets, scale, bias)
 
 
 # ---- Kernels ----
 
 
 def test_kernels_list_has_the_scalar_ones() -> None:
-    listed = {entry["name"]: entry for entry in _native.kernels()["kernels"]}
+    listed = {entry["name"]: entry for entry in kernels.list_kernels()["kernels"]}
     for name in SCALAR_KERNELS:
         assert listed[name]["isa"] == "scalar"
         assert listed[name]["supported"]
@@ -516,7 +517,7 @@ def test_kernels_list_has_the_scalar_ones() -> None:
 def test_forced_kernel_is_the_one_that_runs(rng: np.random.Generator) -> None:
     node = make_node(rng, VARIANTS[8])
     x = rng.standard_normal((3, node.attributes.K)).astype(np.float32)
-    with _native.forced(kernel="rsr_reference_float_scalar"):
+    with kernels.forced(kernel="rsr_reference_float_scalar"):
         assert run(node, x)[1] == "rsr_reference_float_scalar"
     assert run(node, x)[1] != "rsr_reference_float_scalar"
 
@@ -525,9 +526,9 @@ def test_unknown_names_are_refused(rng: np.random.Generator) -> None:
     node = make_node(rng, VARIANTS[0])
     x = np.zeros((1, node.attributes.K), np.float32)
     with pytest.raises(LibraryError):
-        _native.force_isa("avx9000")
+        kernels.force_isa("avx9000")
     with pytest.raises(LibraryError):
-        _native.force_kernel("no_such_kernel")
+        kernels.force_kernel("no_such_kernel")
     with pytest.raises(LibraryError, match=r"'no_such_kernel' does not exist\. Available: "):
         run(node, x, kernel="no_such_kernel")
     with pytest.raises(LibraryError, match="cannot serve"):
@@ -537,23 +538,23 @@ def test_unknown_names_are_refused(rng: np.random.Generator) -> None:
 
 
 def test_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "_ABI_VERSION", 999)
-    _native.library.cache_clear()
+    monkeypatch.setattr(binding, "_ABI_VERSION", 999)
+    binding.library.cache_clear()
     try:
         with pytest.raises(LibraryError, match="expected 999"):
-            _native.library()
+            binding.library()
     finally:
-        _native.library.cache_clear()
+        binding.library.cache_clear()
 
 
 def test_layer_runs_as_run_does_and_into_out(rng: np.random.Generator) -> None:
     for attributes in (VARIANTS[0], VARIANTS[-1]):
         node = make_node(rng, attributes)
         x = rng.normal(size=(3, attributes.K)).astype(np.float32)
-        expected, used = _native.run(
+        expected, used = native_layer.run(
             node.attributes, node.codes, node.aux, node.scale, node.bias, x
         )
-        layer = _native.Layer(node.attributes, node.codes, node.aux, node.scale, node.bias)
+        layer = native_layer.Layer(node.attributes, node.codes, node.aux, node.scale, node.bias)
         out = np.full_like(expected, np.nan)
         for _ in range(2):
             y, ran = layer.run(x, out=out)
@@ -572,4 +573,4 @@ def test_layer_runs_as_run_does_and_into_out(rng: np.random.Generator) -> None:
 def test_layer_refuses_an_invalid_node(rng: np.random.Generator) -> None:
     node = make_node(rng, VARIANTS[0])
     with pytest.raises(IndexFormatError, match="codes"):
-        _native.Layer(node.attributes, node.codes[:-1], node.aux, node.scale, node.bias)
+        native_layer.Layer(node.attributes, node.codes[:-1], node.aux, node.scale, node.bias)

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import Index, build_index, packed, rsr, validate_index
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.native import layer, packers
 from onnx_ternary.schema import BLOCK_SIZES, Alphabet, Storage
-from onnx_ternary.ternary import TernaryWeight
 from tests.strategies import (
     LEVELS,
     PACKED_STORAGES,
@@ -50,10 +50,10 @@ def test_packed(
         "block_size": block_size,
     }
     codes = packed.pack(levels, **options)
-    native = _native.pack(levels, **options)
+    native = packers.pack(levels, **options)
     assert native.dtype == codes.dtype
     np.testing.assert_array_equal(native, codes)
-    np.testing.assert_array_equal(_native.unpack(codes, K, N, **options), levels)
+    np.testing.assert_array_equal(packers.unpack(codes, K, N, **options), levels)
 
 
 @pytest.mark.parametrize("storage", ["dense", "1bit"])
@@ -63,7 +63,7 @@ def test_every_byte_unpacks_alike(storage: Storage) -> None:
     codes = rng.integers(0, 256, shape).astype(np.uint8)
     options: dict[str, Any] = {"storage": storage, "alphabet": "binary_01", "block_size": 128}
     np.testing.assert_array_equal(
-        _native.unpack(codes, 256, 40, **options), packed.unpack(codes, 256, 40, **options)
+        packers.unpack(codes, 256, 40, **options), packed.unpack(codes, 256, 40, **options)
     )
 
 
@@ -86,7 +86,7 @@ def test_rsr(
         "group_size": group_size,
     }
     for native, expected in zip(
-        _native.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
+        packers.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
     ):
         assert native.dtype == expected.dtype
         np.testing.assert_array_equal(native, expected)
@@ -98,7 +98,7 @@ def test_rsr_of_the_widest_patterns(storage: Storage, block_width: int) -> None:
     options: dict[str, Any] = {"storage": storage, "alphabet": "ternary"}
     options |= {"block_width": block_width, "group_size": 0}
     for native, expected in zip(
-        _native.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
+        packers.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
     ):
         np.testing.assert_array_equal(native, expected)
 
@@ -109,7 +109,7 @@ def test_rsr_of_many_rows(K: int) -> None:
     options: dict[str, Any] = {"storage": "planes", "alphabet": "ternary"}
     options |= {"block_width": 2, "group_size": 0}
     for native, expected in zip(
-        _native.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
+        packers.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
     ):
         assert native.dtype == expected.dtype
         np.testing.assert_array_equal(native, expected)
@@ -118,7 +118,7 @@ def test_rsr_of_many_rows(K: int) -> None:
 def test_levels_of_any_memory_order() -> None:
     levels = np.asfortranarray(random_levels(np.random.default_rng(0), 130, 9, "ternary"))
     options: dict[str, Any] = {"storage": "2bit", "alphabet": "ternary", "block_size": 128}
-    np.testing.assert_array_equal(_native.pack(levels, **options), packed.pack(levels, **options))
+    np.testing.assert_array_equal(packers.pack(levels, **options), packed.pack(levels, **options))
 
 
 @pytest.mark.parametrize(("storage", "alphabet"), [*PACKED_STORAGES, *RSR_STORAGES])
@@ -129,11 +129,11 @@ def test_level_outside_the_alphabet_is_refused(storage: Storage, alphabet: Alpha
         levels[129, 69] = level
         with pytest.raises(IndexFormatError, match=rf"levels\[129, 69\] = {level} "):
             if storage in ("planes", "base3"):
-                _native.pack_rsr(
+                packers.pack_rsr(
                     levels, storage=storage, alphabet=alphabet, block_width=3, group_size=0
                 )
             else:
-                _native.pack(levels, storage=storage, alphabet=alphabet, block_size=128)
+                packers.pack(levels, storage=storage, alphabet=alphabet, block_size=128)
 
 
 @given(weight=ternary_weights(), index_format=st.sampled_from(["packed", "rsr"]))
@@ -143,7 +143,7 @@ def test_build_index_is_the_same(weight: TernaryWeight, index_format: Any) -> No
     assert native.attributes == expected.attributes
     for name in ("codes", "aux", "scale"):
         np.testing.assert_array_equal(getattr(native, name), getattr(expected, name))
-    _native.validate(native.attributes, native.codes, native.aux, native.scale, NO_BIAS)
+    layer.validate(native.attributes, native.codes, native.aux, native.scale, NO_BIAS)
 
 
 # Validators ------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_validators_agree(index_format: str, storage: str, change: str, group_si
         "bias": NO_BIAS,
     }
     tensors = changes[change](tensors)
-    texts = [failure(validate, index, tensors) for validate in (validate_index, _native.validate)]
+    texts = [failure(validate, index, tensors) for validate in (validate_index, layer.validate)]
     assert (texts[0] is None) == (texts[1] is None), texts
     expected_to_pass = {
         "nothing",
@@ -310,4 +310,4 @@ def test_int8_attributes_are_accepted(rule: Any) -> None:
         activation_qmin=-128,
         activation_qmax=127,
     )
-    _native.validate(attributes, index.codes, index.aux, index.scale, NO_BIAS)
+    layer.validate(attributes, index.codes, index.aux, index.scale, NO_BIAS)

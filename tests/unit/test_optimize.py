@@ -14,11 +14,12 @@ import onnxruntime as ort
 import pytest
 from onnx import external_data_helper, helper
 
-from onnx_ternary import model_io
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import ModelError
-from onnx_ternary.graph_passes import pipeline
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from onnx_ternary.report import Kept, Report, Rewrite
+from onnx_ternary.graph_passes.rules import catalogue
+from onnx_ternary.model_files import save
+from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.reports.report import Kept, Report, Rewrite
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 from tests.function_models import in_function
 from tests.models import Array, K, N, matmul, model, node, simple, ternary
@@ -163,7 +164,7 @@ def test_tolerance_admits_and_reports_the_change() -> None:
 
 def test_every_kind_of_product_is_reported() -> None:
     """A node a kind, on operands that are given at run time."""
-    kinds = sorted(frozenset().union(*(rule.op_types for rule in pipeline.RULES)))
+    kinds = sorted(frozenset().union(*(rule.op_types for rule in catalogue.RULES)))
     nodes = [
         helper.make_node(op_type, ["x", "v"], [f"y{at}"], name=f"{domain}.{op_type}", domain=domain)
         for at, (domain, op_type) in enumerate(kinds)
@@ -418,7 +419,7 @@ def test_save_refuses_bad_targets(tmp_path: Path) -> None:
 def test_size_limit_decides_on_external_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_io, "MAX_EMBEDDED_BYTES", 4096)
+    monkeypatch.setattr(save, "MAX_EMBEDDED_BYTES", 4096)
     out = tmp_path / "out.onnx"
     assert len(optimize(large_model()).save(out)) == 2
     with pytest.raises(ModelError, match="do not fit into one file"):

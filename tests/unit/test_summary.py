@@ -9,12 +9,10 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from onnx_ternary.batch import Batch
-from onnx_ternary.convert import Conversion
 from onnx_ternary.errors import ExitCode
-from onnx_ternary.outcome import Outcome
-from onnx_ternary.report import Kept, Report, Rewrite, format_size
-from onnx_ternary.summary import code, summarize, summarize_batch
+from onnx_ternary.reports.markdown import code, summarize, summarize_batch
+from onnx_ternary.reports.outcome import Batch, Conversion, Outcome
+from onnx_ternary.reports.report import Kept, Report, Rewrite, format_size
 
 REWRITE = Rewrite(
     node="up",
