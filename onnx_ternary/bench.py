@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ModelError, OnnxTernaryError, VerificationError
 from onnx_ternary.model_files.load import file_bytes
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.verification.inputs import Feeds, Inputs, verification_inputs
+from onnx_ternary.verification.generated import Feeds
+from onnx_ternary.verification.inputs import ChosenInputs, InputOptions, Inputs, choose_inputs
 
 # onnxruntime's idle pool threads spin for a while after a run and would slow the other model.
 _SPIN_DOWN_SECONDS = 0.2
@@ -149,7 +150,8 @@ def bench(
             start = time.perf_counter()
             sessions.append(_session(path, threads, libraries))
             load_seconds.append(time.perf_counter() - start)
-        feeds, used = _feeds(paths[0], sessions[0], inputs, seed)
+        chosen = _feeds(paths[0], sessions[0], inputs, seed)
+        feeds = chosen.feeds
         names = [value.name for value in sessions[0].get_outputs()]
         outputs = [_run(*each, names, feeds) for each in zip(paths, sessions, strict=True)]
         difference = max(map(_difference, *outputs), default=0.0)
@@ -161,20 +163,23 @@ def bench(
             )
         seconds = _take_turns(sessions, names, feeds, threads, rounds, seconds_a_round)
         speeds = [Speed(*each) for each in zip(seconds, load_seconds, sizes, strict=True)]
-        return Benchmark(speeds[0], speeds[1], threads, difference, used)
+        return Benchmark(speeds[0], speeds[1], threads, difference, chosen.described)
 
 
 def _feeds(
     path: Path, session: ort.InferenceSession, inputs: Inputs | None, seed: int
-) -> tuple[Feeds, dict[str, str]]:
+) -> ChosenInputs:
     """Inputs the original runs with, and how they were made."""
 
-    def refusals(attempts: Sequence[Feeds]) -> Iterator[ModelError | None]:
-        for feeds in attempts:
-            yield _why_not(path, session, feeds)
+    def refusal(feeds: Feeds) -> ModelError | None:
+        try:
+            _run(path, session, None, feeds)
+        except ModelError as error:
+            return error
+        return None
 
     proto = onnx.load(path, load_external_data=False)
-    return verification_inputs(proto, inputs, seed, refusals)
+    return choose_inputs(proto, InputOptions(inputs, seed), refusal)
 
 
 def _run(
@@ -185,14 +190,6 @@ def _run(
     except Exception as error:  # onnxruntime raises types of its own that share no base
         raise ModelError(f"'{path}' cannot be run: {error}") from error
     return outputs
-
-
-def _why_not(path: Path, session: ort.InferenceSession, feeds: Feeds) -> ModelError | None:
-    try:
-        _run(path, session, None, feeds)
-    except ModelError as error:
-        return error
-    return None
 
 
 def _session(path: Path, threads: int, libraries: Sequence[str]) -> ort.InferenceSession:

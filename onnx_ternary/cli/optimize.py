@@ -10,6 +10,7 @@ import click
 from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options, verification_options
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import (
+    incomplete,
     print_notes,
     print_outcomes,
     print_rewrites,
@@ -17,7 +18,7 @@ from onnx_ternary.cli._tables import (
 )
 from onnx_ternary.conversion.batch import convert_many, default_target, is_pattern
 from onnx_ternary.conversion.convert import convert
-from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.outcome import Batch, Conversion
 from onnx_ternary.reports.report import format_size
 
@@ -85,6 +86,7 @@ def optimize_command(
     options: OptimizeOptions,
     run_verify: bool | None,
     inputs: Path | None,
+    verification: VerificationOptions,
     libraries: tuple[str, ...],
     dry_run: bool,
     in_place: bool,
@@ -123,6 +125,7 @@ def optimize_command(
                     requirements=requirements,
                     verify_result=run_verify,
                     inputs=inputs,
+                    verification=verification,
                     custom_op_libraries=libraries,
                     jobs=jobs,
                     report_path=report_path,
@@ -143,6 +146,7 @@ def optimize_command(
             requirements=requirements,
             verify_result=run_verify,
             inputs=inputs,
+            verification=verification,
             custom_op_libraries=libraries,
             report_path=report_path,
             summary_path=summary_path,
@@ -218,4 +222,6 @@ def _warnings(conversion: Conversion, target: Path | None) -> Iterator[str]:
         done = "nothing was written" if target is None else "the model was written unchanged"
         yield f"no product was rewritten; {done}"
     if report.changed and conversion.verification is None:
-        yield f"not verified: {conversion.verification_skipped}"
+        yield f"not verified: {conversion.verification_skipped.rstrip('.')}"
+    if conversion.verification is not None:
+        yield from incomplete(conversion.verification)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import (
     ModelError,
+    NotComparedError,
     OnnxTernaryError,
     RequirementError,
     VerificationError,
@@ -20,12 +22,17 @@ from onnx_ternary.model_files.load import data_files, file_bytes
 from onnx_ternary.model_files.save import copy_model, save
 from onnx_ternary.model_files.targets import check_target
 from onnx_ternary.model_files.tensors import Spool, external_tensors, release
-from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.markdown import summarize
 from onnx_ternary.reports.outcome import Conversion, Outcome
 from onnx_ternary.verification.inputs import Inputs
 from onnx_ternary.verification.report import VerificationReport
 from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES, verify
+
+_TOO_LARGE = (
+    f"the whole models were not compared, as the original is larger than "
+    f"{MAX_VERIFIED_BYTES / 1e9:g} GB: --verify does it, in the memory of both"
+)
 
 
 def convert(
@@ -36,6 +43,7 @@ def convert(
     requirements: Requirements | None = None,
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
+    verification: VerificationOptions | None = None,
     custom_op_libraries: Sequence[str | PathLike[str]] = (),
     report_path: str | PathLike[str] | None = None,
     summary_path: str | PathLike[str] | None = None,
@@ -50,9 +58,12 @@ def convert(
         target: Where the result goes, ``source`` itself included; None for a dry run.
         options: None for the defaults.
         requirements: None for none.
-        verify_result: Compare both models in onnxruntime; None for: where the model is not larger
-            than `MAX_VERIFIED_BYTES`.
+        verify_result: Compare the result with its original. True: both models as a whole, and
+            nothing is written where onnxruntime runs no part of the original. None: the same up to
+            `MAX_VERIFIED_BYTES`, each product alone above; what cannot be compared is reported.
+            False: not at all. In every case products run alone where the original does not run.
         inputs: Inputs to verify with, by name or in an .npz file; None for generated ones.
+        verification: How they are compared; None for the defaults.
         custom_op_libraries: Other libraries whose operators the model uses, as `verify` takes
             them.
         report_path: Where `Outcome.to_dict` goes as JSON, after everything else. It says what went
@@ -89,6 +100,7 @@ def convert(
                     requirements or Requirements(),
                     verify_result,
                     inputs,
+                    verification or VerificationOptions(),
                     custom_op_libraries,
                     progress,
                     scratch,
@@ -124,6 +136,7 @@ def _convert(
     requirements: Requirements,
     verify_result: bool | None,
     inputs: Inputs | None,
+    verification_options: VerificationOptions,
     custom_op_libraries: Sequence[str | PathLike[str]],
     progress: Callable[[str, int, int], None] | None,
     scratch: Path,
@@ -131,7 +144,14 @@ def _convert(
     result = optimize(source, options, progress=progress, spool=Spool(scratch))
     report = result.report
     bytes_before = file_bytes(source)
-    skipped = _why_not_verified(verify_result, report.changed, bytes_before)
+    skipped = _why_not_verified(verify_result, report.changed)
+    alone = bytes_before > MAX_VERIFIED_BYTES and not (
+        verify_result or verification_options.require_whole
+    )
+    if skipped and report.changed and verification_options.require_whole:
+        raise RequirementError(
+            f"A verification of the whole model is required, but it is {skipped}."
+        )
     bytes_after = bytes_before
     verification: VerificationReport | None = None
 
@@ -139,20 +159,31 @@ def _convert(
         return Conversion(report, files, bytes_before, bytes_after, verification, skipped)
 
     def accept(staged: Path) -> None:
-        nonlocal bytes_after, verification
+        nonlocal bytes_after, verification, skipped
         bytes_after = file_bytes(staged)
         _check_requirements(requirements, source, done(()))
-        if not skipped:
-            verification = verify(
-                source,
-                staged,
-                inputs=inputs,
-                weight_tolerance=result.options.tolerance,
-                custom_op_libraries=custom_op_libraries,
-                progress=progress,
+        try:
+            if not skipped:
+                verification = verify(
+                    source,
+                    staged,
+                    verification_options,
+                    inputs=None if alone else inputs,
+                    weight_tolerance=result.options.tolerance,
+                    products_only=alone,
+                    custom_op_libraries=custom_op_libraries,
+                    progress=progress,
+                )
+        except NotComparedError as error:
+            if verify_result:
+                raise
+            skipped = str(error)
+        if verification is not None and alone:
+            verification = replace(
+                verification, not_whole=_TOO_LARGE, notes=(*verification.notes, _TOO_LARGE)
             )
-            if not verification.passed:
-                raise VerificationError(verification.summary())
+        if verification is not None and not verification.passed:
+            raise VerificationError(verification.summary())
 
     try:
         if target is None:
@@ -204,14 +235,9 @@ def _check_requirements(requirements: Requirements, source: Path, found: Convers
         )
 
 
-def _why_not_verified(asked: bool | None, changed: bool, num_bytes: int) -> str:
+def _why_not_verified(asked: bool | None, changed: bool) -> str:
     if not changed:
         return "nothing was rewritten"
-    if asked is None and num_bytes > MAX_VERIFIED_BYTES:
-        return (
-            f"the model is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it, or "
-            "'onnx-ternary verify --products' in bounded memory"
-        )
     return "" if asked is None or asked else "not asked for"
 
 

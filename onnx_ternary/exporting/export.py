@@ -17,10 +17,11 @@ from onnx_ternary.model_files.load import data_files, file_bytes, from_bytes, fr
 from onnx_ternary.model_files.save import copy_model, to_proto
 from onnx_ternary.model_files.save import save as save_model
 from onnx_ternary.model_files.tensors import constant_bytes
-from onnx_ternary.options import ExternalData
+from onnx_ternary.options import ExternalData, VerificationOptions
 from onnx_ternary.verification.inputs import Inputs
+from onnx_ternary.verification.outputs import DEFAULT_TOLERANCES
 from onnx_ternary.verification.report import VerificationReport
-from onnx_ternary.verification.verify import DEFAULT_TOLERANCES, MAX_VERIFIED_BYTES, verify
+from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,7 @@ def export_file(
     external_data: ExternalData = "auto",
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
+    verification: VerificationOptions | None = None,
     custom_op_libraries: Sequence[str | PathLike[str]] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> ExportedFile:
@@ -149,6 +151,7 @@ def export_file(
         verify_result: compare both models in onnxruntime; None for: where the exported one's
             tensors take at most `MAX_VERIFIED_BYTES`.
         inputs: inputs to verify with, by name or in an .npz file; None for generated ones.
+        verification: how they are compared; None for the defaults.
         custom_op_libraries: other libraries whose operators the model uses, as `verify` takes
             them.
         progress: called for each product, once while exporting and once more while verifying.
@@ -171,7 +174,7 @@ def export_file(
         checked["bytes_after"] = file_bytes(staged)
         if not skipped:
             checked["verification"] = _verified(
-                staged, source, inputs, custom_op_libraries, progress
+                staged, source, inputs, verification, custom_op_libraries, progress
             )
 
     if result.products:
@@ -207,6 +210,7 @@ def _verified(
     exported: Path,
     converted: Path,
     inputs: Inputs | None,
+    verification: VerificationOptions | None,
     custom_op_libraries: Sequence[str | PathLike[str]],
     progress: Callable[[str, int, int], None] | None,
 ) -> VerificationReport:
@@ -215,7 +219,9 @@ def _verified(
         report = verify(
             exported,
             converted,
+            verification,
             inputs=inputs,
+            weight_tolerance=0.0,  # the export holds the converted model's own weights
             custom_op_libraries=custom_op_libraries,
             progress=progress,
         )

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto
 
 from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.op import activations, bounds
 from onnx_ternary.schema import OpAttributes
+from onnx_ternary.verification.body import Bodies, node_model
 from onnx_ternary.verification.loaded_model import LoadedModel
 from onnx_ternary.verification.original import (
     INTEGER_PRODUCTS,
@@ -59,19 +59,21 @@ def check_product(
     y: NDArray[Any],
     weight_tolerance: float,
     max_rows: int,
+    bodies: Bodies,
 ) -> ProductCheck:
     """One product, converted against original, on X and on a sparse probe.
 
     Args:
         before: the original.
         after: the converted model.
-        scope: the graph or local function both products stand in.
+        scope: the graph both products stand in.
         node: the converted product.
         place: where the product stands in the original.
         x: what the original's values are at the place's source.
         y: the same at its target.
         weight_tolerance: what conversion was allowed to change a weight by, relative to the scale.
         max_rows: rows compared, at most.
+        bodies: which products also run without the library.
 
     Raises:
         ModelError: if a constant of the node cannot be read, or onnxruntime cannot run the node.
@@ -81,7 +83,7 @@ def check_product(
     attributes = node_attributes(node)
     K, N = attributes.K, attributes.N
     name = node_name(node)
-    tensors = after.constants(scope.after, node.input[1:], name)
+    tensors = after.constants(scope.constants, node.input[1:], name)
     codes, aux, scale, bias = tensors
     validate_index(attributes, codes, aux, scale, bias, node=name)
 
@@ -100,24 +102,34 @@ def check_product(
     if x.dtype == np.float16:
         # ONNX Runtime computes around float16 operators it lacks in float32, and may hand the
         # product an x that was never rounded; on its own the product gets the x seen here.
-        alone = run_original_product(before, scope.before, place, x)
+        alone = run_original_product(before, scope, place, x)
         y = y if alone is None else alone
-    session = _node_session(after, node, tensors, x.dtype)
-    found = after.run_session(session, {"X": x}, ["Y"])["Y"]
+    session = after.session(node_model(after.proto, node, tensors, x.dtype), optimized=True)
     num_rows = x.size // K
     num_chosen = min(num_rows, max_rows, max(MIN_ROWS, _PRODUCT_WORK // (K * N)))
     chosen = np.unique(np.linspace(0, num_rows - 1, num_chosen).round().astype(int))
     rows = x.reshape(-1, K)[chosen]
-    found, y = found.reshape(-1, N)[chosen], y.reshape(-1, N)[chosen]
-    levels = decode_index(attributes, codes, aux, node=name)
+
+    def answers(session: ort.InferenceSession) -> NDArray[Any]:
+        found: NDArray[Any] = after.run_session(session, {"X": x}, ["Y"])["Y"]
+        return found.reshape(-1, N)[chosen]
+
     integer = attributes.activation != "float"
-    op_types = original_op_types(before, scope.before, place) if integer else frozenset()
+    op_types = original_op_types(before, scope, place) if integer else frozenset()
     rounds, exact_sums = bool(op_types & ROUNDING_OPS), bool(op_types & INTEGER_PRODUCTS.keys())
     quantized = _QuantizedRows.of(x.reshape(-1, K), chosen, attributes) if integer else None
-    compared = [_ComparedRows(rows, found, y, quantized)]
+    y = y.reshape(-1, N)
+    compared = [_ComparedRows(rows, answers(session), y[chosen], quantized)]
+    places = [("rows", int(row)) for row in chosen]
+    function = bodies.take(attributes, tensors, x.dtype)
+    if function is not None:
+        model = node_model(after.proto, node, tensors, x.dtype, function)
+        body = after.session(model, optimized=False, with_op=False)
+        compared.append(_ComparedRows(rows, answers(body), y[chosen], quantized))
+        places += [("body", int(row)) for row in chosen]
     num_probes = 0
     probe = _probe(K, x.ndim, x.dtype)
-    probed = None if probe is None else run_original_product(before, scope.before, place, probe)
+    probed = None if probe is None else run_original_product(before, scope, place, probe)
     if probe is not None and probed is not None and probed.shape == (*probe.shape[:-1], N):
         rows, probed = probe.reshape(-1, K), probed.reshape(-1, N)
         num_probes = len(rows)
@@ -128,12 +140,67 @@ def check_product(
         if rounds:
             quantized = _QuantizedRows.of(rows, np.arange(num_probes), attributes)
         compared.append(_ComparedRows(rows, answered, probed, quantized))
-    row_names = [*chosen, *range(num_probes)]
+        places += [("probe", row) for row in range(num_probes)]
 
-    worst_ratio, max_error, difference, is_probe = 0.0, 0.0, 0.0, False
-    worst: tuple[tuple[int, int] | None, float, float] = (None, 0.0, 0.0)
-    for start in range(0, N, _COLUMNS_AT_ONCE):
-        columns = slice(start, min(N, start + _COLUMNS_AT_ONCE))
+    levels = decode_index(attributes, codes, aux, node=name)
+    worst = _worst(
+        (attributes, levels, scale, bias), compared, rounds, exact_sums, weight_tolerance
+    )
+    kind, row = places[worst.row] if worst.row is not None else ("rows", 0)
+    return ProductCheck(
+        node=name,
+        output=node.output[0],
+        shape=(K, N),
+        status="passed" if worst.ratio <= 1 else "failed",
+        dtype=x.dtype.name,
+        compared_with=(
+            "original product"
+            if not integer
+            else f"numpy reference of the {attributes.activation} rule"
+            + (" and original product" if rounds else "")
+        ),
+        rows=len(chosen),
+        probe_rows=num_probes,
+        ran_without_library=function is not None,
+        worst_is_probe=kind == "probe",
+        worst_is_without_library=kind == "body",
+        max_abs_error=worst.max_error,
+        worst_error_over_bound=worst.ratio,
+        worst_index=None if worst.row is None else (row, worst.column),
+        worst_expected=worst.expected,
+        worst_found=worst.found,
+        max_difference_from_original=worst.difference / (_largest(y[chosen]) or 1.0),
+    )
+
+
+@dataclass(slots=True)
+class _Worst:
+    """The element farthest beyond or closest to its bound, and the largest differences.
+
+    Attributes:
+        row: of all rows compared, one behind the other; None where there is no element.
+    """
+
+    ratio: float = 0.0
+    max_error: float = 0.0
+    difference: float = 0.0
+    row: int | None = None
+    column: int = 0
+    expected: float = 0.0
+    found: float = 0.0
+
+
+def _worst(
+    weight: tuple[OpAttributes, NDArray[np.int8], NDArray[Any], NDArray[Any]],
+    compared: Sequence[_ComparedRows],
+    rounds: bool,
+    exact_sums: bool,
+    weight_tolerance: float,
+) -> _Worst:
+    attributes, levels, scale, bias = weight
+    worst = _Worst()
+    for start in range(0, attributes.N, _COLUMNS_AT_ONCE):
+        columns = slice(start, min(attributes.N, start + _COLUMNS_AT_ONCE))
         part = _Columns(
             attributes,
             levels[:, columns],
@@ -146,39 +213,17 @@ def check_product(
         values, originals, wanted, error, ratio = map(np.concatenate, zip(*judged, strict=True))
         with np.errstate(invalid="ignore"):
             gap = np.abs(values - originals)
-        difference = max(difference, float(np.max(gap, initial=0, where=np.isfinite(gap))))
-        max_error = max(max_error, float(np.max(error, initial=0, where=np.isfinite(error))))
-        if ratio.size and (ratio.max() > worst_ratio or worst[0] is None):
+        difference = float(np.max(gap, initial=0, where=np.isfinite(gap)))
+        worst.difference = max(worst.difference, difference)
+        max_error = float(np.max(error, initial=0, where=np.isfinite(error)))
+        worst.max_error = max(worst.max_error, max_error)
+        if ratio.size and (ratio.max() > worst.ratio or worst.row is None):
             row, column = np.unravel_index(np.argmax(ratio), ratio.shape)
-            worst_ratio = float(ratio[row, column])
-            is_probe = bool(row >= len(chosen))
-            worst = (
-                (int(row_names[row]), start + int(column)),
-                float(wanted[row, column]),
-                float(values[row, column]),
-            )
-    return ProductCheck(
-        node=name,
-        output=node.output[0],
-        shape=(K, N),
-        status="passed" if worst_ratio <= 1 else "failed",
-        dtype=x.dtype.name,
-        compared_with=(
-            "original product"
-            if not integer
-            else f"numpy reference of the {attributes.activation} rule"
-            + (" and original product" if rounds else "")
-        ),
-        rows=len(chosen),
-        probe_rows=num_probes,
-        worst_is_probe=is_probe,
-        max_abs_error=max_error,
-        worst_error_over_bound=worst_ratio,
-        worst_index=worst[0],
-        worst_expected=worst[1],
-        worst_found=worst[2],
-        max_difference_from_original=difference / (_largest(y) or 1.0),
-    )
+            worst.ratio = float(ratio[row, column])
+            worst.row, worst.column = int(row), start + int(column)
+            worst.expected = float(wanted[row, column])
+            worst.found = float(values[row, column])
+    return worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,32 +427,6 @@ def _largest(values: NDArray[Any]) -> float:
     """The largest finite magnitude, 0 if there is none."""
     magnitudes = np.abs(values.astype(np.float64))
     return float(np.max(magnitudes, initial=0, where=np.isfinite(magnitudes)))
-
-
-def _node_session(
-    after: LoadedModel, node: NodeProto, tensors: Sequence[NDArray[Any]], x_dtype: np.dtype[Any]
-) -> ort.InferenceSession:
-    """The converted node alone, X to Y, through the library."""
-    alone = NodeProto()
-    alone.CopyFrom(node)
-    names = ["codes", "aux", "scale", "bias"]
-    alone.input[:] = ["X", *names]
-    alone.output[:] = ["Y"]
-    dtype = helper.np_dtype_to_tensor_dtype(x_dtype)
-    graph = helper.make_graph(
-        [alone],
-        "product",
-        [helper.make_tensor_value_info("X", dtype, None)],
-        [onnx.ValueInfoProto(name="Y")],
-        [
-            numpy_helper.from_array(np.asarray(tensor), name)
-            for name, tensor in zip(names, tensors, strict=True)
-        ],
-    )
-    model = helper.make_model(
-        graph, opset_imports=after.proto.opset_import, ir_version=after.proto.ir_version
-    )
-    return after.session(model, optimized=True)
 
 
 def check_output(

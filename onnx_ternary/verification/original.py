@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.verification.loaded_model import LoadedModel
 from onnx_ternary.verification.places import (
     FunctionKey,
     Place,
+    Scope,
+    constant_tensors,
     function_key,
+    has_graph,
     nested_nodes,
     subgraph_nodes,
 )
@@ -31,6 +34,8 @@ INTEGER_PRODUCTS = {"MatMulInteger": 3, "MatMulIntegerToFloat": 5, "DynamicQuant
 # 2 * 255 * 64 fits in int16, twice that does not.
 _LARGEST_UNSATURATED = 64
 MIN_ROWS = 16
+# Nodes between a product's input and its output, those that compute its weight included.
+_MAX_PRODUCT_NODES = 4096
 _NUMPY_TYPES = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
@@ -39,7 +44,7 @@ _NUMPY_TYPES = {
 
 
 def run_alone(
-    before: LoadedModel, graph: GraphProto, place: Place, K: int, rng: np.random.Generator
+    before: LoadedModel, scope: Scope, place: Place, K: int, rng: np.random.Generator
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Random numbers and what the original's product makes of them, as its source and target.
 
@@ -55,7 +60,7 @@ def run_alone(
             rows = values if rank > 1 else values[0]
             x = rows.astype(dtype).reshape((1,) * (rank - 2) + rows.shape)
             try:
-                y = product_of(before, graph, place, x)
+                y = product_of(before, scope, place, x)
             except ModelError as error:
                 failure = error
                 continue
@@ -143,6 +148,7 @@ def with_unsigned_weights(model: LoadedModel) -> LoadedModel:
     weights in pairs that saturate at int16; by uint8 weights its sums are exact.
     """
     stored = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+    known = constant_tensors(model.proto.graph)
 
     def int8(name: str) -> bool:
         return name in stored and stored[name].data_type == TensorProto.INT8
@@ -155,9 +161,7 @@ def with_unsigned_weights(model: LoadedModel) -> LoadedModel:
     large = {
         name
         for name in {node.input[1] for node in products}
-        if np.abs(model.constants(model.proto.graph, [name], name)[0].astype(np.int16)).max(
-            initial=0
-        )
+        if np.abs(model.constants(known, [name], name)[0].astype(np.int16)).max(initial=0)
         > _LARGEST_UNSATURATED
     }
     if not large:
@@ -173,7 +177,7 @@ def with_unsigned_weights(model: LoadedModel) -> LoadedModel:
         if name not in moved:
             old = np.zeros((), np.int8)
             if name:
-                old = model.constants(model.proto.graph, [name], name)[0]
+                old = model.constants(known, [name], name)[0]
             codes = (old.astype(np.int16) + 128).astype(np.uint8)
             fresh = f"{name}.unsigned"
             while fresh in taken:
@@ -234,42 +238,42 @@ class _OriginalProduct:
         return {node.op_type for node in self.nodes}
 
 
-def original_product(graph: GraphProto, place: Place) -> _OriginalProduct | None:
+def original_product(scope: Scope, place: Place) -> _OriginalProduct | None:
     """None where they take more than constants and the product's input, or have subgraphs."""
-    source, target = place.source, place.target
-    makers = {name: maker for maker in graph.node for name in maker.output if name}
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-    needed: set[str] = set()
+    needed: dict[tuple[int, int], NodeProto] = {}
     constants: dict[str, TensorProto] = {}
-    open_names = [target]
+    seen = {"", place.source}
+    open_names = [place.target]
     while open_names:
         name = open_names.pop()
-        if name in ("", source) or name in needed or name in constants:
+        if name in seen:
             continue
-        if name in initializers:
-            constants[name] = initializers[name]
+        seen.add(name)
+        if name in scope.initializers:
+            constants[name] = scope.initializers[name]
             continue
-        maker = makers.get(name)
-        if maker is None or any(_has_graph(attribute) for attribute in maker.attribute):
+        if name not in scope.makers or len(needed) >= _MAX_PRODUCT_NODES:
             return None
-        needed.update(maker.output)
+        at, maker = scope.makers[name]
+        if any(has_graph(attribute) for attribute in maker.attribute):
+            return None
+        needed[at] = maker
         open_names.extend(maker.input)
-    nodes = [maker for maker in graph.node if any(name in needed for name in maker.output)]
-    return _OriginalProduct(nodes, list(constants.values()))
+    return _OriginalProduct([needed[at] for at in sorted(needed)], list(constants.values()))
 
 
 def run_original_product(
-    before: LoadedModel, graph: GraphProto, place: Place, probe: NDArray[Any]
+    before: LoadedModel, scope: Scope, place: Place, probe: NDArray[Any]
 ) -> NDArray[Any] | None:
     """The original's product on another X; None where it does not stand alone or for its shape."""
     try:
-        return product_of(before, graph, place, probe)
+        return product_of(before, scope, place, probe)
     except ModelError:
         return None
 
 
 def product_of(
-    before: LoadedModel, graph: GraphProto, place: Place, probe: NDArray[Any]
+    before: LoadedModel, scope: Scope, place: Place, probe: NDArray[Any]
 ) -> NDArray[Any] | None:
     """The original's product on another X; None where it does not stand alone.
 
@@ -278,13 +282,14 @@ def product_of(
     """
     source, target = place.source, place.target
     x = place.source_of(probe)
-    product = original_product(graph, place)
+    product = original_product(scope, place)
     if product is None:
         return None
     alone = ModelProto()
     alone.ir_version = before.proto.ir_version
     alone.opset_import.extend(before.proto.opset_import)
-    alone.functions.extend(before.proto.functions)
+    if any(node.domain for node in product.nodes):
+        alone.functions.extend(before.proto.functions)
     alone.graph.name = "product"
     alone.graph.node.extend(product.nodes)
     alone.graph.initializer.extend(product.constants)
@@ -296,9 +301,9 @@ def product_of(
     return place.y_of(result)
 
 
-def original_op_types(before: LoadedModel, graph: GraphProto, place: Place) -> frozenset[str]:
+def original_op_types(before: LoadedModel, scope: Scope, place: Place) -> frozenset[str]:
     """Operators between the original's values, those inside called functions included."""
-    product = original_product(graph, place)
+    product = original_product(scope, place)
     functions = {(each.domain, each.name): each for each in before.proto.functions}
     found: set[str] = set()
     waiting = [] if product is None else list(product.nodes)
@@ -308,7 +313,3 @@ def original_op_types(before: LoadedModel, graph: GraphProto, place: Place) -> f
         called = functions.pop((node.domain, node.op_type), None)
         waiting.extend(() if called is None else called.node)
     return frozenset(found)
-
-
-def _has_graph(attribute: onnx.AttributeProto) -> bool:
-    return attribute.HasField("g") or len(attribute.graphs) > 0
