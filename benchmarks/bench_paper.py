@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import paper_pages
-from c_code import compiled
-from harness import GIB, Candidate, available_bytes, conditions, measure
+from measure.c_code import compiled
+from measure.harness import GIB, Candidate, available_bytes, conditions, measure
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from pages import paper
 
 from onnx_ternary import _native
 from onnx_ternary.index import Index, build_index, rsr
@@ -559,10 +559,10 @@ def main() -> None:
             os.environ.update(dict.fromkeys(THREADS, "1"))
             os.execv(sys.executable, [sys.executable, *sys.argv])
         result = measured(arguments)
-    for name, content in paper_pages.tables(result).items():
+    for name, content in paper.tables(result).items():
         print(f"\n{name}\n{content}")
     if arguments.docs:
-        paper_pages.write(result, arguments.docs)
+        paper.write(result, arguments.docs)
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "docs/images/draw.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks/pages/terminal.py"
 
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="the tests do not lie in a checkout")
 
@@ -22,11 +22,11 @@ def test_picture_is_up_to_date() -> None:
 
 
 def test_picture_comparison_sees_a_changed_word_and_no_web_address() -> None:
-    spec = importlib.util.spec_from_file_location("draw", SCRIPT)
+    spec = importlib.util.spec_from_file_location("terminal", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
-    draw = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(draw)
-    svg = draw.PICTURE.read_text(encoding="utf-8")
-    assert draw.words(svg) != draw.words(svg.replace("rewritten", "ignored"))
+    terminal = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(terminal)
+    svg = terminal.PICTURE.read_text(encoding="utf-8")
+    assert terminal.words(svg) != terminal.words(svg.replace("rewritten", "ignored"))
     assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")

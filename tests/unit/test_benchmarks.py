@@ -19,17 +19,16 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import bandwidth  # noqa: E402
 import bench_kernel  # noqa: E402
 import bench_model  # noqa: E402
 import bench_paper  # noqa: E402
-import kernel_pages  # noqa: E402
-import model_pages  # noqa: E402
-import pages  # noqa: E402
-import paper_pages  # noqa: E402
-import session_memory  # noqa: E402
-from harness import Candidate, Timing, available_bytes, measure  # noqa: E402
-from model_process import Case, MeasurementError  # noqa: E402
+from measure import bandwidth, session_memory  # noqa: E402
+from measure.harness import Candidate, Timing, available_bytes, measure  # noqa: E402
+from measure.model_process import Case, MeasurementError  # noqa: E402
+from pages import kernel as kernel_pages  # noqa: E402
+from pages import model as model_pages  # noqa: E402
+from pages import paper as paper_pages  # noqa: E402
+from pages import parts  # noqa: E402
 from peers import Layer, Peer, UnavailableError, all_peers, matmul_float32  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(
@@ -325,11 +324,11 @@ def test_model_benchmark_runs(tmp_path: Path) -> None:
 
 def test_a_place_that_is_missing_is_an_error() -> None:
     text = "<!-- a -->\nold\n<!-- end -->\n"
-    assert pages.fill(text, {"a": "new"}) == "<!-- a -->\nnew\n<!-- end -->\n"
+    assert parts.fill(text, {"a": "new"}) == "<!-- a -->\nnew\n<!-- end -->\n"
     with pytest.raises(SystemExit, match="found 0"):
-        pages.fill(text, {"b": "new"})
+        parts.fill(text, {"b": "new"})
     with pytest.raises(SystemExit, match="found 2"):
-        pages.fill(text * 2, {"a": "new"})
+        parts.fill(text * 2, {"a": "new"})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -390,7 +389,7 @@ def test_paper_refuses_a_wrong_answer() -> None:
 
 def test_readme_and_performance_are_what_the_results_say() -> None:
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "update_readme.py"), "--check"],
+        [sys.executable, str(BENCHMARKS / "pages/update_readme.py"), "--check"],
         capture_output=True,
         text=True,
         check=False,
@@ -401,4 +400,4 @@ def test_readme_and_performance_are_what_the_results_say() -> None:
 def test_paper_page_is_what_the_results_say() -> None:
     results = json.loads((BENCHMARKS / "results" / "paper.json").read_text(encoding="utf-8"))
     text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
-    assert pages.fill(text, paper_pages.tables(results)) == text
+    assert parts.fill(text, paper_pages.tables(results)) == text

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pages
-from pages import conditions_line, fill, plots, save, table, verdict
+
+from pages import parts
+from pages.parts import conditions_line, fill, plots, save, table, verdict
 
 BASELINE = "MatMul float32"
 FLOAT, INT8 = "onnx-ternary float", "onnx-ternary int8"
@@ -70,7 +71,7 @@ def by_case(rows: Iterable[dict[str, Any]]) -> dict[Key, dict[str, dict[str, Any
 
 def ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
     """How many times faster than another: the median of the rounds' ratios."""
-    return pages.ratio(row["rounds_us"], other["rounds_us"])
+    return parts.ratio(row["rounds_us"], other["rounds_us"])
 
 
 def is_beyond_l3(shape: str, conditions: dict[str, str]) -> bool:

@@ -1,6 +1,6 @@
 """Resident memory that a session of a model takes at its peak, in a process of its own.
 
-Usage: python benchmarks/session_memory.py MODEL, which prints bytes as JSON.
+Usage: python benchmarks/measure/session_memory.py MODEL, which prints bytes as JSON.
 """
 
 from __future__ import annotations

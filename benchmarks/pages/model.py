@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import conditions_line, fill, plots, ratio, save, table, verdict
+
+from pages.parts import conditions_line, fill, plots, ratio, save, table, verdict
 
 Row = dict[str, Any]
 

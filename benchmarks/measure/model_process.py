@@ -13,13 +13,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
 import onnxruntime as ort
 from make_bitnet import Form, Shape, feeds
 from numpy.typing import NDArray
 
 import onnx_ternary
+from measure import harness
 
 HEAD_COLUMNS = 2048
 _PROFILED_RUNS = 3

@@ -1,6 +1,6 @@
 """Draw the README's picture of the command line: what `onnx-ternary` really prints, as SVG.
 
-Usage: python docs/images/draw.py [--check]
+Usage: python benchmarks/pages/terminal.py [--check]
 
 ``--check`` compares the committed file's text with what is printed now, and writes nothing. The
 commands shown print nothing that depends on the processor.
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).parents[2]
-PICTURE = Path(__file__).with_name("terminal.svg")
+PICTURE = ROOT / "docs/images/terminal.svg"
 COLUMNS = 118
 COMMANDS = ("inspect models/digits_mlp.onnx", "optimize models/ converted/ --max-size-ratio 0.1")
 

@@ -1,6 +1,6 @@
 """Copy the committed results into README.md (its `numbers` markers) and pages of docs.
 
-Usage: python benchmarks/update_readme.py [--check]
+Usage: python benchmarks/pages/update_readme.py [--check]
 
 The pages are docs/performance.md (kernel.json) and docs/models.md (model.json). Their plots are
 drawn too (`pip install ".[bench]"`), but not by --check, which changes nothing and fails if a page
@@ -12,16 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import kernel_pages
-import model_pages
-from pages import conditions_line, table
+BENCHMARKS = Path(__file__).resolve().parents[1]
+ROOT = BENCHMARKS.parent
+RESULTS = BENCHMARKS / "results"
+sys.path.insert(0, str(BENCHMARKS))  # as where a program of that folder is started
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).resolve().parent / "results"
+from pages import kernel as kernel_pages  # noqa: E402
+from pages import model as model_pages  # noqa: E402
+from pages.parts import conditions_line, table  # noqa: E402
+
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pages import conditions_line, fill, plots, save, table
+from pages.parts import conditions_line, fill, plots, save, table
 
 ALPHABETS = ("binary_01", "ternary")
 ALGORITHMS = ("rsr", "rsr++")

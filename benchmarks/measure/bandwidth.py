@@ -7,8 +7,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from c_code import compiled
-from harness import GIB
+
+from measure.c_code import compiled
+from measure.harness import GIB
 
 BUFFER_BYTES = GIB // 2
 # Streams read side by side: one is what a product does, several keep more loads in flight.
