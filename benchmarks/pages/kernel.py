@@ -237,7 +237,7 @@ def readme_section(results: dict[str, Any]) -> str:
         f"MatMul (threads: {threads}), side by side in interleaved rounds. Every candidate but "
         "onnx-ternary float rounds activations to 8 bits and is off by about 1 %:\n\n"
         f"{table(['K x N', 'M', *names[1:]], rows)}\n\n"
-        "![time against batch rows, all rivals](docs/kernel_time.svg)\n\n"
+        "![time against batch rows, all rivals](docs/images/kernel_time.svg)\n\n"
         "[docs/performance.md](docs/performance.md) has all shapes and rivals, weights from DRAM, "
         f"memory, and which targets are reached. Conditions: {conditions_text(results)}"
     )

@@ -280,7 +280,7 @@ def readme_section(results: dict[str, Any]) -> str:
         f"A decoder of BitNet b1.58 2B's shape (`benchmarks/bench_model.py`: {model}), two "
         "threads: decoding one token behind 128 or 1024, and a prompt of 128:\n\n"
         f"{table(head, rows)}\n\n"
-        "![tokens a second of each model](docs/model_speed.svg)\n\n"
+        "![tokens a second of each model](docs/images/model_speed.svg)\n\n"
         "[docs/models.md](docs/models.md) has one thread, longer contexts, the whole model with "
         "its head, conversion, and which targets are reached."
     )

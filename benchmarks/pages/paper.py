@@ -302,7 +302,7 @@ def draw(result: dict[str, Any], docs: Path) -> None:
         "layers": draw_layers(plt, result),
         "batches": draw_batches(plt, result),
     }.items():
-        save(figure, docs / f"paper_{name}.svg")
+        save(figure, docs / f"images/paper_{name}.svg")
 
 
 def log_axes(axis: Any, sizes: Sequence[int], label: str) -> None:

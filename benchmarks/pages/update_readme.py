@@ -85,8 +85,8 @@ def main() -> None:
         if not check:
             path.write_text(new, encoding="utf-8")
     if not check:
-        kernel_pages.draw(kernel, ROOT / "docs" / "kernel_time.svg")
-        model_pages.draw(model, ROOT / "docs" / "model_speed.svg")
+        kernel_pages.draw(kernel, ROOT / "docs/images/kernel_time.svg")
+        model_pages.draw(model, ROOT / "docs/images/model_speed.svg")
 
 
 if __name__ == "__main__":
