@@ -416,7 +416,7 @@ def widths(n: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def index_bytes(K: int, N: int, alphabet: Alphabet, storage: Storage, algorithm: Algorithm) -> int:
-    """docs/index_format.md section 3; tests/unit/test_paper.py compares it with built ones."""
+    """docs/index_format.md section 3; tests/docs/test_paper.py compares it with built ones."""
     width = rsr.optimal_block_width(K, N, storage, algorithm)
     attributes = OpAttributes(
         K=K,

@@ -22,7 +22,7 @@ from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.schema import OP_TYPE
 from tests.fuzz.nodes import FIELDS, FLOATS, VARIANTS, damaged
 from tests.models import HITS
-from tests.single_node import make_model, make_node
+from tests.support.single_node import make_model, make_node
 
 Outcome = Literal["ran", "refused"]
 Damage = Callable[[onnx.ModelProto, np.random.Generator], None]

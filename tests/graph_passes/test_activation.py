@@ -27,7 +27,7 @@ from tests.activation_models import (
     offline,
     quantize_dynamic,
 )
-from tests.function_models import call, calling, constant, function, referring
+from tests.catalogue.functions import call, calling, constant, function, referring
 from tests.graph_passes.test_catalogue import (
     ALL,
     exposed,

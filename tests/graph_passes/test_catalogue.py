@@ -31,13 +31,11 @@ from onnx_ternary.runtime import register
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OpAttributes
 from tests import (
     activation_models,
-    cone_models,
-    function_models,
     models,
     models_quantized,
     operand_models,
-    qonnx_models,
 )
+from tests.catalogue import cones, functions, qonnx
 from tests.models import Case
 
 ALL = OptimizeOptions(min_elements=0)
@@ -45,11 +43,11 @@ Array = NDArray[Any]
 CATALOGUES = (
     models,
     models_quantized,
-    cone_models,
+    cones,
     operand_models,
     activation_models,
-    function_models,
-    qonnx_models,
+    functions,
+    qonnx,
 )
 HITS = {name: made for each in CATALOGUES for name, made in each.HITS.items()}
 NEAR_MISSES = {name: made for each in CATALOGUES for name, made in each.NEAR_MISSES.items()}
@@ -220,7 +218,7 @@ def library(request: pytest.FixtureRequest) -> bool:
 def test_hit_numerics(case: Case, library: bool) -> None:
     skip_where_too_new(case.model)
     # With a body in the model, a library that refuses a node would go unnoticed; inside local
-    # functions nodes need it, and e2e/test_verify_forms.py runs them alone.
+    # functions nodes need it, and unit/verification/test_forms.py runs them alone.
     with_body = not library or bool(case.model.functions)
     result = optimize(case.model, options_of(case, function_body=with_body))
     assert result.report.has_function_body is with_body

@@ -9,7 +9,7 @@ import pytest
 
 from onnx_ternary import get_library_path, runtime
 from onnx_ternary.errors import LibraryError
-from tests.e2e.converted_models import Product, converted_model, random_weight
+from tests.support.converted_models import Product, converted_model, random_weight
 
 
 @pytest.fixture

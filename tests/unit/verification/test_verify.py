@@ -15,15 +15,15 @@ from onnx_ternary.errors import IndexFormatError, ModelError
 from onnx_ternary.optimize import optimize
 from onnx_ternary.schema import DOMAIN
 from onnx_ternary.verify import InputsError, _compare, verify
-from tests.e2e.converted_models import (
+from tests.models import column_scales
+from tests.models_quantized import FEW_BITS, nbits
+from tests.support.converted_models import (
     INT8,
     Product,
     converted_model,
     original_model,
     random_weight,
 )
-from tests.models import column_scales
-from tests.models_quantized import FEW_BITS, nbits
 
 BIAS = column_scales()
 

@@ -24,15 +24,6 @@ from onnx_ternary.reference import (
     ternary_indexed_matmul,
 )
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE
-from tests.e2e.converted_models import (
-    INT8,
-    Product,
-    converted_model,
-    original_model,
-    plain_session,
-    random_weight,
-    supported_opsets,
-)
 from tests.e2e.test_cli import run as run_command
 from tests.golden.write_golden import Case as GoldenCase
 from tests.golden.write_golden import cases as golden_cases
@@ -47,6 +38,15 @@ from tests.graph_passes.test_catalogue import (
 )
 from tests.models import Case
 from tests.models_quantized import FEW_BITS
+from tests.support.converted_models import (
+    INT8,
+    Product,
+    converted_model,
+    original_model,
+    plain_session,
+    random_weight,
+    supported_opsets,
+)
 
 FORMS: tuple[Form, ...] = get_args(Form)
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -54,7 +54,7 @@ every_form = pytest.mark.parametrize("form", FORMS)
 BITS: Any = 2 if FEW_BITS else 4
 SUPPORTED = supported_opsets()
 OPSETS = sorted({11, 12, 13, 17, 19, 21, 25} & set(SUPPORTED))
-DIGITS = Path(__file__).parents[2] / "examples" / "digits_mlp.onnx"
+DIGITS = Path(__file__).parents[3] / "examples" / "digits_mlp.onnx"
 
 Array = NDArray[Any]
 

@@ -15,7 +15,7 @@ from onnx_ternary import runtime
 from onnx_ternary.function_body import NoBody, make_function_body
 from onnx_ternary.reference import int8_error_bound, ternary_indexed_matmul
 from onnx_ternary.schema import DOMAIN, OP_TYPE
-from tests.e2e.converted_models import (
+from tests.support.converted_models import (
     INT8,
     UINT8,
     Product,

@@ -32,7 +32,7 @@ from onnx_ternary.schema import MAX_BLOCK_WIDTH, Algorithm, Alphabet, OpAttribut
 from onnx_ternary.ternary import TernaryWeight
 from tests import models
 from tests.graph_passes.test_catalogue import HITS, dense, op_nodes, run
-from tests.strategies import ALPHABETS, LEVELS, random_generators, random_levels
+from tests.support.strategies import ALPHABETS, LEVELS, random_generators, random_levels
 
 ALGORITHMS: tuple[Algorithm, ...] = ("rsr", "rsr++")
 ONE = np.ones((), np.float32)

@@ -17,7 +17,7 @@ from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import Index, build_index, packed, rsr, validate_index
 from onnx_ternary.schema import BLOCK_SIZES, Alphabet, Storage
 from onnx_ternary.ternary import TernaryWeight
-from tests.strategies import (
+from tests.support.strategies import (
     LEVELS,
     PACKED_STORAGES,
     RSR_STORAGES,

@@ -20,7 +20,15 @@ from onnx_ternary.schema import (
     OpAttributes,
     Storage,
 )
-from tests.single_node import Node, attribute_variants, int8, label, make_node, pack, pack_rsr
+from tests.support.single_node import (
+    Node,
+    attribute_variants,
+    int8,
+    label,
+    make_node,
+    pack,
+    pack_rsr,
+)
 
 SIZES = [(1, 1), (15, 3), (16, 4), (17, 5), (127, 7), (128, 64), (129, 65), (300, 70)]
 VARIANTS = attribute_variants(100, 13)

@@ -24,7 +24,7 @@ from onnx_ternary.reference import (
 )
 from onnx_ternary.schema import OpAttributes
 from onnx_ternary.ternary import TernaryWeight
-from tests.strategies import (
+from tests.support.strategies import (
     FLOAT_DTYPES,
     activations,
     random_generators,

@@ -13,7 +13,7 @@ from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import Index, build_index, decode_index, packed, validate_index
 from onnx_ternary.schema import BLOCK_SIZES, Alphabet, Storage
 from onnx_ternary.ternary import TernaryWeight
-from tests.strategies import (
+from tests.support.strategies import (
     PACKED_STORAGES,
     column_counts,
     random_generators,

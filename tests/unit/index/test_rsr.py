@@ -11,7 +11,7 @@ from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import Index, build_index, decode_index, rsr, validate_index
 from onnx_ternary.schema import Algorithm, Alphabet, Storage
 from onnx_ternary.ternary import TernaryWeight
-from tests.strategies import (
+from tests.support.strategies import (
     RSR_STORAGES,
     column_counts,
     random_generators,

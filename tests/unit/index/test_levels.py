@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarize
-from tests.strategies import random_generators, ternary_weights
+from tests.support.strategies import random_generators, ternary_weights
 
 
 def found(weight: NDArray[Any], **options: Any) -> TernaryWeight:

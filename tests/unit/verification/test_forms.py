@@ -12,11 +12,12 @@ from onnx_ternary import get_library_path, verify
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.verify import InputsError
-from tests import cone_models, function_models, operand_models
+from tests import operand_models
+from tests.catalogue import cones, functions
 from tests.graph_passes.test_catalogue import options_of, skip_where_too_new
 from tests.models import F32, K, matmul, model, node, ternary
 
-HITS = {**cone_models.HITS, **operand_models.HITS, **function_models.HITS}
+HITS = {**cones.HITS, **operand_models.HITS, **functions.HITS}
 del HITS["cone_bfloat16"]  # onnxruntime's CPU provider multiplies no bfloat16 matrices
 
 try:
