@@ -13,7 +13,7 @@ from onnx import numpy_helper
 import onnx_ternary
 from onnx_ternary.bench import Benchmark, Speed, bench
 from onnx_ternary.errors import ModelError, VerificationError
-from tests.e2e.test_cli import DIGITS, run
+from tests.support.command_line import DIGITS, run
 
 
 @pytest.fixture(scope="module")

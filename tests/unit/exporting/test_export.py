@@ -24,7 +24,6 @@ from onnx_ternary.reference import (
     ternary_indexed_matmul,
 )
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE
-from tests.e2e.test_cli import run as run_command
 from tests.golden.write_golden import Case as GoldenCase
 from tests.golden.write_golden import cases as golden_cases
 from tests.graph_passes.test_catalogue import (
@@ -38,6 +37,7 @@ from tests.graph_passes.test_catalogue import (
 )
 from tests.models import Case
 from tests.models_quantized import FEW_BITS
+from tests.support.command_line import run as run_command
 from tests.support.converted_models import (
     INT8,
     Product,
