@@ -1,7 +1,4 @@
-"""Models whose weight is the end of a constant expression, and some that only look like it.
-
-Part of the catalogue of tests/models.py.
-"""
+"""Models whose weight is the end of a constant expression, and some that only look like it."""
 
 from __future__ import annotations
 
@@ -12,7 +9,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.models import F32, Array, Case, K, Miss, N, column_scales, matmul, model, node, ternary
+from tests.catalogue.case import (
+    F32,
+    Array,
+    Case,
+    K,
+    Miss,
+    N,
+    column_scales,
+    matmul,
+    model,
+    node,
+    ternary,
+)
 
 ONE = np.array(1, F32)
 

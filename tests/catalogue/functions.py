@@ -1,7 +1,4 @@
-"""Products inside local functions, and what their calls may not decide.
-
-Part of the catalogue of tests/models.py.
-"""
+"""Products inside local functions, and what their calls may not decide."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from tests.models import (
+from tests.catalogue.case import (
     F32,
     Array,
     Case,
@@ -20,6 +17,7 @@ from tests.models import (
     Miss,
     changed,
     column_scales,
+    in_float64,
     matmul,
     model,
     node,
@@ -83,10 +81,6 @@ def calling(
     return made
 
 
-def _exact(weight: Array) -> Array:
-    return weight.astype(np.float64)
-
-
 def in_function() -> onnx.ModelProto:
     return calling([function([constant(ternary(), "w"), matmul()])])
 
@@ -97,7 +91,7 @@ def called_twice() -> Case:
         [function([constant(SQUARE, "w"), matmul()])],
         [call("x", "h", label="first"), call("h", "y", label="second")],
     )
-    return Case(made, ("MatMul",), (_exact(SQUARE),))
+    return Case(made, ("MatMul",), (in_float64(SQUARE),))
 
 
 def shared_in_function() -> Case:
@@ -116,7 +110,7 @@ def shared_in_function() -> Case:
             )
         ],
     )
-    return Case(made, ("MatMul -> Mul", "Gemm"), (_exact(SQUARE) * 2, _exact(SQUARE)))
+    return Case(made, ("MatMul -> Mul", "Gemm"), (in_float64(SQUARE) * 2, in_float64(SQUARE)))
 
 
 def nested() -> Case:
@@ -126,7 +120,7 @@ def nested() -> Case:
         [constant(SQUARE, "v"), call("x", "h"), matmul("h", "v", "y", "outer")], name="Block"
     )
     made = calling([inner, outer], [call(name="Block", label="block")])
-    return Case(made, ("MatMul", "MatMul"), (_exact(SQUARE), _exact(SQUARE)))
+    return Case(made, ("MatMul", "MatMul"), (in_float64(SQUARE), in_float64(SQUARE)))
 
 
 def _choice(branches: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto:
@@ -156,7 +150,7 @@ def branches_in_function() -> Case:
     made = calling(
         [function([constant(ternary(), "w"), constant(ZERO, "zero"), *CONDITION, choice])]
     )
-    return Case(made, ("MatMul", "MatMul"), (_exact(ternary()),) * 2)
+    return Case(made, ("MatMul", "MatMul"), (in_float64(ternary()),) * 2)
 
 
 def called_in_branches() -> Case:
@@ -164,7 +158,7 @@ def called_in_branches() -> Case:
     made = calling(
         [function([constant(ternary(), "w"), matmul()])], [*CONDITION, choice], {"zero": ZERO}
     )
-    return Case(made, ("MatMul",), (_exact(ternary()),))
+    return Case(made, ("MatMul",), (in_float64(ternary()),))
 
 
 def overloads() -> Case:
@@ -178,7 +172,7 @@ def overloads() -> Case:
     for each, overload in zip(calls, "ab", strict=True):
         each.overload = overload
     made = calling(functions, calls, ir_version=10)
-    return Case(made, ("MatMul", "MatMul"), tuple(map(_exact, weights)))
+    return Case(made, ("MatMul", "MatMul"), tuple(map(in_float64, weights)))
 
 
 def dequantized_in_function() -> Case:
@@ -195,7 +189,7 @@ def dequantized_in_function() -> Case:
             )
         ]
     )
-    return Case(made, ("MatMul",), (_exact(levels) / 2,))
+    return Case(made, ("MatMul",), (in_float64(levels) / 2,))
 
 
 def cone_in_function() -> Case:
@@ -209,11 +203,11 @@ def cone_in_function() -> Case:
             matmul(),
         ]
     )
-    return Case(calling([double, linear]), ("MatMul",), (_exact(levels) * 2,))
+    return Case(calling([double, linear]), ("MatMul",), (in_float64(levels) * 2,))
 
 
 HITS: dict[str, Callable[[], Case]] = {
-    "in_function": lambda: Case(in_function(), ("MatMul",), (_exact(ternary()),)),
+    "in_function": lambda: Case(in_function(), ("MatMul",), (in_float64(ternary()),)),
     "function_called_twice": called_twice,
     "function_shared_weight": shared_in_function,
     "function_nested": nested,

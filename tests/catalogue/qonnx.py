@@ -1,6 +1,6 @@
 """QONNX models: weights behind Quant and BipolarQuant.
 
-Part of the catalogue of tests/models.py. onnxruntime has no kernels for these operators, so each
+onnxruntime has no kernels for these operators, so each
 case has a runnable twin with the quantized weight written out.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from tests.models import F32, Array, Case, K, Miss, N, column_scales, matmul, model, node
+from tests.catalogue.case import F32, Array, Case, K, Miss, N, column_scales, matmul, model, node
 
 QONNX, FINN, BREVITAS = "qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas"
 SCALE = np.array(0.25, F32)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.activation_models import KEPT
-from tests.graph_passes.test_catalogue import NEAR_MISSES
+from tests.catalogue import NEAR_MISSES
+from tests.catalogue.activations import KEPT
 
 TEXT = (Path(__file__).parents[2] / "docs/patterns.md").read_text(encoding="utf-8")
 

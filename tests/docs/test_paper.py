@@ -25,13 +25,15 @@ from onnx_ternary import _native, reference
 from onnx_ternary.convert import convert
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.index import Index, build_index, rsr
-from onnx_ternary.nodes import read_attributes
+from onnx_ternary.nodes import op_nodes, read_attributes
 from onnx_ternary.optimize import optimize
 from onnx_ternary.options import INT8_RULE, ActivationChoice, OptimizeOptions
 from onnx_ternary.schema import MAX_BLOCK_WIDTH, Algorithm, Alphabet, OpAttributes, Storage
 from onnx_ternary.ternary import TernaryWeight
-from tests import models
-from tests.graph_passes.test_catalogue import HITS, dense, op_nodes, run
+from tests.catalogue import HITS
+from tests.catalogue.case import matmul, model, simple, ternary
+from tests.catalogue.case import node as make_node
+from tests.support.checks import dense, run
 from tests.support.strategies import ALPHABETS, LEVELS, random_generators, random_levels
 
 ALGORITHMS: tuple[Algorithm, ...] = ("rsr", "rsr++")
@@ -421,16 +423,16 @@ def test_every_form_of_model_converts_to_rsr(name: str) -> None:
 
 def single_product(alphabet: Alphabet, dtype: str) -> onnx.ModelProto:
     """One MatMul of 48 x 20 in the type; x and y are float32 where that is bfloat16."""
-    weight = models.ternary(scale=0.5, levels=LEVELS[alphabet], dtype=np.dtype(dtype))
+    weight = ternary(scale=0.5, levels=LEVELS[alphabet], dtype=np.dtype(dtype))
     if dtype != "bfloat16":
         element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        return models.simple(weight, x_dtype=element, y_dtype=element)
+        return simple(weight, x_dtype=element, y_dtype=element)
     nodes = [
-        models.node("Cast", ["x"], "xb", to=onnx.TensorProto.BFLOAT16),
-        models.matmul("xb", "w", "yb"),
-        models.node("Cast", ["yb"], "y", to=onnx.TensorProto.FLOAT),
+        make_node("Cast", ["x"], "xb", to=onnx.TensorProto.BFLOAT16),
+        matmul("xb", "w", "yb"),
+        make_node("Cast", ["yb"], "y", to=onnx.TensorProto.FLOAT),
     ]
-    return models.model(nodes, {"w": weight})
+    return model(nodes, {"w": weight})
 
 
 @pytest.mark.parametrize("activation", ["keep", "int8"])

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 import onnx_ternary
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.schema import OP_TYPE
+from tests.catalogue import HITS
 from tests.fuzz.nodes import FIELDS, FLOATS, VARIANTS, damaged
-from tests.models import HITS
 from tests.support.single_node import make_model, make_node
 
 Outcome = Literal["ran", "refused"]

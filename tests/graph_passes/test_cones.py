@@ -16,6 +16,7 @@ from onnx import helper
 
 from onnx_ternary.cli import main
 from onnx_ternary.optimize import OptimizeOptions, optimize
+from tests.catalogue.case import F32, K, matmul, model
 from tests.catalogue.cones import (
     HITS,
     NEAR_MISSES,
@@ -24,7 +25,6 @@ from tests.catalogue.cones import (
     quantization,
 )
 from tests.catalogue.functions import in_function
-from tests.models import F32, K, matmul, model
 
 ALL = OptimizeOptions(min_elements=0)
 

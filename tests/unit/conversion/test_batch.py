@@ -18,7 +18,7 @@ from onnx_ternary._memory import available_memory
 from onnx_ternary.errors import ExitCode, ModelError
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.outcome import Outcome
-from tests import models
+from tests.catalogue.case import simple, ternary
 
 ALL = OptimizeOptions(min_elements=0)
 
@@ -26,7 +26,7 @@ ALL = OptimizeOptions(min_elements=0)
 def write(*paths: Path) -> None:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        onnx.save(models.simple(models.ternary()), path)
+        onnx.save(simple(ternary()), path)
 
 
 def files(folder: Path) -> set[str]:

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from onnx_ternary import OptimizeOptions, convert, model_io, optimize
 from onnx_ternary.errors import ModelError
 from onnx_ternary.export import export_file
-from tests.models import matmul, model, simple, ternary
+from tests.catalogue.case import matmul, model, simple, ternary
 
 ALWAYS = OptimizeOptions(external_data="always")
 

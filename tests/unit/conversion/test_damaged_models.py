@@ -17,8 +17,11 @@ from onnx_ternary.index import decode_index
 from onnx_ternary.nodes import check_indices, op_nodes, read_attributes
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.schema import OpAttributes
-from tests.models import HITS, K, N, matmul, model, node, simple, ternary
+from tests.catalogue import gemm
+from tests.catalogue import matmul as matmuls
+from tests.catalogue.case import K, N, matmul, model, node, simple, ternary
 
+HITS = {**matmuls.HITS, **gemm.HITS}
 ALL = OptimizeOptions(min_elements=0)
 
 

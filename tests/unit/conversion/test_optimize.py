@@ -20,8 +20,8 @@ from onnx_ternary.graph_passes import pipeline
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.report import Kept, Report, Rewrite
 from onnx_ternary.schema import DOMAIN, OP_TYPE
+from tests.catalogue.case import Array, K, N, matmul, model, node, simple, ternary
 from tests.catalogue.functions import in_function
-from tests.models import Array, K, N, matmul, model, node, simple, ternary
 
 ALL = OptimizeOptions(min_elements=0)
 

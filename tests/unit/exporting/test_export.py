@@ -18,25 +18,19 @@ import onnx_ternary
 from onnx_ternary import OptimizeOptions, OptimizeResult
 from onnx_ternary.errors import IndexFormatError, ModelError, VerificationError
 from onnx_ternary.export import Form, _verified, export, export_file
+from onnx_ternary.nodes import op_nodes
 from onnx_ternary.reference import (
     float_error_bound,
     int8_error_bound,
     ternary_indexed_matmul,
 )
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE
+from tests.catalogue import HITS
+from tests.catalogue.case import Case
+from tests.catalogue.matmul_nbits import FEW_BITS
 from tests.golden.write_golden import Case as GoldenCase
 from tests.golden.write_golden import cases as golden_cases
-from tests.graph_passes.test_catalogue import (
-    ALL,
-    HITS,
-    dense,
-    feeds_of,
-    op_nodes,
-    skip_where_too_new,
-    tensors,
-)
-from tests.models import Case
-from tests.models_quantized import FEW_BITS
+from tests.support.checks import ALL, dense, feeds_of, skip_where_too_new, tensors
 from tests.support.command_line import run as run_command
 from tests.support.converted_models import (
     INT8,

@@ -12,12 +12,19 @@ from onnx_ternary import get_library_path, verify
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.optimize import OptimizeOptions, optimize
 from onnx_ternary.verify import InputsError
-from tests import operand_models
-from tests.catalogue import cones, functions
-from tests.graph_passes.test_catalogue import options_of, skip_where_too_new
-from tests.models import F32, K, matmul, model, node, ternary
+from tests.catalogue import cones, conv, einsum, functions
+from tests.catalogue import matmul as matmuls
+from tests.catalogue.case import F32, K, matmul, model, node, ternary
+from tests.support.checks import options_of, skip_where_too_new
 
-HITS = {**cones.HITS, **operand_models.HITS, **functions.HITS}
+OPERANDS = ("left_operand", "fused_matmul", "transpose_matmul")
+HITS = {
+    **cones.HITS,
+    **{name: made for name, made in matmuls.HITS.items() if name.startswith(OPERANDS)},
+    **einsum.HITS,
+    **conv.HITS,
+    **functions.HITS,
+}
 del HITS["cone_bfloat16"]  # onnxruntime's CPU provider multiplies no bfloat16 matrices
 
 try:

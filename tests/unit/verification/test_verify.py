@@ -15,8 +15,8 @@ from onnx_ternary.errors import IndexFormatError, ModelError
 from onnx_ternary.optimize import optimize
 from onnx_ternary.schema import DOMAIN
 from onnx_ternary.verify import InputsError, _compare, verify
-from tests.models import column_scales
-from tests.models_quantized import FEW_BITS, nbits
+from tests.catalogue.case import column_scales
+from tests.catalogue.matmul_nbits import FEW_BITS, nbits
 from tests.support.converted_models import (
     INT8,
     Product,

@@ -1,179 +1,52 @@
-"""Small models, one per form users' models come in, and near misses with their reasons.
-
-`HITS` and `NEAR_MISSES` are the catalogue: a new rule adds its forms here, and the tests of
-tests/graph_passes run them all.
-"""
+"""MatMul and FusedMatMul: weights on either side, what stands around them, and where they lie."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-K, N = 48, 20
-ATTRIBUTES = {"doc_string": "a model", "producer_name": "tests"}
-
-Array = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A model, and what conversion makes of it.
-
-    Attributes:
-        model: the model.
-        patterns: `Rewrite.pattern` of every rewritten product, in graph order.
-        weights: float64 (K, N) per rewritten product: the matrix the new node multiplies by,
-            exactly; None where absorbed factors round.
-        keeps_weight: the original weight stays in the model.
-        grows: stored in few bits before, the model gets no smaller.
-        runnable: the same model for onnxruntime, where it has no kernels for `model`.
-        options: of the conversion, besides min_elements = 0.
-        activation: the new nodes' activation attributes.
-    """
-
-    model: onnx.ModelProto
-    patterns: tuple[str, ...]
-    weights: tuple[Array | None, ...]
-    keeps_weight: bool = False
-    grows: bool = False
-    runnable: onnx.ModelProto | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    activation: Mapping[str, Any] = field(default_factory=lambda: {"activation": "float"})
-
-
-@dataclass(frozen=True, slots=True)
-class Miss:
-    """A model in which one product stays, and why."""
-
-    model: onnx.ModelProto
-    reason: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def ternary(
-    rows: int = K,
-    columns: int = N,
-    *,
-    scale: float | Array = 0.25,
-    group_size: int = 0,
-    levels: Sequence[int] = (-1, 0, 1),
-    dtype: Any = np.float32,
-    seed: int = 0,
-) -> Array:
-    """A (rows, columns) matrix of levels times scale; every level occurs in every column."""
-    generator = np.random.default_rng(seed)
-    drawn = generator.choice(levels, size=(rows, columns)).astype(np.float32)
-    drawn[: len(levels)] = np.array(levels, np.float32)[:, None]
-    scale = np.asarray(scale, np.float32)
-    if group_size:
-        scale = np.repeat(scale, group_size, axis=0)[:rows]
-    return (drawn * scale).astype(dtype)
-
-
-def column_scales(columns: int = N) -> Array:
-    """(columns,) float32, all different, with full mantissas."""
-    return (np.arange(columns, dtype=np.float32) + 1) * np.float32(0.013)
-
-
-def model(
-    nodes: Sequence[onnx.NodeProto],
-    initializers: Mapping[str, Array],
-    *,
-    x_shape: Sequence[int | str] | None = ("batch", K),
-    x_dtype: int = TensorProto.FLOAT,
-    y_dtype: int = TensorProto.FLOAT,
-    outputs: Sequence[str] = ("y",),
-    inputs: Sequence[onnx.ValueInfoProto] = (),
-    opset: int = 17,
-    ir_version: int = 8,
-    functions: Sequence[onnx.FunctionProto] = (),
-    opsets: Sequence[onnx.OperatorSetIdProto] = (),
-) -> onnx.ModelProto:
-    """A model with input ``x``, only the shapes it needs, and metadata that has to survive."""
-    graph = helper.make_graph(
-        list(nodes),
-        "graph",
-        [helper.make_tensor_value_info("x", x_dtype, x_shape), *inputs],
-        [helper.make_tensor_value_info(name, y_dtype, None) for name in outputs],
-        [numpy_helper.from_array(array, name) for name, array in initializers.items()],
-        doc_string="a graph",
-    )
-    made = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", opset), *opsets],
-        ir_version=ir_version,
-        functions=list(functions),
-        **ATTRIBUTES,
-    )
-    helper.set_model_props(made, {"author": "somebody"})
-    inferred = onnx.shape_inference.infer_shapes(made)
-    for value, known in zip(made.graph.output, inferred.graph.output, strict=True):
-        value.CopyFrom(known)
-    return made
-
-
-def matmul(x: str = "x", w: str = "w", y: str = "y", name: str = "product") -> onnx.NodeProto:
-    return helper.make_node("MatMul", [x, w], [y], name=name, doc_string="a product")
-
-
-def node(op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(op_type, inputs, [output], name=f"{op_type}_{output}", **attributes)
-
-
-def simple(weight: Array, **kwargs: Any) -> onnx.ModelProto:
-    """``y = x @ w``."""
-    return model([matmul()], {"w": weight}, **kwargs)
-
-
-def _exact(weight: Array) -> Array:
-    return weight.astype(np.float64)
+from tests.catalogue.case import (
+    F32,
+    MICROSOFT,
+    ROW,
+    TWO,
+    WEIGHT,
+    Array,
+    Case,
+    K,
+    Miss,
+    N,
+    changed,
+    column_scales,
+    half_case,
+    in_float64,
+    matmul,
+    model,
+    node,
+    product_case,
+    simple,
+    ternary,
+)
 
 
 def _matmul(**kwargs: Any) -> Case:
     weight = ternary()
-    return Case(simple(weight, **kwargs), ("MatMul",), (_exact(weight),))
+    return Case(simple(weight, **kwargs), ("MatMul",), (in_float64(weight),))
 
 
 def _of(weight: Array) -> Case:
-    return Case(simple(weight), ("MatMul",), (_exact(weight),))
+    return Case(simple(weight), ("MatMul",), (in_float64(weight),))
 
 
 def float16() -> Case:
     weight = ternary(scale=0.3, dtype=np.float16)
     made = simple(weight, x_dtype=TensorProto.FLOAT16, y_dtype=TensorProto.FLOAT16)
-    return Case(made, ("MatMul",), (_exact(weight),))
-
-
-def gemm_float16() -> Case:
-    weight = ternary(scale=0.3, dtype=np.float16)
-    product = helper.make_node("Gemm", ["x", "w", "c"], ["y"], name="product")
-    made = model(
-        [product],
-        {"w": weight, "c": column_scales().astype(np.float16)},
-        x_dtype=TensorProto.FLOAT16,
-        y_dtype=TensorProto.FLOAT16,
-    )
-    return Case(made, ("Gemm",), (_exact(weight),))
-
-
-def gemm_bfloat16() -> Case:
-    weight = ternary(scale=0.3, dtype=ml_dtypes.bfloat16)
-    made = model(
-        [
-            node("Cast", ["x"], "xb", to=TensorProto.BFLOAT16),
-            helper.make_node("Gemm", ["xb", "w"], ["yb"], name="product"),
-            node("Cast", ["yb"], "y", to=TensorProto.FLOAT),
-        ],
-        {"w": weight},
-    )
-    return Case(made, ("Gemm",), (_exact(weight),))
+    return Case(made, ("MatMul",), (in_float64(weight),))
 
 
 def bfloat16() -> Case:
@@ -186,44 +59,19 @@ def bfloat16() -> Case:
         ],
         {"w": weight},
     )
-    return Case(made, ("MatMul",), (_exact(weight),))
+    return Case(made, ("MatMul",), (in_float64(weight),))
 
 
 def group_scales() -> Case:
     scale = np.linspace(0.1, 1, 3 * N, dtype=np.float32).reshape(3, N)
     weight = ternary(96, scale=scale, group_size=32)
-    return Case(simple(weight, x_shape=("batch", 96)), ("MatMul",), (_exact(weight),))
-
-
-def gemm(
-    weight: Array | None = None,
-    c: Array | None = None,
-    *,
-    runtime_c: Sequence[int | str] | None = None,
-    exact: bool = True,
-    x_shape: Sequence[int | str] = ("batch", K),
-    **attributes: Any,
-) -> Case:
-    """A Gemm; the weight is given as (K, N) and stored transposed where transB says so."""
-    weight = ternary() if weight is None else weight
-    stored = np.ascontiguousarray(weight.T) if attributes.get("transB") else weight
-    initializers = {"w": stored}
-    names, inputs = ["x", "w"], []
-    if c is not None:
-        initializers["c"] = c
-        names.append("c")
-    if runtime_c is not None:
-        inputs.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, runtime_c))
-        names.append("c")
-    product = helper.make_node("Gemm", names, ["y"], name="product", **attributes)
-    made = model([product], initializers, inputs=inputs, x_shape=x_shape)
-    return Case(made, ("Gemm",), (_exact(weight) if exact else None,))
+    return Case(simple(weight, x_shape=("batch", 96)), ("MatMul",), (in_float64(weight),))
 
 
 def constant_node() -> Case:
     weight = ternary()
     constant = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight))
-    return Case(model([constant, matmul()], {}), ("MatMul",), (_exact(weight),))
+    return Case(model([constant, matmul()], {}), ("MatMul",), (in_float64(weight),))
 
 
 def chain() -> Case:
@@ -238,7 +86,7 @@ def chain() -> Case:
         ],
         {"codes": weight.T.astype(np.int8)},
     )
-    return Case(made, ("MatMul",), (_exact(weight),))
+    return Case(made, ("MatMul",), (in_float64(weight),))
 
 
 def shared() -> Case:
@@ -252,7 +100,7 @@ def shared() -> Case:
         ],
         {"w": weight, "two": np.array(2, np.float32)},
     )
-    return Case(made, ("MatMul -> Mul", "MatMul"), (_exact(weight) * 2, _exact(weight)))
+    return Case(made, ("MatMul -> Mul", "MatMul"), (in_float64(weight) * 2, in_float64(weight)))
 
 
 def shared_through_transpose() -> Case:
@@ -266,7 +114,7 @@ def shared_through_transpose() -> Case:
         ],
         {"w": np.ascontiguousarray(weight.T)},
     )
-    return Case(made, ("Gemm", "MatMul"), (_exact(weight), _exact(weight)))
+    return Case(made, ("Gemm", "MatMul"), (in_float64(weight), in_float64(weight)))
 
 
 def surrounded(
@@ -305,7 +153,7 @@ def both_ways() -> Case:
         ],
         {"w": weight},
     )
-    return Case(made, ("MatMul", "Gemm"), (_exact(weight), _exact(weight).T))
+    return Case(made, ("MatMul", "Gemm"), (in_float64(weight), in_float64(weight).T))
 
 
 def seen_between(
@@ -318,7 +166,7 @@ def seen_between(
     if used:
         nodes.append(node("Relu", ["between"], "other"))
     made = model(nodes, {"w": ternary(), "two": TWO}, outputs=outputs)
-    return Case(made, ("MatMul",), (_exact(ternary()),))
+    return Case(made, ("MatMul",), (in_float64(ternary()),))
 
 
 def scale_in_body() -> Case:
@@ -341,7 +189,7 @@ def scale_in_body() -> Case:
         ],
         {"w": ternary(), "two": TWO, "zero": np.array(0, F32)},
     )
-    return Case(made, ("MatMul",), (_exact(ternary()),))
+    return Case(made, ("MatMul",), (in_float64(ternary()),))
 
 
 def graph_output_weight() -> Case:
@@ -349,7 +197,7 @@ def graph_output_weight() -> Case:
     return Case(
         model([matmul()], {"w": weight}, outputs=("y", "w")),
         ("MatMul",),
-        (_exact(weight),),
+        (in_float64(weight),),
         keeps_weight=True,
     )
 
@@ -361,7 +209,7 @@ def gather_tied_weight() -> Case:
         {"w": weight, "rows": np.array([0, 2])},
         outputs=("y", "z"),
     )
-    return Case(made, ("MatMul",), (_exact(weight),), keeps_weight=True)
+    return Case(made, ("MatMul",), (in_float64(weight),), keeps_weight=True)
 
 
 def if_bodies(*, captured: bool = True) -> Case:
@@ -385,7 +233,7 @@ def if_bodies(*, captured: bool = True) -> Case:
         ],
         {"zero": np.array(0, np.float32), **({"w": weight} if captured else {})},
     )
-    return Case(made, ("MatMul", "MatMul"), (_exact(weight), _exact(weight)))
+    return Case(made, ("MatMul", "MatMul"), (in_float64(weight), in_float64(weight)))
 
 
 def loop_body() -> Case:
@@ -408,7 +256,7 @@ def loop_body() -> Case:
         [helper.make_node("Loop", ["three", "", "x"], ["y"], name="loop", body=body)],
         {"w": weight, "three": np.array(3, np.int64)},
     )
-    return Case(made, ("MatMul",), (_exact(weight),))
+    return Case(made, ("MatMul",), (in_float64(weight),))
 
 
 def scan_body() -> Case:
@@ -434,126 +282,7 @@ def scan_body() -> Case:
         "Scan", ["start", "x"], ["last", "y"], name="scan", body=body, num_scan_inputs=1
     )
     made = model([scan], {"w": weight, "start": np.zeros(K, np.float32)})
-    return Case(made, ("MatMul",), (_exact(weight),))
-
-
-def overridable_c() -> Case:
-    """The bias is an initializer a caller may override: it is added behind the op."""
-    made = gemm(runtime_c=(N,))
-    made.model.graph.initializer.append(numpy_helper.from_array(column_scales(), "c"))
-    return made
-
-
-F32 = np.float32
-TWO = np.array(2, F32)
-ROW = column_scales()
-
-HITS: dict[str, Callable[[], Case]] = {
-    "matmul": _matmul,
-    "matmul_rank_1": lambda: _matmul(x_shape=(K,)),
-    "matmul_rank_3": lambda: _matmul(x_shape=("batch", "sequence", K)),
-    "matmul_rank_4": lambda: _matmul(x_shape=(2, 3, "sequence", K)),
-    "matmul_unknown_rank": lambda: _matmul(x_shape=None),
-    **{f"matmul_opset_{v}": lambda v=v: _matmul(opset=v) for v in (11, 13, 18, 21)},
-    "matmul_column_scales": lambda: _of(ternary(scale=ROW)),
-    "matmul_group_scales": group_scales,
-    "matmul_binary_pm": lambda: _of(ternary(levels=(-1, 1), scale=0.3)),
-    "matmul_binary_01": lambda: _of(ternary(levels=(0, 1), scale=0.3)),
-    "matmul_zero_matrix": lambda: _of(np.zeros((K, N), F32)),
-    "matmul_float16": float16,
-    "matmul_bfloat16": bfloat16,
-    "gemm_float16": gemm_float16,
-    "gemm_bfloat16": gemm_bfloat16,
-    "gemm": gemm,
-    "gemm_trans_b": lambda: gemm(transB=1, c=ROW),
-    "gemm_trans_a": lambda: gemm(transA=1, x_shape=(K, "batch")),
-    "gemm_alpha_beta": lambda: gemm(ternary(), ROW, alpha=0.3, beta=0.7, exact=False),
-    "gemm_beta_zero": lambda: gemm(c=ROW, beta=0.0),
-    "gemm_scalar_c": lambda: gemm(c=np.array(3, F32), beta=0.7),
-    "gemm_row_c": lambda: gemm(c=ROW[None], beta=0.7),
-    "gemm_column_c": lambda: gemm(c=np.arange(5, dtype=F32)[:, None], beta=0.7, x_shape=(5, K)),
-    "gemm_runtime_c": lambda: gemm(runtime_c=(N,)),
-    "gemm_runtime_c_beta": lambda: gemm(runtime_c=("batch", N), beta=0.7, transB=1),
-    "gemm_overridable_c": overridable_c,
-    "constant_node": constant_node,
-    "chain": chain,
-    "shared": shared,
-    "shared_through_transpose": shared_through_transpose,
-    "mul_before": lambda: surrounded(
-        ("Mul", TWO), pattern="Mul -> MatMul", effective=_exact(ternary()) * 2
-    ),
-    "div_before": lambda: surrounded(
-        ("Div", np.array([3], F32)), pattern="Div -> MatMul", effective=None
-    ),
-    "mul_after": lambda: surrounded(
-        None, [("Mul", TWO)], pattern="MatMul -> Mul", effective=_exact(ternary()) * 2
-    ),
-    "mul_columns_after": lambda: surrounded(
-        None,
-        [("Mul", ROW)],
-        weight=ternary(scale=1.0),
-        pattern="MatMul -> Mul",
-        effective=_exact(ternary(scale=1.0) * ROW),
-    ),
-    "div_columns_after": lambda: surrounded(
-        None, [("Div", ROW[None])], pattern="MatMul -> Div", effective=None
-    ),
-    "add_after": lambda: surrounded(
-        None, [("Add", ROW)], pattern="MatMul -> Add", effective=_exact(ternary())
-    ),
-    "add_after_rank_3": lambda: surrounded(
-        None,
-        [("Add", ROW)],
-        pattern="MatMul -> Add",
-        x_shape=("batch", "sequence", K),
-        effective=_exact(ternary()),
-    ),
-    "everything_around": lambda: surrounded(
-        ("Mul", TWO),
-        [("Mul", ROW), ("Add", ROW), ("Div", np.array(7, F32))],
-        pattern="Mul -> MatMul -> Mul -> Add -> Div",
-    ),
-    # Not absorbed, rewritten all the same.
-    "negative_scale_after": lambda: surrounded(
-        None, [("Mul", -TWO)], pattern="MatMul", effective=_exact(ternary())
-    ),
-    "zero_scale_after": lambda: surrounded(
-        None, [("Mul", np.array(0, F32))], pattern="MatMul", effective=_exact(ternary())
-    ),
-    "tiny_scale_after": lambda: surrounded(
-        None, [("Mul", np.array(1e-38, F32))], pattern="MatMul", effective=_exact(ternary())
-    ),
-    "column_scale_before": lambda: surrounded(
-        ("Mul", column_scales(K)), pattern="MatMul", effective=_exact(ternary())
-    ),
-    "full_rank_add_after": lambda: surrounded(
-        None,
-        [("Add", np.ones((2, N), F32))],
-        pattern="MatMul",
-        x_shape=(2, K),
-        effective=_exact(ternary()),
-    ),
-    "rank_raising_add_after": lambda: surrounded(
-        None, [("Add", ROW[None])], pattern="MatMul", x_shape=(K,), effective=_exact(ternary())
-    ),
-    "both_ways": both_ways,
-    "product_used_twice": lambda: seen_between(False, used=True, outputs=("y", "other")),
-    "product_is_output": lambda: seen_between(False, outputs=("y", "between")),
-    "scaled_input_used_twice": lambda: seen_between(True, used=True, outputs=("y", "other")),
-    "scaled_input_is_output": lambda: seen_between(True, outputs=("y", "between")),
-    "scale_in_body": scale_in_body,
-    "graph_output_weight": graph_output_weight,
-    "gather_tied_weight": gather_tied_weight,
-    "if_captured_weight": if_bodies,
-    "if_own_weights": lambda: if_bodies(captured=False),
-    "loop_body": loop_body,
-    "scan_body": scan_body,
-}
-
-
-def changed(weight: Array, row: int, column: int, value: float) -> Array:
-    weight[row, column] = value
-    return weight
+    return Case(made, ("MatMul",), (in_float64(weight),))
 
 
 def runtime_weight() -> onnx.ModelProto:
@@ -576,26 +305,6 @@ def old_ir() -> onnx.ModelProto:
     return made
 
 
-def integer_gemm() -> onnx.ModelProto:
-    weight = ternary(scale=1.0).astype(np.int32)
-    return model(
-        [node("Gemm", ["x", "w"], "y")],
-        {"w": weight},
-        x_dtype=TensorProto.INT32,
-        y_dtype=TensorProto.INT32,
-    )
-
-
-def matmul_integer() -> onnx.ModelProto:
-    weight = ternary(scale=1.0).astype(np.int8)
-    return model(
-        [node("MatMulInteger", ["x", "w"], "y")],
-        {"w": weight},
-        x_dtype=TensorProto.INT8,
-        y_dtype=TensorProto.INT32,
-    )
-
-
 def double(op_type: str = "MatMul") -> onnx.ModelProto:
     return model(
         [node(op_type, ["x", "w"], "y")],
@@ -614,35 +323,180 @@ def double_of_codes() -> onnx.ModelProto:
     )
 
 
-def qlinear_matmul() -> onnx.ModelProto:
-    numbers = {"s": np.array(0.1, F32), "z": np.array(0, np.uint8)}
-    weight = ternary(scale=1.0, levels=(0, 1, 2)).astype(np.uint8)
-    inputs = ["x", "s", "z", "w", "s", "z", "s", "z"]
-    return model(
-        [node("QLinearMatMul", inputs, "y")],
-        {"w": weight, **numbers},
-        x_dtype=TensorProto.UINT8,
-        y_dtype=TensorProto.UINT8,
+def left_operand(
+    x_shape: Sequence[int | str] | None = (K, "batch"),
+    after: Sequence[tuple[str, Array]] = (),
+    weight: Array | None = None,
+) -> onnx.ModelProto:
+    """``y = w @ x``, w (N, K)."""
+    nodes, last = [matmul("w", "x", "p" if after else "y")], "p"
+    initializers = {"w": np.ascontiguousarray((WEIGHT if weight is None else weight).T)}
+    for position, (op_type, constant) in enumerate(after):
+        output = "y" if position == len(after) - 1 else f"p{position}"
+        initializers[f"c{position}"] = constant
+        nodes.append(node(op_type, [last, f"c{position}"], output))
+        last = output
+    return model(nodes, initializers, x_shape=x_shape)
+
+
+def left_between() -> Case:
+    """A product with the weight on the left feeds one with it on the right."""
+    weight = ternary(K, K)
+    made = model(
+        [matmul("w", "x", "h", "first"), matmul("h", "w", "y", "second")],
+        {"w": weight},
+        x_shape=(K, K),
+    )
+    exact = weight.astype(np.float64)
+    return Case(made, ("MatMul", "MatMul"), (exact.T, exact))
+
+
+def fused(
+    *,
+    left: bool = False,
+    x_shape: Sequence[int | str] | None = ("batch", K),
+    op_type: str = "FusedMatMul",
+    weight: Array = WEIGHT,
+    **attributes: Any,
+) -> onnx.ModelProto:
+    """Stored so that the product multiplies by `weight`, or its transpose on the left."""
+    turned = left != bool(attributes.get("transA" if left else "transB"))
+    stored = np.ascontiguousarray(weight.T) if turned else weight
+    made = helper.make_node(
+        op_type,
+        ["w", "x"] if left else ["x", "w"],
+        ["y"],
+        name="product",
+        domain="com.microsoft",
+        **attributes,
+    )
+    return model([made], {"w": stored}, x_shape=x_shape, opsets=MICROSOFT)
+
+
+def _fused(**kwargs: Any) -> Case:
+    return product_case(
+        fused(**kwargs), kwargs.get("alpha", 1.0), kwargs.get("op_type", "FusedMatMul")
     )
 
 
-def recurrent() -> onnx.ModelProto:
-    weight = np.broadcast_to(ternary(K, K), (1, K, K))
-    made = helper.make_node("RNN", ["x", "w", "r"], ["", "y"], name="rnn", hidden_size=K)
-    return model(
-        [made],
-        {"w": np.ascontiguousarray(weight), "r": np.ascontiguousarray(weight)},
-        x_shape=(3, "batch", K),
-    )
+HITS: dict[str, Callable[[], Case]] = {
+    "matmul": _matmul,
+    "matmul_rank_1": lambda: _matmul(x_shape=(K,)),
+    "matmul_rank_3": lambda: _matmul(x_shape=("batch", "sequence", K)),
+    "matmul_rank_4": lambda: _matmul(x_shape=(2, 3, "sequence", K)),
+    "matmul_unknown_rank": lambda: _matmul(x_shape=None),
+    **{f"matmul_opset_{v}": lambda v=v: _matmul(opset=v) for v in (11, 13, 18, 21)},
+    "matmul_column_scales": lambda: _of(ternary(scale=ROW)),
+    "matmul_group_scales": group_scales,
+    "matmul_binary_pm": lambda: _of(ternary(levels=(-1, 1), scale=0.3)),
+    "matmul_binary_01": lambda: _of(ternary(levels=(0, 1), scale=0.3)),
+    "matmul_zero_matrix": lambda: _of(np.zeros((K, N), F32)),
+    "matmul_float16": float16,
+    "matmul_bfloat16": bfloat16,
+    "constant_node": constant_node,
+    "chain": chain,
+    "shared": shared,
+    "shared_through_transpose": shared_through_transpose,
+    "mul_before": lambda: surrounded(
+        ("Mul", TWO), pattern="Mul -> MatMul", effective=in_float64(ternary()) * 2
+    ),
+    "div_before": lambda: surrounded(
+        ("Div", np.array([3], F32)), pattern="Div -> MatMul", effective=None
+    ),
+    "mul_after": lambda: surrounded(
+        None, [("Mul", TWO)], pattern="MatMul -> Mul", effective=in_float64(ternary()) * 2
+    ),
+    "mul_columns_after": lambda: surrounded(
+        None,
+        [("Mul", ROW)],
+        weight=ternary(scale=1.0),
+        pattern="MatMul -> Mul",
+        effective=in_float64(ternary(scale=1.0) * ROW),
+    ),
+    "div_columns_after": lambda: surrounded(
+        None, [("Div", ROW[None])], pattern="MatMul -> Div", effective=None
+    ),
+    "add_after": lambda: surrounded(
+        None, [("Add", ROW)], pattern="MatMul -> Add", effective=in_float64(ternary())
+    ),
+    "add_after_rank_3": lambda: surrounded(
+        None,
+        [("Add", ROW)],
+        pattern="MatMul -> Add",
+        x_shape=("batch", "sequence", K),
+        effective=in_float64(ternary()),
+    ),
+    "everything_around": lambda: surrounded(
+        ("Mul", TWO),
+        [("Mul", ROW), ("Add", ROW), ("Div", np.array(7, F32))],
+        pattern="Mul -> MatMul -> Mul -> Add -> Div",
+    ),
+    # Not absorbed, rewritten all the same.
+    "negative_scale_after": lambda: surrounded(
+        None, [("Mul", -TWO)], pattern="MatMul", effective=in_float64(ternary())
+    ),
+    "zero_scale_after": lambda: surrounded(
+        None, [("Mul", np.array(0, F32))], pattern="MatMul", effective=in_float64(ternary())
+    ),
+    "tiny_scale_after": lambda: surrounded(
+        None, [("Mul", np.array(1e-38, F32))], pattern="MatMul", effective=in_float64(ternary())
+    ),
+    "column_scale_before": lambda: surrounded(
+        ("Mul", column_scales(K)), pattern="MatMul", effective=in_float64(ternary())
+    ),
+    "full_rank_add_after": lambda: surrounded(
+        None,
+        [("Add", np.ones((2, N), F32))],
+        pattern="MatMul",
+        x_shape=(2, K),
+        effective=in_float64(ternary()),
+    ),
+    "rank_raising_add_after": lambda: surrounded(
+        None, [("Add", ROW[None])], pattern="MatMul", x_shape=(K,), effective=in_float64(ternary())
+    ),
+    "both_ways": both_ways,
+    "product_used_twice": lambda: seen_between(False, used=True, outputs=("y", "other")),
+    "product_is_output": lambda: seen_between(False, outputs=("y", "between")),
+    "scaled_input_used_twice": lambda: seen_between(True, used=True, outputs=("y", "other")),
+    "scaled_input_is_output": lambda: seen_between(True, outputs=("y", "between")),
+    "scale_in_body": scale_in_body,
+    "graph_output_weight": graph_output_weight,
+    "gather_tied_weight": gather_tied_weight,
+    "if_captured_weight": if_bodies,
+    "if_own_weights": lambda: if_bodies(captured=False),
+    "loop_body": loop_body,
+    "scan_body": scan_body,
+    "left_operand": lambda: product_case(left_operand()),
+    "left_operand_vector": lambda: product_case(left_operand((K,))),
+    "left_operand_rank_4": lambda: product_case(left_operand((2, "batch", K, 5))),
+    "left_operand_scaled": lambda: product_case(
+        left_operand(after=[("Mul", TWO), ("Add", np.array([3], F32))]), 2, "MatMul -> Mul -> Add"
+    ),
+    # Columns of the result are rows of the op's: not absorbed.
+    "left_operand_column_scale": lambda: product_case(
+        left_operand((K, N), [("Mul", column_scales())])
+    ),
+    "left_operand_row_bias": lambda: product_case(
+        left_operand(after=[("Add", column_scales()[:, None])])
+    ),
+    "left_operand_between": left_between,
+    "left_operand_float16": lambda: half_case(left_operand()),
+    "fused_matmul_float16": lambda: half_case(fused(transB=1), "FusedMatMul"),
+    "fused_matmul": _fused,
+    "fused_matmul_alpha": lambda: _fused(alpha=0.5, transB=1),
+    "fused_matmul_trans_a": lambda: _fused(transA=1, x_shape=("batch", K, 3)),
+    "fused_matmul_vector": lambda: _fused(transA=1, x_shape=(K,)),
+    "fused_matmul_left": lambda: _fused(left=True, x_shape=(2, K, 3)),
+    "fused_matmul_left_trans_a": lambda: _fused(left=True, transA=1, x_shape=(2, K, 3)),
+    "fused_matmul_left_trans_b": lambda: _fused(left=True, transB=1, x_shape=(2, 3, K)),
+    "fused_matmul_left_both": lambda: _fused(left=True, transA=1, transB=1, x_shape=(3, K)),
+    "transpose_matmul": lambda: _fused(op_type="TransposeMatMul", transA=1, x_shape=(K, 3)),
+}
 
 
 NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     "one_weight_off": lambda: Miss(
         simple(changed(ternary(), 1, 3, 0.25025)),
-        "weight has 2 distinct magnitudes in column 3, expected 1",
-    ),
-    "one_weight_off_gemm": lambda: Miss(
-        gemm(changed(ternary(), 1, 3, 0.25025)).model,
         "weight has 2 distinct magnitudes in column 3, expected 1",
     ),
     "four_values": lambda: Miss(
@@ -684,48 +538,13 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     "no_columns": lambda: Miss(
         simple(np.zeros((K, 0), F32)), "weight 'w' has shape (48, 0): no elements"
     ),
-    "no_rows_gemm": lambda: Miss(
-        gemm(np.zeros((0, N), F32), x_shape=("batch", 0)).model,
-        "weight 'w' has shape (0, 20): no elements",
-    ),
     "double": lambda: Miss(double(), "weight 'w' is float64; convert the model to float32 first"),
-    "double_gemm": lambda: Miss(
-        double("Gemm"), "weight 'w' is float64; convert the model to float32 first"
-    ),
     "double_of_codes": lambda: Miss(
         double_of_codes(), "weight 'codes' is float64; convert the model to float32 first"
-    ),
-    "recurrent": lambda: Miss(
-        recurrent(), "RNN multiplies inside; this version rewrites separate products only"
-    ),
-    "integer_gemm": lambda: Miss(integer_gemm(), "weight 'w' is int32: an integer product"),
-    "matmul_integer": lambda: Miss(
-        matmul_integer(),
-        "its activations are integers, and 'x' are given; DynamicQuantizeLinear or absmax would be "
-        "handled",
-    ),
-    "qlinear_matmul": lambda: Miss(
-        qlinear_matmul(), "QLinearMatMul is not handled by this version"
-    ),
-    "alpha_zero": lambda: Miss(
-        gemm(alpha=0.0).model, "alpha = 0; only positive finite ones are handled"
-    ),
-    "alpha_negative": lambda: Miss(
-        gemm(alpha=-1.0).model, "alpha = -1; only positive finite ones are handled"
-    ),
-    "alpha_too_small": lambda: Miss(
-        gemm(alpha=1e-38).model, "alpha takes the scale of weight 'w' out of float32"
     ),
     "wrong_k": lambda: Miss(
         simple(ternary(), x_shape=("batch", 7)),
         "input 'x' has 7 columns, but weight 'w' has 48 rows",
-    ),
-    "wrong_k_gemm": lambda: Miss(
-        gemm(x_shape=("batch", 7)).model, "input 'x' has 7 columns, but weight 'w' has 48 rows"
-    ),
-    "wrong_k_trans_a": lambda: Miss(
-        gemm(x_shape=(7, "batch"), transA=1).model,
-        "input 'x' has 7 rows, but weight 'w' has 48 rows",
     ),
     "small": lambda: Miss(
         simple(ternary()),
@@ -747,7 +566,32 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
         "convert the model again with 'onnx-ternary optimize'.",
         {"storage": "1bit"},
     ),
+    "left_operand_unknown_rank": lambda: Miss(
+        left_operand(None), "weight 'w': it is the left operand and the rank of 'x' is unknown"
+    ),
+    "left_operand_one_weight_off": lambda: Miss(
+        left_operand(weight=changed(WEIGHT.copy(), 1, 3, 0.0521)),
+        "weight has 2 distinct magnitudes in column 3, expected 1",
+    ),
+    "fused_matmul_one_weight_off": lambda: Miss(
+        fused(weight=changed(WEIGHT.copy(), 1, 3, 0.0521)),
+        "weight has 2 distinct magnitudes in column 3, expected 1",
+    ),
+    "left_operand_wrong_k": lambda: Miss(
+        left_operand((7, "batch")), "input 'x' has 7 rows, but weight 'w' has 48 columns"
+    ),
+    "fused_matmul_trans_batch": lambda: Miss(
+        fused(transBatchA=1, x_shape=(2, 3, K)),
+        "transBatchA moves the batch between rows and columns",
+    ),
+    "fused_matmul_alpha_negative": lambda: Miss(
+        fused(alpha=-1.0), "alpha = -1; only positive finite ones are handled"
+    ),
+    "fused_matmul_unknown_rank": lambda: Miss(
+        fused(transA=1, x_shape=None), "weight 'w': transA is set and the rank of 'x' is unknown"
+    ),
 }
+
 for _name, _value, _reason in (
     ("nan", np.nan, "weight contains NaN"),
     ("infinity", np.inf, "weight contains a weight that is infinite or too large for float32"),

@@ -1,7 +1,7 @@
-"""Forms of the catalogue in which the model quantizes its activations itself.
+"""Float products whose activations the model quantizes itself.
 
-`HITS` are fused into the op, `NEAR_MISSES` are products of integers that stay, and `KEPT` are float
-products that become the op while their activations go on being quantized by the graph.
+`HITS` are fused into the op; `KEPT` become the op while their activations go on being quantized by
+the graph.
 """
 
 from __future__ import annotations
@@ -14,8 +14,21 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.models import F32, Array, Case, K, Miss, N, column_scales, matmul, model, node, ternary
-from tests.models_quantized import MICROSOFT, codes, nbits
+from tests.catalogue.case import (
+    F32,
+    MICROSOFT,
+    Array,
+    Case,
+    K,
+    Miss,
+    N,
+    column_scales,
+    matmul,
+    model,
+    node,
+    ternary,
+)
+from tests.catalogue.matmul_nbits import nbits
 
 Nodes = list[onnx.NodeProto]
 Constants = dict[str, Array]
@@ -93,7 +106,7 @@ def absmax(
     return nodes, constants
 
 
-def _case(
+def quantizing_case(
     quantization: tuple[Nodes, Constants],
     nodes: Nodes,
     constants: Constants,
@@ -126,7 +139,7 @@ def offline(
         node("Add", ["bias", "sums"], "biased"),
         node("Mul", ["biased", "scale"], "y"),
     ]
-    return _case(
+    return quantizing_case(
         absmax(**kwargs),
         nodes,
         {"w": weight, "bias": BIAS, "scale": SCALE},
@@ -155,7 +168,7 @@ def online() -> Case:
         matmul("dequantized", "w_turned"),
     ]
     constants = {"w": weight, "minus_one": np.array(-1, F32), "one": np.array(1, F32)}
-    return _case(quantized, nodes, constants, "MatMul", opset=18)
+    return quantizing_case(quantized, nodes, constants, "MatMul", opset=18)
 
 
 def packed(*, casts: bool = True, separate: bool = False, first: str = "scale") -> Case:
@@ -173,7 +186,7 @@ def packed(*, casts: bool = True, separate: bool = False, first: str = "scale") 
     else:
         operands = [first, "s" if first == "scale" else "scale"]
         nodes += [node("Mul", operands, "both"), node("Div", ["sums", "both"], "y")]
-    return _case(
+    return quantizing_case(
         absmax(opset=18),
         nodes,
         {"w": weight, "scale": SCALE},
@@ -191,7 +204,7 @@ def by_absmax(*, before: bool) -> Case:
     else:
         nodes = [back, matmul("q", y="sums"), node("Mul", ["sums", "back"], "y")]
     weight = ternary()
-    return _case(
+    return quantizing_case(
         quantized,
         nodes,
         {"w": weight},
@@ -208,7 +221,7 @@ def gemm() -> Case:
         helper.make_node("Gemm", ["dequantized", "w", "c"], ["y"], name="product", transB=1),
     ]
     constants = {"w": weight.T.copy(), "c": BIAS}
-    return _case(absmax(), nodes, constants, "Gemm", weight=weight)
+    return quantizing_case(absmax(), nodes, constants, "Gemm", weight=weight)
 
 
 def two_bit_codes() -> Case:
@@ -218,7 +231,7 @@ def two_bit_codes() -> Case:
     product.input[0] = "dequantized"
     constants = {each.name: numpy_helper.to_array(each) for each in stored.graph.initializer}
     nodes = [node("Div", ["q", "s"], "dequantized"), product]
-    case = _case(quantized, nodes, constants, "MatMulNBits", opsets=MICROSOFT)
+    case = quantizing_case(quantized, nodes, constants, "MatMulNBits", opsets=MICROSOFT)
     return replace(case, grows=True)
 
 
@@ -232,7 +245,7 @@ def float16() -> Case:
         matmul("narrow"),
     ]
     widen = node("Cast", ["x"], "wide", to=TensorProto.FLOAT)
-    return _case(
+    return quantizing_case(
         ([widen, *quantized[0]], quantized[1]),
         nodes,
         {"w": weight},
@@ -281,82 +294,6 @@ def dynamic(*, x: str = "x") -> Nodes:
     return [helper.make_node("DynamicQuantizeLinear", [x], outputs, name="quantize")]
 
 
-def quantize_dynamic(
-    *,
-    stored: Array | None = None,
-    scale: Array = SCALE,
-    zero: Array | None = None,
-    bias: bool = False,
-    multiplied: str = "together",
-    x_shape: Sequence[int | str] = ("batch", K),
-    weight: Array | None = None,
-) -> Case:
-    """What ONNX Runtime's `quantize_dynamic` writes for a MatMul and its bias."""
-    stored = codes() if stored is None else stored
-    zeros = np.array(0, stored.dtype) if zero is None else zero
-    nodes = [
-        *dynamic(),
-        helper.make_node("MatMulInteger", ["q", "w", "zero", "w_zero"], ["sums"], name="product"),
-        node("Cast", ["sums"], "wide", to=TensorProto.FLOAT),
-    ]
-    if multiplied == "together":
-        nodes.insert(1, node("Mul", ["x_scale", "w_scale"], "scales"))
-        nodes.append(node("Mul", ["wide", "scales"], "scaled"))
-    else:
-        order = ["x_scale", "w_scale"] if multiplied == "x first" else ["w_scale", "x_scale"]
-        nodes.append(node("Mul", ["wide", order[0]], "half"))
-        nodes.append(node("Mul", [order[1], "half"], "scaled"))
-    pattern = ["MatMulInteger", "Cast", *(["Mul"] * (1 if multiplied == "together" else 2))]
-    constants = {"w": stored, "w_scale": scale, "w_zero": zeros}
-    if bias:
-        constants["bias"] = BIAS
-        nodes.append(node("Add", ["scaled", "bias"], "y"))
-        pattern.append("Add")
-    else:
-        nodes[-1].output[0] = "y"
-    exact = (stored.astype(np.float64) - zeros) * scale.astype(np.float64)
-    return _case(
-        ([], {}),
-        nodes,
-        constants,
-        " -> ".join(pattern),
-        activation=UINT8,
-        weight=exact.astype(F32) if weight is None else weight,
-        x_shape=x_shape,
-    )
-
-
-def microsoft(op_type: str, *, bias: bool = True) -> Case:
-    """ONNX Runtime's fusions of the same."""
-    if op_type == "DynamicQuantizeMatMul":
-        nodes, inputs = [], ["x", "w", "w_scale", "w_zero", "bias"]
-    else:
-        nodes = dynamic()
-        inputs = ["q", "w", "x_scale", "w_scale", "zero", "w_zero", "bias"]
-    stored = codes()
-    nodes.append(
-        helper.make_node(
-            op_type, inputs if bias else inputs[:-1], ["y"], name="product", domain="com.microsoft"
-        )
-    )
-    constants = {"w": stored, "w_scale": SCALE, "w_zero": np.array(0, np.int8)}
-    if bias:
-        constants["bias"] = BIAS
-    case = _case(
-        ([], {}),
-        nodes,
-        constants,
-        op_type,
-        activation=UINT8,
-        weight=stored * np.float64(SCALE),
-        opsets=MICROSOFT,
-    )
-    case.model.graph.output[0].CopyFrom(
-        helper.make_tensor_value_info("y", TensorProto.FLOAT, ("batch", N))
-    )
-    return case
-
-
 def dynamic_qdq() -> Case:
     """DynamicQuantizeLinear and DequantizeLinear in front of a float product."""
     weight = ternary(scale=column_scales())
@@ -365,86 +302,15 @@ def dynamic_qdq() -> Case:
         node("DequantizeLinear", ["q", "x_scale", "zero"], "dequantized"),
         matmul("dequantized"),
     ]
-    return _case(([], {}), nodes, {"w": weight}, "MatMul", activation=UINT8, weight=weight)
-
-
-def absmax_integer() -> Case:
-    """Per-token int8 and MatMulInteger."""
-    nodes = [node("Cast", ["q"], "narrow", to=TensorProto.INT8)]
-    constants = {"w": codes(), "w_scale": SCALE, "x_zero": np.array(0, np.int8)}
-    nodes += [
-        helper.make_node("MatMulInteger", ["narrow", "w", "x_zero"], ["sums"], name="product"),
-        node("Cast", ["sums"], "wide", to=TensorProto.FLOAT),
-        node("Div", ["wide", "s"], "unscaled"),
-        node("Mul", ["unscaled", "w_scale"], "y"),
-    ]
-    return _case(
-        absmax(opset=18),
-        nodes,
-        constants,
-        "MatMulInteger -> Cast -> Div -> Mul",
-        weight=codes() * np.float64(SCALE),
-        opset=18,
+    return quantizing_case(
+        ([], {}), nodes, {"w": weight}, "MatMul", activation=UINT8, weight=weight
     )
 
 
-_CENTRED = codes(levels=(127, 128, 129), dtype=np.uint8)
 _DIVISION = {"activation_rule": "absmax_division"}
 
-HITS: dict[str, Callable[[], Case]] = {
-    "bitlinear_offline": offline,
-    "bitlinear_offline_opset18": lambda: offline(opset=18),
-    "bitlinear_offline_casts": lambda: offline(steps=True),
-    "bitlinear_online": online,
-    "bitlinear_packed": packed,
-    "bitlinear_packed_without_int8": lambda: packed(casts=False),
-    "bitlinear_packed_scales_apart": lambda: packed(separate=True),
-    "bitlinear_packed_s_first": lambda: packed(first="s"),
-    "bitlinear_division": lambda: offline(scale="division", changed=_DIVISION),
-    "bitlinear_one_over": lambda: offline(scale="one over"),
-    "bitlinear_max_min": lambda: offline(bound="Max", opset=18),
-    "bitlinear_last_axis_by_number": lambda: offline(axes=(2,)),
-    "bitlinear_no_clip": lambda: offline(clip=None, changed={"activation_qmin": -128}),
-    "bitlinear_narrow_clip": lambda: offline(clip=(-127.0, 127.0)),
-    "bitlinear_four_bits": lambda: offline(
-        qmax=7.0, clip=(-8.0, 7.0), changed={"activation_qmax": 7}
-    ),
-    "bitlinear_half_of_the_range": lambda: offline(
-        clip=(-64.0, 127.0), changed={"activation_qmin": -64}
-    ),
-    "bitlinear_other_epsilon": lambda: offline(epsilon=0.5, changed={"activation_epsilon": 0.5}),
-    "bitlinear_absmax_before": lambda: by_absmax(before=True),
-    "bitlinear_absmax_behind": lambda: by_absmax(before=False),
-    "bitlinear_gemm": gemm,
-    "bitlinear_nbits": two_bit_codes,
-    "bitlinear_float16": float16,
-    "bitlinear_shared": shared,
-    "bitlinear_seen_output": lambda: seen(output=True),
-    "bitlinear_seen_node": lambda: seen(output=False),
-    "dynamic": quantize_dynamic,
-    "dynamic_bias": lambda: quantize_dynamic(bias=True),
-    "dynamic_rank3": lambda: quantize_dynamic(x_shape=("batch", "tokens", K)),
-    "dynamic_columns": lambda: quantize_dynamic(
-        scale=column_scales(), zero=np.zeros(N, np.int8), bias=True
-    ),
-    "dynamic_zero_point": lambda: quantize_dynamic(stored=_CENTRED, zero=np.array(128, np.uint8)),
-    "dynamic_column_zero_points": lambda: quantize_dynamic(
-        stored=_CENTRED + (np.arange(N) % 3).astype(np.uint8),
-        zero=(128 + np.arange(N) % 3).astype(np.uint8),
-        scale=column_scales(),
-    ),
-    "dynamic_wide_codes": lambda: quantize_dynamic(stored=codes(levels=(-64, 0, 64))),
-    "dynamic_x_scale_first": lambda: quantize_dynamic(multiplied="x first"),
-    "dynamic_w_scale_first": lambda: quantize_dynamic(multiplied="w first"),
-    "dynamic_qdq": dynamic_qdq,
-    "matmul_integer_to_float": lambda: microsoft("MatMulIntegerToFloat"),
-    "matmul_integer_to_float_no_bias": lambda: microsoft("MatMulIntegerToFloat", bias=False),
-    "dynamic_quantize_matmul": lambda: microsoft("DynamicQuantizeMatMul"),
-    "matmul_integer_absmax": absmax_integer,
-}
 
-
-def _without_scale(case: Case, drop: int = 1) -> onnx.ModelProto:
+def without_scale(case: Case, drop: int = 1) -> onnx.ModelProto:
     """The model cut off before its last nodes; the cut is the output."""
     made = case.model
     for _ in range(drop):
@@ -454,7 +320,7 @@ def _without_scale(case: Case, drop: int = 1) -> onnx.ModelProto:
     return made
 
 
-def _changed(case: Case, **inputs: tuple[int, str]) -> onnx.ModelProto:
+def with_input(case: Case, **inputs: tuple[int, str]) -> onnx.ModelProto:
     """The model with one input of a node, by its name, replaced."""
     made = case.model
     for name, (at, value) in inputs.items():
@@ -463,7 +329,7 @@ def _changed(case: Case, **inputs: tuple[int, str]) -> onnx.ModelProto:
     return made
 
 
-def _inserted(made: onnx.ModelProto, new: onnx.NodeProto, before: str) -> onnx.ModelProto:
+def inserted(made: onnx.ModelProto, new: onnx.NodeProto, before: str) -> onnx.ModelProto:
     """The model with a node of one input between two others."""
     (at,) = (i for i, each in enumerate(made.graph.node) if each.name == before)
     made.graph.node[at].input[0] = new.output[0]
@@ -471,96 +337,9 @@ def _inserted(made: onnx.ModelProto, new: onnx.NodeProto, before: str) -> onnx.M
     return made
 
 
-def _with_constant(made: onnx.ModelProto, name: str, array: Array) -> onnx.ModelProto:
+def with_constant(made: onnx.ModelProto, name: str, array: Array) -> onnx.ModelProto:
     made.graph.initializer.append(numpy_helper.from_array(array, name))
     return made
-
-
-def static_integers() -> onnx.ModelProto:
-    """QuantizeLinear with stored scales in front of MatMulInteger."""
-    made = quantize_dynamic(multiplied="x first").model
-    quantize = made.graph.node[0]
-    quantize.CopyFrom(node("QuantizeLinear", ["x", "x_scale", "zero"], "q"))
-    _with_constant(made, "x_scale", np.array(0.05, F32))
-    return _with_constant(made, "zero", np.array(128, np.uint8))
-
-
-def given_integers() -> onnx.ModelProto:
-    """Integers that the caller gives."""
-    nodes = [helper.make_node("MatMulInteger", ["x", "w"], ["y"], name="product")]
-    return model(nodes, {"w": codes()}, x_dtype=TensorProto.UINT8, y_dtype=TensorProto.INT32)
-
-
-INTEGERS = "its activations are integers, and "
-
-NEAR_MISSES: dict[str, Callable[[], Miss]] = {
-    "dynamic_not_scaled": lambda: Miss(
-        _without_scale(quantize_dynamic(), 2),
-        INTEGERS + "'sums' is not multiplied by the activations' scale alone",
-    ),
-    "dynamic_weight_scale_only": lambda: Miss(
-        _without_scale(quantize_dynamic(multiplied="w first")),
-        INTEGERS + "'half' is not multiplied by the activations' scale alone",
-    ),
-    "dynamic_other_zero_point": lambda: Miss(
-        _with_constant(
-            _changed(quantize_dynamic(), product=(2, "other")), "other", np.array(7, np.uint8)
-        ),
-        INTEGERS + "the zero point of 'q' is not the one it is quantized with",
-    ),
-    "dynamic_weight_off": lambda: Miss(
-        quantize_dynamic(stored=codes(levels=(-2, -1, 0, 1))).model,
-        "weight has codes -2, -1, 0 and 1 in column 0; expected 0 and plus or minus one magnitude",
-    ),
-    "dynamic_weight_zero_point_off": lambda: Miss(
-        quantize_dynamic(
-            stored=codes(levels=(0, 128, 255), dtype=np.uint8), zero=np.array(128, np.uint8)
-        ).model,
-        "weight has codes 0, 128 and 255 with zero point 128 in column 0, which are levels -128, 0 "
-        "and 127; expected 0 and plus or minus one magnitude",
-    ),
-    "dynamic_not_fused": lambda: Miss(
-        quantize_dynamic().model,
-        "its activations are integers, and fuse_activation is off",
-        {"fuse_activation": False},
-    ),
-    "static_integers": lambda: Miss(
-        static_integers(),
-        INTEGERS + "'q' come from QuantizeLinear 'QuantizeLinear_q'; DynamicQuantizeLinear or "
-        "absmax would be handled",
-    ),
-    "given_integers": lambda: Miss(
-        given_integers(),
-        INTEGERS + "'x' are given; DynamicQuantizeLinear or absmax would be handled",
-    ),
-    "dynamic_through_identity": lambda: Miss(
-        _inserted(quantize_dynamic().model, node("Identity", ["q"], "same"), "product"),
-        INTEGERS + "'same' come from Identity 'Identity_same'; DynamicQuantizeLinear or absmax "
-        "would be handled",
-    ),
-    "dynamic_truncating_division": lambda: Miss(
-        _with_constant(
-            _inserted(
-                quantize_dynamic().model, node("Div", ["sums", "two"], "halved"), "Cast_wide"
-            ),
-            "two",
-            np.array(2, np.int32),
-        ),
-        INTEGERS + "'sums' is not multiplied by the activations' scale alone",
-    ),
-    "matmul_integer_absmax_zero_point": lambda: Miss(
-        _with_constant(_changed(absmax_integer(), product=(2, "one")), "one", np.array(1, np.int8)),
-        INTEGERS + "the zero point 'one' of 'narrow' is not 0",
-    ),
-    "matmul_integer_to_float_other_scale": lambda: Miss(
-        _with_constant(
-            _changed(microsoft("MatMulIntegerToFloat", bias=False), product=(2, "other")),
-            "other",
-            np.array(0.1, F32),
-        ),
-        INTEGERS + "'y' is not multiplied by the activations' scale alone",
-    ),
-}
 
 
 def _swapped_scale() -> onnx.ModelProto:
@@ -579,7 +358,7 @@ def _bias_between() -> onnx.ModelProto:
     made = packed(casts=False).model
     made.graph.node.insert(-1, node("Add", ["sums", "bias"], "biased"))
     made.graph.node[-1].input[0] = "biased"
-    return _with_constant(made, "bias", BIAS)
+    return with_constant(made, "bias", BIAS)
 
 
 def _in_float16() -> onnx.ModelProto:
@@ -629,6 +408,7 @@ def _more_axes() -> onnx.ModelProto:
     return made
 
 
+NEAR_MISSES: dict[str, Callable[[], Miss]] = {}
 KEPT: dict[str, Callable[[], tuple[onnx.ModelProto, str]]] = {
     "floor": lambda: (
         offline(rounding="Floor").model,
@@ -668,8 +448,8 @@ KEPT: dict[str, Callable[[], tuple[onnx.ModelProto, str]]] = {
         "Div 'Div_dequantized' combines the integers with 'other', which is not their scale",
     ),
     "truncating_division": lambda: (
-        _with_constant(
-            _inserted(packed().model, node("Div", ["narrow", "two"], "halved"), "Cast_wide"),
+        with_constant(
+            inserted(packed().model, node("Div", ["narrow", "two"], "halved"), "Cast_wide"),
             "two",
             np.array(2, np.int8),
         ),
@@ -693,7 +473,41 @@ KEPT: dict[str, Callable[[], tuple[onnx.ModelProto, str]]] = {
         "'sums' is not multiplied by the activations' scale alone",
     ),
     "not_scaled_back": lambda: (
-        _without_scale(packed(), 1),
+        without_scale(packed(), 1),
         "'sums' is not multiplied by the activations' scale alone",
     ),
+}
+
+
+HITS: dict[str, Callable[[], Case]] = {
+    "bitlinear_offline": offline,
+    "bitlinear_offline_opset18": lambda: offline(opset=18),
+    "bitlinear_offline_casts": lambda: offline(steps=True),
+    "bitlinear_online": online,
+    "bitlinear_packed": packed,
+    "bitlinear_packed_without_int8": lambda: packed(casts=False),
+    "bitlinear_packed_scales_apart": lambda: packed(separate=True),
+    "bitlinear_packed_s_first": lambda: packed(first="s"),
+    "bitlinear_division": lambda: offline(scale="division", changed=_DIVISION),
+    "bitlinear_one_over": lambda: offline(scale="one over"),
+    "bitlinear_max_min": lambda: offline(bound="Max", opset=18),
+    "bitlinear_last_axis_by_number": lambda: offline(axes=(2,)),
+    "bitlinear_no_clip": lambda: offline(clip=None, changed={"activation_qmin": -128}),
+    "bitlinear_narrow_clip": lambda: offline(clip=(-127.0, 127.0)),
+    "bitlinear_four_bits": lambda: offline(
+        qmax=7.0, clip=(-8.0, 7.0), changed={"activation_qmax": 7}
+    ),
+    "bitlinear_half_of_the_range": lambda: offline(
+        clip=(-64.0, 127.0), changed={"activation_qmin": -64}
+    ),
+    "bitlinear_other_epsilon": lambda: offline(epsilon=0.5, changed={"activation_epsilon": 0.5}),
+    "bitlinear_absmax_before": lambda: by_absmax(before=True),
+    "bitlinear_absmax_behind": lambda: by_absmax(before=False),
+    "bitlinear_gemm": gemm,
+    "bitlinear_nbits": two_bit_codes,
+    "bitlinear_float16": float16,
+    "bitlinear_shared": shared,
+    "bitlinear_seen_output": lambda: seen(output=True),
+    "bitlinear_seen_node": lambda: seen(output=False),
+    "dynamic_qdq": dynamic_qdq,
 }
