@@ -20,10 +20,12 @@ TESTS = (
     "tests/e2e/test_cli.py",
     "tests/unit/op/test_function_body.py",
     "tests/unit/test_runtime.py",
+    "tests/unit/verification/test_inputs.py",
+    "tests/unit/verification/test_judge.py",
     "tests/unit/verification/test_verify.py",
 )
 # All rules on the oldest and the newest; between them what loads, converts and runs.
-ALL_RULES = ("tests/graph_passes", "tests/unit/exporting/test_export.py")
+ALL_RULES = ("tests/graph_passes", "tests/unit/exporting", "tests/e2e/test_export.py")
 OLDEST = "1.17.3"
 
 

@@ -217,3 +217,18 @@ def supported_opsets() -> list[int]:
         return True
 
     return [opset for opset in range(11, onnx.defs.onnx_opset_version() + 1) if loads(opset)]
+
+
+def make_product(
+    *,
+    K: int = 130,
+    N: int = 40,
+    scale_rank: int = 1,
+    group_size: int = 32,
+    activation: dict[str, Any] | None = None,
+    **options: Any,
+) -> Product:
+    rng = np.random.default_rng(0)
+    weight = random_weight(rng, K, N, scale_rank=scale_rank, group_size=group_size)
+    bias = rng.standard_normal(N).astype(np.float32)
+    return Product.make(weight, bias=bias, activation=activation, **options)

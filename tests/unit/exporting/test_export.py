@@ -19,11 +19,7 @@ from onnx_ternary import OptimizeOptions, OptimizeResult
 from onnx_ternary.errors import IndexFormatError, ModelError, VerificationError
 from onnx_ternary.export import Form, _verified, export, export_file
 from onnx_ternary.nodes import op_nodes
-from onnx_ternary.reference import (
-    float_error_bound,
-    int8_error_bound,
-    ternary_indexed_matmul,
-)
+from onnx_ternary.reference import float_error_bound, int8_error_bound, ternary_indexed_matmul
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE
 from tests.catalogue import HITS
 from tests.catalogue.case import Case
@@ -31,11 +27,13 @@ from tests.catalogue.matmul_nbits import FEW_BITS
 from tests.golden.write_golden import Case as GoldenCase
 from tests.golden.write_golden import cases as golden_cases
 from tests.support.checks import ALL, dense, feeds_of, skip_where_too_new, tensors
+from tests.support.command_line import DIGITS
 from tests.support.command_line import run as run_command
 from tests.support.converted_models import (
     INT8,
     Product,
     converted_model,
+    make_product,
     original_model,
     plain_session,
     random_weight,
@@ -48,24 +46,7 @@ every_form = pytest.mark.parametrize("form", FORMS)
 BITS: Any = 2 if FEW_BITS else 4
 SUPPORTED = supported_opsets()
 OPSETS = sorted({11, 12, 13, 17, 19, 21, 25} & set(SUPPORTED))
-DIGITS = Path(__file__).parents[3] / "examples" / "digits_mlp.onnx"
-
 Array = NDArray[Any]
-
-
-def make(
-    *,
-    K: int = 130,
-    N: int = 40,
-    scale_rank: int = 1,
-    group_size: int = 32,
-    activation: dict[str, Any] | None = None,
-    **options: Any,
-) -> Product:
-    rng = np.random.default_rng(0)
-    weight = random_weight(rng, K, N, scale_rank=scale_rank, group_size=group_size)
-    bias = rng.standard_normal(N).astype(np.float32)
-    return Product.make(weight, bias=bias, activation=activation, **options)
 
 
 def run(model: onnx.ModelProto, x: Array, level: str = "DISABLE_ALL") -> Array:
@@ -177,7 +158,7 @@ def test_float_weights_are_the_originals_bit_for_bit() -> None:
 @pytest.mark.parametrize("scale_rank", [0, 1, 2])
 @pytest.mark.parametrize("opset", OPSETS)
 def test_float_product_within_bound(opset: int, scale_rank: int, form: Form) -> None:
-    product = make(scale_rank=scale_rank)
+    product = make_product(scale_rank=scale_rank)
     model = converted_model([product], opset=opset)
     if refused(form, scale_rank, opset):
         with pytest.raises(ModelError, match=f"'product0': .* found opset {opset}; use --to"):
@@ -208,7 +189,7 @@ def test_float_product_within_bound(opset: int, scale_rank: int, form: Form) -> 
 @pytest.mark.parametrize("scale_rank", [0, 1, 2])
 @pytest.mark.parametrize("opset", OPSETS)
 def test_int8_rule_within_bound(opset: int, scale_rank: int, rule: str, form: Form) -> None:
-    product = make(
+    product = make_product(
         scale_rank=scale_rank,
         activation={**INT8, "activation_rule": rule, "activation_qmin": -127},
     )
@@ -291,7 +272,7 @@ def test_dequantized_codes_are_the_smallest_onnxruntime_gets_right(
 ) -> None:
     if refused("qdq", scale_rank, opset):
         pytest.skip("blocked scales take opset 21")
-    product = make(N=N, scale_rank=scale_rank)
+    product = make_product(N=N, scale_rank=scale_rank)
     model = converted_model([product], opset=opset)
     model.ir_version = ir_version
     exported = export(model, to="qdq").to_proto()
@@ -329,7 +310,7 @@ def test_matmulnbits_blocks_fit_the_scale_groups(
     if bits < BITS:
         pytest.skip(f"onnxruntime {ort.__version__} has no 2-bit MatMulNBits")
     options: dict[str, Any] = {"index_format": "rsr"} if group_size == 48 else {}
-    product = make(K=K, scale_rank=2 if group_size else 1, group_size=group_size, **options)
+    product = make_product(K=K, scale_rank=2 if group_size else 1, group_size=group_size, **options)
     result = export(converted_model([product]), to="matmulnbits", bits=bits)
     assert result.products[0].operator == f"MatMulNBits {bits}-bit, block {block_size}"
     exported = result.to_proto()
@@ -342,7 +323,7 @@ def test_matmulnbits_blocks_fit_the_scale_groups(
 
 
 def test_matmulnbits_refuses_groups_no_block_divides() -> None:
-    product = make(scale_rank=2, group_size=24, index_format="rsr")
+    product = make_product(scale_rank=2, group_size=24, index_format="rsr")
     with pytest.raises(ModelError, match="'product0': one scale every 24 rows, expected a multip"):
         export(converted_model([product]), to="matmulnbits")
 
@@ -352,7 +333,7 @@ def test_matmulnbits_refuses_groups_no_block_divides() -> None:
 def test_any_leading_dimensions(shape: tuple[int, ...], form: Form) -> None:
     if form == "matmulnbits" and len(shape) == 1:
         pytest.skip("MatMulNBits takes no vectors")
-    product = make()
+    product = make_product()
     exported = export(converted_model([product], x_shape=shape), to=form, bits=BITS).to_proto()
     assert run(exported, np.ones(shape, np.float32)).shape == (*shape[:-1], 40)
 
@@ -394,7 +375,7 @@ def with_constants_in_function(product: Product, *, opset: int = 17) -> onnx.Mod
 @every_form
 @pytest.mark.parametrize("activation", [None, INT8], ids=["float", "int8"])
 def test_product_in_a_function(activation: dict[str, Any] | None, form: Form) -> None:
-    product = make(activation=activation)
+    product = make_product(activation=activation)
     exported = export(with_constants_in_function(product), to=form, bits=BITS).to_proto()
     onnx.checker.check_model(exported)
     assert_plain(exported)
@@ -411,11 +392,11 @@ def test_product_in_a_function(activation: dict[str, Any] | None, form: Form) ->
 
 def test_unknown_type_at_an_old_opset_is_refused() -> None:
     with pytest.raises(ModelError, match="'inner': the type of its output is unknown"):
-        export(with_constants_in_function(make(), opset=13))
+        export(with_constants_in_function(make_product(), opset=13))
 
 
 def test_shared_index_becomes_one_weight() -> None:
-    product = make(K=40, N=40)
+    product = make_product(K=40, N=40)
     model = converted_model([product, product])
     first, second = model.graph.node
     second.input[1:] = first.input[1:]
@@ -427,14 +408,14 @@ def test_shared_index_becomes_one_weight() -> None:
 
 
 def test_the_source_is_left_as_it_is() -> None:
-    model = ir.from_proto(converted_model([make()]))
+    model = ir.from_proto(converted_model([make_product()]))
     before = ir.to_proto(model).SerializeToString()
     export(model, to="qdq")
     assert ir.to_proto(model).SerializeToString() == before
 
 
 def test_names_do_not_clash() -> None:
-    model = converted_model([make(), make(K=40)])
+    model = converted_model([make_product(), make_product(K=40)])
     model.graph.node[1].input[0] = "codes0.weight"
     model.graph.node[0].output[0] = "codes0.weight"
     exported = export(model).to_proto()
@@ -443,7 +424,7 @@ def test_names_do_not_clash() -> None:
 
 
 def test_wrong_choices_are_value_errors() -> None:
-    model = converted_model([make()])
+    model = converted_model([make_product()])
     with pytest.raises(ValueError, match="to = 'int8', expected one of: float, matmulnbits, qdq"):
         export(model, to="int8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bits = 3, expected 2 or 4"):
@@ -486,47 +467,8 @@ def test_verification_finds_a_wrong_weight(activation: Any, tmp_path: Path) -> N
         _verified(exported, converted, {"image": images}, (), None)
 
 
-@every_form
-@pytest.mark.parametrize("external_data", ["never", "always"])
-def test_command_line_writes_a_model_for_plain_onnxruntime(
-    form: Form, external_data: str, tmp_path: Path
-) -> None:
-    converted, exported = tmp_path / "converted.onnx", tmp_path / "exported.onnx"
-    onnx_ternary.optimize(DIGITS).save(converted)
-    arguments = ("--to", form, "--bits", BITS, "--external-data", external_data, "--verify")
-    done = run_command("export", converted, exported, *arguments)
-    assert "3 of 3 products within their bounds" in done.stdout
-    assert (tmp_path / "exported.onnx.data").exists() == (external_data == "always")
-    images = np.random.default_rng(0).random((4, 64), np.float32)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    (found,) = ort.InferenceSession(exported, options).run(None, {"image": images})
-    (expected,) = ort.InferenceSession(DIGITS).run(None, {"image": images})
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
-
-
-def test_command_line_in_place_and_without_products(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    onnx_ternary.optimize(DIGITS).save(path)
-    run_command("export", path, path, "--to", "float")
-    once = path.read_bytes()
-    done = run_command("export", path, path, "--to", "float")
-    assert "has no TernaryIndexedMatMul node" in done.stderr
-    assert path.read_bytes() == once
-
-
-def test_command_line_refusal_and_usage_write_nothing(tmp_path: Path) -> None:
-    source, target = tmp_path / "converted.onnx", tmp_path / "exported.onnx"
-    onnx.save(converted_model([make(scale_rank=2)]), source)
-    done = run_command("export", source, target, "--to", "qdq", check=1)
-    assert "use --to float or --to matmulnbits" in done.stderr
-    run_command("export", source, target, check=2)
-    run_command("export", source, target, "--to", "qdq", "--bits", "3", check=2)
-    assert list(tmp_path.iterdir()) == [source]
-
-
 def test_original_and_exported_give_the_same_bits() -> None:
-    products = [make(), make(K=40, N=33)]
+    products = [make_product(), make_product(K=40, N=33)]
     x = np.random.default_rng(2).standard_normal((4, 5, 130)).astype(np.float32)
     exported = export(converted_model(products)).to_proto()
     np.testing.assert_array_equal(run(exported, x), run(original_model(products), x))

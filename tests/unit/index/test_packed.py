@@ -1,7 +1,6 @@
-from __future__ import annotations
+"""The packed format: what the document says, byte by byte."""
 
-import dataclasses
-from typing import Any
+from __future__ import annotations
 
 import numpy as np
 import pytest
@@ -9,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnx_ternary.errors import IndexFormatError
-from onnx_ternary.index import Index, build_index, decode_index, packed, validate_index
+from onnx_ternary.index import build_index, decode_index, packed, validate_index
 from onnx_ternary.schema import BLOCK_SIZES, Alphabet, Storage
 from onnx_ternary.ternary import TernaryWeight
 from tests.support.strategies import (
@@ -115,94 +113,3 @@ def test_build_decode_validate(weight: TernaryWeight) -> None:
     assert index.nbytes == index.codes.nbytes + 4 + weight.scale.nbytes
     validate_index(attributes, index.codes, index.aux, index.scale, NO_BIAS)
     np.testing.assert_array_equal(decode_index(attributes, index.codes, index.aux), weight.levels)
-
-
-@pytest.mark.parametrize(
-    ("group_size", "block_size"), [(0, 128), (16, 16), (48, 16), (64, 64), (128, 128), (256, 128)]
-)
-def test_block_size_follows_the_group_size(group_size: int, block_size: int) -> None:
-    index = build_index(simple_weight(300, 5, group_size), native=False)
-    assert index.attributes.block_size == block_size
-
-
-def test_group_size_without_a_block_is_refused() -> None:
-    with pytest.raises(IndexFormatError, match="group_size = 20, expected a multiple of 16"):
-        build_index(simple_weight(300, 5, 20), native=False)
-
-
-@pytest.mark.parametrize("options", [{"block_width": 4}, {"algorithm": "rsr"}, {"storage": "1bit"}])
-def test_build_refuses_what_the_format_does_not_allow(options: dict[str, Any]) -> None:
-    with pytest.raises(IndexFormatError):
-        build_index(simple_weight(9, 9, 0), native=False, **options)
-
-
-def simple_weight(K: int, N: int, group_size: int) -> TernaryWeight:
-    levels = random_levels(np.random.default_rng(0), K, N, "ternary")
-    shape = (-(-K // group_size), N) if group_size else (N,)
-    return TernaryWeight(levels, np.ones(shape, np.float32), group_size, "ternary", 0.0)
-
-
-@pytest.fixture
-def index() -> Index:
-    return build_index(simple_weight(130, 5, 0), native=False)
-
-
-def refused(index: Index, **changes: Any) -> str:
-    inputs = {"codes": index.codes, "aux": index.aux, "scale": index.scale, "bias": NO_BIAS}
-    with pytest.raises(IndexFormatError) as error:
-        validate_index(index.attributes, **(inputs | changes), node="/mlp/up_proj")
-    text = str(error.value)
-    assert text.startswith("TernaryIndexedMatMul '/mlp/up_proj': ")
-    assert text.endswith("; convert the model again with 'onnx-ternary optimize'.")
-    return text
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        (
-            {"codes": np.zeros((2, 2, 4, 31), np.uint8)},
-            "codes shape = (2, 2, 4, 31), expected (2, 2, 4, 32)",
-        ),
-        ({"codes": np.zeros((2, 2, 4, 32), np.int8)}, "codes dtype = int8, expected uint8"),
-        ({"aux": np.zeros(2, np.uint32)}, "aux shape = (2,), expected (1,)"),
-        ({"aux": np.zeros(1, np.int32)}, "aux dtype = int32, expected uint32"),
-        ({"scale": np.ones(4, np.float32)}, "scale shape = (4,), expected () or (5,)"),
-        ({"scale": np.ones((1, 5), np.float32)}, "scale shape = (1, 5), expected () or (5,)"),
-        ({"scale": np.ones(5)}, "scale dtype = float64, expected float32"),
-        (
-            {"scale": np.array([1, 1, np.nan, 1, 1], np.float32)},
-            "scale[2] = nan, expected a finite number of at least 0",
-        ),
-        ({"scale": np.array(-0.5, np.float32)}, "scale = -0.5, expected a finite number of"),
-        ({"scale": np.array(np.inf, np.float32)}, "scale = inf, expected a finite number of"),
-        ({"bias": np.ones((), np.float32)}, "bias = 1, expected 0, or one value a column"),
-        ({"bias": np.ones(1, np.float32)}, "bias shape = (1,), expected () or (5,)"),
-        ({"bias": np.ones(5, np.float16)}, "bias dtype = float16, expected float32"),
-    ],
-)
-def test_corrupted_index_is_refused(index: Index, changes: dict[str, Any], expected: str) -> None:
-    assert expected in refused(index, **changes)
-
-
-def test_group_scale_of_another_shape_is_refused() -> None:
-    index = build_index(simple_weight(130, 5, 128), native=False)
-    validate_index(index.attributes, index.codes, index.aux, index.scale, NO_BIAS)
-    text = refused(index, scale=np.ones(5, np.float32))
-    assert "scale shape = (5,), expected (2, 5)" in text
-
-
-def test_code_3_is_memory_safe_but_does_not_decode(index: Index) -> None:
-    codes = index.codes.copy()
-    codes[0, 0, 1, 0] = 0xFF
-    validate_index(index.attributes, codes, index.aux, index.scale, NO_BIAS)
-    with pytest.raises(
-        IndexFormatError, match=r"level of row 0, column 1 = code 3, expected -1 or"
-    ):
-        decode_index(index.attributes, codes, index.aux)
-
-
-def test_level_outside_the_alphabet_does_not_decode(index: Index) -> None:
-    attributes = dataclasses.replace(index.attributes, alphabet="binary_pm")
-    with pytest.raises(IndexFormatError, match="= 0, expected -1 or 1"):
-        decode_index(attributes, index.codes, index.aux)

@@ -1,3 +1,5 @@
+"""The RSR format: permutations, offsets and the optimal block width."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_ternary.errors import IndexFormatError
-from onnx_ternary.index import Index, build_index, decode_index, rsr, validate_index
+from onnx_ternary.index import build_index, decode_index, rsr, validate_index
 from onnx_ternary.schema import Algorithm, Alphabet, Storage
 from onnx_ternary.ternary import TernaryWeight
 from tests.support.strategies import (
@@ -149,85 +150,3 @@ def test_optimal_block_width_of_the_paper() -> None:
     assert abs(rsr.optimal_block_width(2**14, 2**14, "planes", "rsr") - 9) <= 1
     assert abs(rsr.optimal_block_width(2**14, 2**14, "planes", "rsr++") - 11) <= 1
     assert rsr.optimal_block_width(2**23, 2**23, "planes", "rsr++") == 16
-
-
-def rsr_index(group_size: int = 0) -> Index:
-    levels = random_levels(np.random.default_rng(0), 40, 5, "ternary")
-    shape = (-(-40 // group_size), 5) if group_size else (5,)
-    weight = TernaryWeight(levels, np.ones(shape, np.float32), group_size, "ternary", 0.0)
-    return build_index(weight, index_format="rsr", block_width=2, native=False)
-
-
-def refused(index: Index, **changes: Any) -> str:
-    inputs = {"codes": index.codes, "aux": index.aux, "scale": index.scale, "bias": NO_BIAS}
-    with pytest.raises(IndexFormatError) as error:
-        validate_index(index.attributes, **(inputs | changes), node="/mlp/up_proj")
-    return str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("tensor", "position", "value", "expected"),
-    [
-        ("codes", (1, 2, 7), 40, "permutation[1, 2, 7] = 40, expected each row from 0 to 39 once"),
-        ("codes", (0, 0, 0), 65535, "permutation[0, 0, 0] = 65535, expected each row from 0 to"),
-        ("aux", (1, 0, 0, 0), 1, "segment_offsets[1, 0, 0, 0] = 1, expected 0"),
-        ("aux", (0, 2, 0, 4), 39, "segment_offsets[0, 2, 0, 4] = 39, expected 40"),
-        ("aux", (0, 1, 0, 2), 70000, "segment_offsets[0, 1, 0, 2] = 70000, expected from"),
-        ("aux", (0, 1, 0, 4), 2**32 - 1, "= 4294967295, expected 40"),
-    ],
-)
-def test_corrupted_element_is_refused(
-    tensor: str, position: tuple[int, ...], value: int, expected: str
-) -> None:
-    index = rsr_index()
-    changed = getattr(index, tensor).copy()
-    changed[position] = value
-    text = refused(index, **{tensor: changed})
-    assert expected in text
-    assert text.startswith("TernaryIndexedMatMul '/mlp/up_proj': ")
-
-
-def test_repeated_row_is_refused() -> None:
-    index = rsr_index()
-    codes = index.codes.copy()
-    codes[0, 1, 30] = codes[0, 1, 4]
-    expected = f"permutation[0, 1, 30] = {codes[0, 1, 4]}, expected each row from 0 to 39 once"
-    assert expected in refused(index, codes=codes)
-
-
-def test_decreasing_offsets_are_refused() -> None:
-    index = rsr_index()
-    aux = index.aux.copy()
-    aux[0, 0, 0, 1] = 30
-    aux[0, 0, 0, 2] = 29
-    expected = "segment_offsets[0, 0, 0, 2] = 29, expected from 30 to 40"
-    assert expected in refused(index, aux=aux)
-
-
-def test_row_of_another_group_is_refused() -> None:
-    index = rsr_index(16)
-    codes = index.codes.copy()
-    codes[0, 0, [3, 20]] = codes[0, 0, [20, 3]]
-    assert "expected each row from 0 to 15 once" in refused(index, codes=codes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"codes": np.zeros((2, 3, 40), np.int64)}, "codes dtype = int64, expected uint16 or"),
-        ({"codes": np.zeros((1, 3, 40), np.uint16)}, "codes shape = (1, 3, 40), expected (2, 3,"),
-        ({"aux": np.zeros(1, np.uint32)}, "aux shape = (1,), expected (2, 3, 1, 5)"),
-    ],
-)
-def test_tensor_of_another_form_is_refused(changes: dict[str, Any], expected: str) -> None:
-    assert expected in refused(rsr_index(), **changes)
-
-
-def test_uint32_permutation_is_allowed() -> None:
-    index = rsr_index()
-    wide = index.codes.astype(np.uint32)
-    validate_index(index.attributes, wide, index.aux, index.scale, NO_BIAS)
-    np.testing.assert_array_equal(
-        decode_index(index.attributes, wide, index.aux),
-        decode_index(index.attributes, index.codes, index.aux),
-    )

@@ -1,6 +1,7 @@
+"""Nodes without a session: what they compute, and what is refused."""
+
 from __future__ import annotations
 
-import ctypes
 import re
 from dataclasses import replace
 from typing import Any
@@ -11,40 +12,9 @@ from numpy.typing import NDArray
 
 from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError, LibraryError
-from onnx_ternary.schema import (
-    MAX_K,
-    MAX_N,
-    ActivationRule,
-    Alphabet,
-    IndexFormat,
-    OpAttributes,
-    Storage,
-)
-from tests.support.single_node import (
-    Node,
-    attribute_variants,
-    int8,
-    label,
-    make_node,
-    pack,
-    pack_rsr,
-)
-
-SIZES = [(1, 1), (15, 3), (16, 4), (17, 5), (127, 7), (128, 64), (129, 65), (300, 70)]
-VARIANTS = attribute_variants(100, 13)
-SCALAR_KERNELS = [
-    "packed_reference_float_scalar",
-    "packed_reference_int8_scalar",
-    "rsr_reference_float_scalar",
-    "rsr_reference_int8_scalar",
-    "rsr_gemv_float_scalar",
-    "rsr_gemv_int8_scalar",
-]
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(20240)
+from onnx_ternary.schema import MAX_K, MAX_N, ActivationRule, IndexFormat, OpAttributes
+from tests.support.native_node import SCALAR_KERNELS, VARIANTS, run
+from tests.support.single_node import Node, int8, label, make_node
 
 
 def quantize(x: NDArray[np.float32], attributes: OpAttributes) -> tuple[Any, Any]:
@@ -72,146 +42,7 @@ def int8_product(node: Node, x: NDArray[np.float32]) -> NDArray[np.float32]:
     return y + node.bias
 
 
-def run(node: Node, x: NDArray[np.float32], **options: Any) -> tuple[NDArray[np.float32], str]:
-    codes, aux, scale, bias = node.tensors
-    return _native.run(node.attributes, codes, aux, scale, bias, x, **options)
-
-
-# ---- Packing ----
-
-
-@pytest.mark.parametrize(("K", "N"), SIZES)
-@pytest.mark.parametrize("block_size", [16, 128])
-@pytest.mark.parametrize(
-    ("storage", "alphabet"),
-    [("2bit", "ternary"), ("2bit", "binary_pm"), ("dense", "ternary"), ("dense", "binary_01"),
-     ("1bit", "binary_pm"), ("1bit", "binary_01")],
-)  # fmt: skip
-def test_pack_equals_the_written_format(
-    rng: np.random.Generator, K: int, N: int, block_size: int, storage: Storage, alphabet: Alphabet
-) -> None:
-    attributes = OpAttributes(K, N, storage=storage, alphabet=alphabet, block_size=block_size)
-    levels = make_node(rng, attributes).levels
-    options: Any = {"storage": storage, "alphabet": alphabet, "block_size": block_size}
-    codes = _native.pack(levels, **options)
-    np.testing.assert_array_equal(codes, pack(levels, attributes))
-    np.testing.assert_array_equal(_native.unpack(codes, K, N, **options), levels)
-
-
-@pytest.mark.parametrize(("K", "N"), [(1, 1), (17, 5), (130, 66), (48, 130)])
-@pytest.mark.parametrize("group_size", [0, 7, 48])
-@pytest.mark.parametrize(
-    ("storage", "alphabet", "block_width"),
-    [("planes", "ternary", 4), ("planes", "binary_pm", 3), ("planes", "binary_01", 1),
-     ("base3", "ternary", 3), ("planes", "ternary", 9)],
-)  # fmt: skip
-def test_pack_rsr_equals_the_written_format(
-    rng: np.random.Generator,
-    K: int,
-    N: int,
-    group_size: int,
-    storage: Storage,
-    alphabet: Alphabet,
-    block_width: int,
-) -> None:
-    K = min(K, 17) if block_width == 9 else K  # 512 patterns in plain Python are slow
-    attributes = OpAttributes(
-        K,
-        N,
-        index_format="rsr",
-        storage=storage,
-        alphabet=alphabet,
-        block_size=0,
-        block_width=block_width,
-        algorithm="rsr",
-        group_size=group_size,
-    )
-    levels = make_node(rng, attributes).levels
-    permutation, offsets = _native.pack_rsr(
-        levels, storage=storage, alphabet=alphabet, block_width=block_width, group_size=group_size
-    )
-    expected_permutation, expected_offsets = pack_rsr(levels, attributes)
-    assert permutation.dtype == np.uint16
-    np.testing.assert_array_equal(permutation, expected_permutation)
-    np.testing.assert_array_equal(offsets, expected_offsets)
-
-
-def test_pack_rsr_long_matrix_uses_uint32() -> None:
-    levels = np.ones((65537, 2), np.int8)
-    permutation, offsets = _native.pack_rsr(
-        levels, storage="planes", alphabet="binary_01", block_width=2, group_size=0
-    )
-    assert permutation.dtype == np.uint32
-    np.testing.assert_array_equal(permutation.ravel(), np.arange(65537))
-    np.testing.assert_array_equal(offsets.ravel(), [0, 0, 0, 0, 65537])
-
-
-@pytest.mark.parametrize(
-    ("level", "alphabet", "expected"),
-    [(2, "ternary", "-1, 0 or 1"), (-128, "ternary", "-1, 0 or 1"), (127, "ternary", "-1, 0 or 1"),
-     (0, "binary_pm", "-1 or 1"), (-1, "binary_01", "0 or 1")],
-)  # fmt: skip
-def test_pack_level_outside_the_alphabet_is_named(
-    level: int, alphabet: Alphabet, expected: str
-) -> None:
-    levels = np.ones((200, 70), np.int8)
-    levels[150, 66] = level
-    message = rf"levels\[150, 66\] = {level} .*expected {expected}"
-    with pytest.raises(IndexFormatError, match=message):
-        _native.pack(levels, storage="2bit", alphabet=alphabet, block_size=128)
-    with pytest.raises(IndexFormatError, match=message):
-        _native.pack_rsr(levels, storage="planes", alphabet=alphabet, block_width=3, group_size=0)
-
-
-@pytest.mark.parametrize(
-    ("shape", "options", "message"),
-    [((4, 4), {"block_size": 24}, "block_size = 24"), ((4, 4), {"block_size": 0}, "block_size"),
-     ((4, 4), {"storage": "planes"}, "not one of packed"), ((0, 4), {}, "K and N"),
-     ((4, 4), {"storage": "3bit"}, "expected 2bit or dense"),
-     ((4, 4), {"storage": "1bit"}, "binary alphabets"), ((4,), {}, "expected")],
-)  # fmt: skip
-def test_pack_wrong_arguments_are_refused(
-    shape: tuple[int, ...], options: dict[str, Any], message: str
-) -> None:
-    arguments = {"storage": "2bit", "alphabet": "ternary", "block_size": 128, **options}
-    with pytest.raises(IndexFormatError, match=message):
-        _native.pack(np.ones(shape, np.int8), **arguments)
-
-
 LONGEST = 2**63 - 1
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("otn_pack", (LONGEST, 4, b"2bit", b"ternary", 128)),
-     ("otn_pack", (4, LONGEST, b"dense", b"ternary", 128)),
-     ("otn_pack_rsr", (LONGEST, 4, b"planes", b"ternary", 2, 0)),
-     ("otn_pack_rsr", (4, LONGEST, b"planes", b"ternary", 2, 0)),
-     ("otn_pack_rsr", (4, 4, b"planes", b"ternary", 2, LONGEST))],
-)  # fmt: skip
-def test_pack_sizes_that_overflow_are_refused(name: str, arguments: tuple[Any, ...]) -> None:
-    memory, error = np.zeros(16, np.int8), ctypes.create_string_buffer(100)
-    outputs = (memory.ctypes.data, 16)
-    if name == "otn_pack_rsr":
-        outputs = (memory.ctypes.data, 2, 16, memory.ctypes.data, 16)
-    status = getattr(_native.library(), name)(
-        memory.ctypes.data, *arguments, *outputs, error, len(error)
-    )
-    assert status == 1
-    assert error.value
-
-
-def test_unpack_takes_any_byte(rng: np.random.Generator) -> None:
-    codes = np.arange(256, dtype=np.uint8).reshape(2, 1, 4, 32)
-    two_bit = _native.unpack(codes, 128, 8, storage="2bit", alphabet="ternary", block_size=128)
-    assert set(np.unique(two_bit)) == {-1, 0, 1, 2}
-    codes = rng.integers(0, 256, (2, 1, 4, 26)).astype(np.uint8)
-    dense = _native.unpack(codes, 128, 8, storage="dense", alphabet="ternary", block_size=128)
-    assert set(np.unique(dense)) == {-1, 0, 1}
-    assert dense[26, 3] == int(codes[0, 0, 3, 0]) // 3 % 3 - 1
-
-
-# ---- Running ----
 
 
 @pytest.mark.parametrize("attributes", VARIANTS, ids=label)
@@ -370,9 +201,6 @@ def test_misaligned_tensors_are_read(rng: np.random.Generator, attributes: OpAtt
     np.testing.assert_array_equal(run(moved, x)[0], run(node, x)[0])
 
 
-# ---- Validation ----
-
-
 @pytest.mark.parametrize("attributes", [*VARIANTS, *map(int8, VARIANTS)], ids=label)
 def test_validate_accepts_what_the_format_allows(attributes: OpAttributes) -> None:
     for per_column in (False, True):
@@ -508,50 +336,6 @@ def test_validate_long_matrix_needs_uint32() -> None:
     _native.validate(attributes, permutation, offsets, scale, bias)
     with pytest.raises(IndexFormatError, match="codes dtype = uint16, expected uint32"):
         _native.validate(attributes, permutation.astype(np.uint16), offsets, scale, bias)
-
-
-# ---- Kernels ----
-
-
-def test_kernels_list_has_the_scalar_ones() -> None:
-    listed = {entry["name"]: entry for entry in _native.kernels()["kernels"]}
-    for name in SCALAR_KERNELS:
-        assert listed[name]["isa"] == "scalar"
-        assert listed[name]["supported"]
-        assert not listed[name]["fixed_point"]
-
-
-def test_forced_kernel_is_the_one_that_runs(rng: np.random.Generator) -> None:
-    node = make_node(rng, VARIANTS[8])
-    x = rng.standard_normal((3, node.attributes.K)).astype(np.float32)
-    with _native.forced(kernel="rsr_reference_float_scalar"):
-        assert run(node, x)[1] == "rsr_reference_float_scalar"
-    assert run(node, x)[1] != "rsr_reference_float_scalar"
-
-
-def test_unknown_names_are_refused(rng: np.random.Generator) -> None:
-    node = make_node(rng, VARIANTS[0])
-    x = np.zeros((1, node.attributes.K), np.float32)
-    with pytest.raises(LibraryError):
-        _native.force_isa("avx9000")
-    with pytest.raises(LibraryError):
-        _native.force_kernel("no_such_kernel")
-    with pytest.raises(LibraryError, match=r"'no_such_kernel' does not exist\. Available: "):
-        run(node, x, kernel="no_such_kernel")
-    with pytest.raises(LibraryError, match="cannot serve"):
-        run(node, x, kernel="rsr_gemv_float_scalar")
-    with pytest.raises(LibraryError, match="cannot serve"):
-        run(node, x, kernel="packed_reference_int8_scalar")
-
-
-def test_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "_ABI_VERSION", 999)
-    _native.library.cache_clear()
-    try:
-        with pytest.raises(LibraryError, match="expected 999"):
-            _native.library()
-    finally:
-        _native.library.cache_clear()
 
 
 def test_layer_runs_as_run_does_and_into_out(rng: np.random.Generator) -> None:

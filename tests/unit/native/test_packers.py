@@ -1,22 +1,20 @@
-"""The C++ packers and validator against the numpy ones."""
+"""The C++ packers against the written format and the numpy packers."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+import ctypes
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError
-from onnx_ternary.index import Index, build_index, packed, rsr, validate_index
-from onnx_ternary.schema import BLOCK_SIZES, Alphabet, Storage
-from onnx_ternary.ternary import TernaryWeight
+from onnx_ternary.index import packed, rsr
+from onnx_ternary.schema import BLOCK_SIZES, Alphabet, OpAttributes, Storage
+from tests.support.single_node import make_node, pack, pack_rsr
 from tests.support.strategies import (
     LEVELS,
     PACKED_STORAGES,
@@ -25,10 +23,9 @@ from tests.support.strategies import (
     random_generators,
     random_levels,
     row_counts,
-    ternary_weights,
 )
 
-NO_BIAS = np.zeros((), np.float32)
+LONGEST = 2**63 - 1
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
@@ -136,178 +133,132 @@ def test_level_outside_the_alphabet_is_refused(storage: Storage, alphabet: Alpha
                 _native.pack(levels, storage=storage, alphabet=alphabet, block_size=128)
 
 
-@given(weight=ternary_weights(), index_format=st.sampled_from(["packed", "rsr"]))
-def test_build_index_is_the_same(weight: TernaryWeight, index_format: Any) -> None:
-    native = build_index(weight, index_format=index_format)
-    expected = build_index(weight, index_format=index_format, native=False)
-    assert native.attributes == expected.attributes
-    for name in ("codes", "aux", "scale"):
-        np.testing.assert_array_equal(getattr(native, name), getattr(expected, name))
-    _native.validate(native.attributes, native.codes, native.aux, native.scale, NO_BIAS)
+SIZES = [(1, 1), (15, 3), (16, 4), (17, 5), (127, 7), (128, 64), (129, 65), (300, 70)]
 
 
-# Validators ------------------------------------------------------------------------------------
-
-Tensors = dict[str, NDArray[Any]]
-
-
-def put(name: str, position: Any, value: Any) -> Callable[[Tensors], Tensors]:
-    def change(tensors: Tensors) -> Tensors:
-        changed = tensors[name].copy()
-        changed[position] = value
-        return tensors | {name: changed}
-
-    return change
-
-
-def replace(name: str, tensor: NDArray[Any]) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: tensors | {name: tensor}
-
-
-def convert(name: str, dtype: Any) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: tensors | {name: tensors[name].astype(dtype)}
+@pytest.mark.parametrize(("K", "N"), SIZES)
+@pytest.mark.parametrize("block_size", [16, 128])
+@pytest.mark.parametrize(
+    ("storage", "alphabet"),
+    [("2bit", "ternary"), ("2bit", "binary_pm"), ("dense", "ternary"), ("dense", "binary_01"),
+     ("1bit", "binary_pm"), ("1bit", "binary_01")],
+)  # fmt: skip
+def test_pack_equals_the_written_format(
+    rng: np.random.Generator, K: int, N: int, block_size: int, storage: Storage, alphabet: Alphabet
+) -> None:
+    attributes = OpAttributes(K, N, storage=storage, alphabet=alphabet, block_size=block_size)
+    levels = make_node(rng, attributes).levels
+    options: Any = {"storage": storage, "alphabet": alphabet, "block_size": block_size}
+    codes = _native.pack(levels, **options)
+    np.testing.assert_array_equal(codes, pack(levels, attributes))
+    np.testing.assert_array_equal(_native.unpack(codes, K, N, **options), levels)
 
 
-def cut(name: str, axis: int) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: tensors | {name: np.delete(tensors[name], -1, axis)}
-
-
-def swap_rows(tensors: Tensors) -> Tensors:
-    codes = tensors["codes"].copy()
-    codes[0, 0, [3, 20]] = codes[0, 0, [20, 3]]
-    return tensors | {"codes": codes}
-
-
-def repeat_row(tensors: Tensors) -> Tensors:
-    codes = tensors["codes"].copy()
-    codes[-1, 1, 9] = codes[-1, 1, 4]
-    return tensors | {"codes": codes}
-
-
-def lower_offset(tensors: Tensors) -> Tensors:
-    aux = tensors["aux"].copy()
-    aux[0, 0, 0, 1:3] = 12, 11
-    return tensors | {"aux": aux}
-
-
-def make(index_format: Any, group_size: int, storage: Any) -> Index:
-    levels = random_levels(np.random.default_rng(0), 40, 5, "ternary")
-    shape = (-(-40 // group_size), 5) if group_size else (5,)
-    weight = TernaryWeight(levels, np.ones(shape, np.float32), group_size, "ternary", 0.0)
-    return build_index(
-        weight,
-        index_format=index_format,
+@pytest.mark.parametrize(("K", "N"), [(1, 1), (17, 5), (130, 66), (48, 130)])
+@pytest.mark.parametrize("group_size", [0, 7, 48])
+@pytest.mark.parametrize(
+    ("storage", "alphabet", "block_width"),
+    [("planes", "ternary", 4), ("planes", "binary_pm", 3), ("planes", "binary_01", 1),
+     ("base3", "ternary", 3), ("planes", "ternary", 9)],
+)  # fmt: skip
+def test_pack_rsr_equals_the_written_format(
+    rng: np.random.Generator,
+    K: int,
+    N: int,
+    group_size: int,
+    storage: Storage,
+    alphabet: Alphabet,
+    block_width: int,
+) -> None:
+    K = min(K, 17) if block_width == 9 else K  # 512 patterns in plain Python are slow
+    attributes = OpAttributes(
+        K,
+        N,
+        index_format="rsr",
         storage=storage,
-        block_width=2 if index_format == "rsr" else None,
-        native=False,
+        alphabet=alphabet,
+        block_size=0,
+        block_width=block_width,
+        algorithm="rsr",
+        group_size=group_size,
     )
+    levels = make_node(rng, attributes).levels
+    permutation, offsets = _native.pack_rsr(
+        levels, storage=storage, alphabet=alphabet, block_width=block_width, group_size=group_size
+    )
+    expected_permutation, expected_offsets = pack_rsr(levels, attributes)
+    assert permutation.dtype == np.uint16
+    np.testing.assert_array_equal(permutation, expected_permutation)
+    np.testing.assert_array_equal(offsets, expected_offsets)
 
 
-def same(tensors: Tensors) -> Tensors:
-    return tensors
-
-
-SHARED: dict[str, Callable[[Tensors], Tensors]] = {
-    "nothing": same,
-    "bias": replace("bias", np.ones(5, np.float32)),
-    "bias of another length": replace("bias", np.ones(4, np.float32)),
-    "bias of one": replace("bias", np.ones(1, np.float32)),
-    "bias of rank 2": replace("bias", np.ones((1, 5), np.float32)),
-    "scalar bias": replace("bias", np.array(1, np.float32)),
-    "NaN scalar bias": replace("bias", np.array(np.nan, np.float32)),
-    "NaN bias": replace("bias", np.full(5, np.nan, np.float32)),
-    "scale of one": replace("scale", np.ones(1, np.float32)),
-    "scale per tensor": replace("scale", np.array(2, np.float32)),
-    "scale of rank 2": replace("scale", np.ones((1, 5), np.float32)),
-    "NaN scale": put("scale", -1, np.nan),
-    "infinite scale": put("scale", -1, np.inf),
-    "negative scale": put("scale", 0, -1),
-    "scale of zero": put("scale", 0, 0),
-    "denormal scale": put("scale", 0, 1e-40),
-    "fewer codes": cut("codes", 0),
-    "shorter codes": cut("codes", 2),
-    "aux of rank 2": replace("aux", np.zeros((1, 1), np.uint32)),
-    "empty aux": replace("aux", np.zeros(0, np.uint32)),
-}
-PACKED: dict[str, Callable[[Tensors], Tensors]] = {
-    "uint16 codes": convert("codes", np.uint16),
-    "unused codes": put("codes", 0, 255),
-    "aux of two": replace("aux", np.zeros(2, np.uint32)),
-    "aux not zero": put("aux", 0, 7),
-    "codes of rank 1": replace("codes", np.zeros(8, np.uint8)),
-}
-RSR: dict[str, Callable[[Tensors], Tensors]] = {
-    "uint32 permutation": convert("codes", np.uint32),
-    "uint8 permutation": convert("codes", np.uint8),
-    "row past K": put("codes", (-1, 2, 7), 40),
-    "largest row": put("codes", (0, 0, 0), 65535),
-    "repeated row": repeat_row,
-    "swapped rows": swap_rows,
-    "first offset": put("aux", (-1, 0, 0, 0), 1),
-    "last offset": put("aux", (0, 2, 0, -1), 3),
-    "offset past K": put("aux", (0, 1, 0, 2), 70000),
-    "largest offset": put("aux", (0, 1, 0, -2), 2**32 - 1),
-    "largest last offset": put("aux", (0, 1, 0, -1), 2**32 - 1),
-    "decreasing offsets": lower_offset,
-    "fewer offsets": cut("aux", -1),
-}
+def test_pack_rsr_long_matrix_uses_uint32() -> None:
+    levels = np.ones((65537, 2), np.int8)
+    permutation, offsets = _native.pack_rsr(
+        levels, storage="planes", alphabet="binary_01", block_width=2, group_size=0
+    )
+    assert permutation.dtype == np.uint32
+    np.testing.assert_array_equal(permutation.ravel(), np.arange(65537))
+    np.testing.assert_array_equal(offsets.ravel(), [0, 0, 0, 0, 65537])
 
 
 @pytest.mark.parametrize(
-    ("index_format", "storage", "change"),
-    [
-        *(("packed", storage, name) for storage in ("2bit", "dense") for name in SHARED | PACKED),
-        *(("rsr", storage, name) for storage in ("planes", "base3") for name in SHARED | RSR),
-    ],
-)
-@pytest.mark.parametrize("group_size", [0, 16])
-def test_validators_agree(index_format: str, storage: str, change: str, group_size: int) -> None:
-    index = make(index_format, group_size, storage)
-    changes = SHARED | (PACKED if index_format == "packed" else RSR)
-    tensors: Tensors = {
-        "codes": index.codes,
-        "aux": index.aux,
-        "scale": index.scale,
-        "bias": NO_BIAS,
-    }
-    tensors = changes[change](tensors)
-    texts = [failure(validate, index, tensors) for validate in (validate_index, _native.validate)]
-    assert (texts[0] is None) == (texts[1] is None), texts
-    expected_to_pass = {
-        "nothing",
-        "bias",
-        "NaN bias",
-        "scale of zero",
-        "denormal scale",
-        "unused codes",
-        "aux not zero",
-        "uint32 permutation",
-    }
-    if group_size == 0:
-        expected_to_pass |= {"scale per tensor", "swapped rows"}
-    assert (texts[0] is None) == (change in expected_to_pass), texts
-    if texts[0] is not None and texts[1] is not None:
-        place = [text.split(" = ")[0] for text in texts]
-        assert place[0] == place[1]
+    ("level", "alphabet", "expected"),
+    [(2, "ternary", "-1, 0 or 1"), (-128, "ternary", "-1, 0 or 1"), (127, "ternary", "-1, 0 or 1"),
+     (0, "binary_pm", "-1 or 1"), (-1, "binary_01", "0 or 1")],
+)  # fmt: skip
+def test_pack_level_outside_the_alphabet_is_named(
+    level: int, alphabet: Alphabet, expected: str
+) -> None:
+    levels = np.ones((200, 70), np.int8)
+    levels[150, 66] = level
+    message = rf"levels\[150, 66\] = {level} .*expected {expected}"
+    with pytest.raises(IndexFormatError, match=message):
+        _native.pack(levels, storage="2bit", alphabet=alphabet, block_size=128)
+    with pytest.raises(IndexFormatError, match=message):
+        _native.pack_rsr(levels, storage="planes", alphabet=alphabet, block_width=3, group_size=0)
 
 
-def failure(validate: Any, index: Index, tensors: Tensors) -> str | None:
-    try:
-        validate(index.attributes, **tensors)
-    except IndexFormatError as error:
-        return str(error)
-    return None
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [((4, 4), {"block_size": 24}, "block_size = 24"), ((4, 4), {"block_size": 0}, "block_size"),
+     ((4, 4), {"storage": "planes"}, "not one of packed"), ((0, 4), {}, "K and N"),
+     ((4, 4), {"storage": "3bit"}, "expected 2bit or dense"),
+     ((4, 4), {"storage": "1bit"}, "binary alphabets"), ((4,), {}, "expected")],
+)  # fmt: skip
+def test_pack_wrong_arguments_are_refused(
+    shape: tuple[int, ...], options: dict[str, Any], message: str
+) -> None:
+    arguments = {"storage": "2bit", "alphabet": "ternary", "block_size": 128, **options}
+    with pytest.raises(IndexFormatError, match=message):
+        _native.pack(np.ones(shape, np.int8), **arguments)
 
 
-@pytest.mark.parametrize("rule", ["absmax_division", "absmax_reciprocal"])
-def test_int8_attributes_are_accepted(rule: Any) -> None:
-    index = make("packed", 0, None)
-    attributes = dataclasses.replace(
-        index.attributes,
-        activation="int8",
-        activation_rule=rule,
-        activation_epsilon=1e-5,
-        activation_qmin=-128,
-        activation_qmax=127,
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("otn_pack", (LONGEST, 4, b"2bit", b"ternary", 128)),
+     ("otn_pack", (4, LONGEST, b"dense", b"ternary", 128)),
+     ("otn_pack_rsr", (LONGEST, 4, b"planes", b"ternary", 2, 0)),
+     ("otn_pack_rsr", (4, LONGEST, b"planes", b"ternary", 2, 0)),
+     ("otn_pack_rsr", (4, 4, b"planes", b"ternary", 2, LONGEST))],
+)  # fmt: skip
+def test_pack_sizes_that_overflow_are_refused(name: str, arguments: tuple[Any, ...]) -> None:
+    memory, error = np.zeros(16, np.int8), ctypes.create_string_buffer(100)
+    outputs = (memory.ctypes.data, 16)
+    if name == "otn_pack_rsr":
+        outputs = (memory.ctypes.data, 2, 16, memory.ctypes.data, 16)
+    status = getattr(_native.library(), name)(
+        memory.ctypes.data, *arguments, *outputs, error, len(error)
     )
-    _native.validate(attributes, index.codes, index.aux, index.scale, NO_BIAS)
+    assert status == 1
+    assert error.value
+
+
+def test_unpack_takes_any_byte(rng: np.random.Generator) -> None:
+    codes = np.arange(256, dtype=np.uint8).reshape(2, 1, 4, 32)
+    two_bit = _native.unpack(codes, 128, 8, storage="2bit", alphabet="ternary", block_size=128)
+    assert set(np.unique(two_bit)) == {-1, 0, 1, 2}
+    codes = rng.integers(0, 256, (2, 1, 4, 26)).astype(np.uint8)
+    dense = _native.unpack(codes, 128, 8, storage="dense", alphabet="ternary", block_size=128)
+    assert set(np.unique(dense)) == {-1, 0, 1}
+    assert dense[26, 3] == int(codes[0, 0, 3, 0]) // 3 % 3 - 1

@@ -10,33 +10,12 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from onnx_ternary.batch import Batch
-from onnx_ternary.convert import Conversion
 from onnx_ternary.errors import ExitCode
 from onnx_ternary.outcome import Outcome
-from onnx_ternary.report import Kept, Report, Rewrite, format_size
+from onnx_ternary.report import Kept
 from onnx_ternary.summary import code, summarize, summarize_batch
+from tests.support.outcomes import REWRITE, outcome
 
-REWRITE = Rewrite(
-    node="up",
-    op_type="MatMul",
-    pattern="Mul -> MatMul",
-    graph="main graph",
-    input="x",
-    output="y",
-    weight="w",
-    K=64,
-    N=512,
-    dtype="float",
-    index_format="packed",
-    storage="2bit",
-    alphabet="ternary",
-    scale="tensor",
-    activation="float",
-    bytes_before=131072,
-    bytes_after=16388,
-    shares_index_with=None,
-    max_relative_change=0.0,
-)
 HOSTILE = (
     "a|b",
     "a\\|b",
@@ -49,12 +28,6 @@ HOSTILE = (
     "*bold* __under__ ~~gone~~ &amp; \\",
     "\u202eturned",
 )
-
-
-def outcome(*rewrites: Rewrite, kept: tuple[Kept, ...] = (), source: str = "m.onnx") -> Outcome:
-    report = Report(rewrites, kept, bytes_before=1000, bytes_after=100)
-    conversion = Conversion(report, (), 200_000, 20_000, None, "not asked for")
-    return Outcome(Path(source), Path("out.onnx"), conversion)
 
 
 def tokens(text: str) -> list[Token]:
@@ -155,37 +128,5 @@ def test_summary_with_many_notes_fits_into_a_comment() -> None:
         assert "more notes are in the JSON report." in text
 
 
-def test_batch_exit_code_is_the_most_serious() -> None:
-    codes = [ExitCode.DONE, ExitCode.REQUIREMENT_NOT_MET, ExitCode.ERROR]
-    codes.append(ExitCode.VERIFICATION_FAILED)
-    for position, expected in enumerate(codes):
-        batch = Batch(tuple(replace(outcome(), exit_code=each) for each in codes[: position + 1]))
-        assert batch.exit_code == expected
-    assert Batch(()).exit_code == ExitCode.DONE
-
-
-def test_batch_totals_leave_failures_out() -> None:
-    failed = replace(outcome(REWRITE), exit_code=ExitCode.VERIFICATION_FAILED)
-    batch = Batch((outcome(REWRITE), failed, outcome()))
-    assert (batch.bytes_before, batch.bytes_after) == (400_000, 40_000)
-    assert batch.counts == {"converted": 1, "failed": 1, "unchanged": 1}
-
-
 def test_code_of_nothing_is_nothing() -> None:
     assert code(" \n") == ""
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1 kB"),
-        (999_499, "999 kB"),
-        (999_500, "1 MB"),
-        (2_261_528, "2.26 MB"),
-        (1_500_000_000_000, "1500 GB"),
-    ],
-)
-def test_format_size(size: int, text: str) -> None:
-    assert format_size(size) == text
