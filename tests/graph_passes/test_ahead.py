@@ -17,7 +17,7 @@ from onnx_ternary.graph_passes.constants.ahead import Ahead
 from onnx_ternary.graph_passes.constants.constant import Constant
 from onnx_ternary.graph_passes.constants.resolve import resolve
 from onnx_ternary.graph_passes.match import Context
-from tests.models import matmul, model, node, ternary
+from tests.catalogue.case import matmul, model, node, ternary
 
 SIZE = 256  # squared, the smallest weight that is read ahead
 

@@ -14,7 +14,7 @@ import onnx_ternary
 from onnx_ternary import OptimizeOptions
 from onnx_ternary.model_files.load import load
 from onnx_ternary.options import RemainingChoice
-from tests.models import matmul, model, node, ternary
+from tests.catalogue.case import matmul, model, node, ternary
 
 pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
 

@@ -13,7 +13,7 @@ import pytest
 from onnx_ternary.native import kernels
 from onnx_ternary.native import layer as native_layer
 from onnx_ternary.schema import OpAttributes
-from tests.single_node import attribute_variants, int8, label, make_node
+from tests.support.single_node import attribute_variants, int8, label, make_node
 
 NUM_THREADS = 8
 CALLS_A_THREAD = 20

@@ -19,7 +19,7 @@ from onnx_ternary.op.activations import quantize_tensor
 from onnx_ternary.op.bounds import uint8_error_bound
 from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.schema import MAX_UINT8_K, OpAttributes
-from tests.single_node import Node, attribute_variants, label, make_model, make_node, uint8
+from tests.support.single_node import Node, attribute_variants, label, make_model, make_node, uint8
 
 KERNELS = [
     entry["name"]

@@ -15,8 +15,8 @@ from onnx_ternary.verification.inputs import (
     InputsError,
     choose_inputs,
 )
-from tests.unit.verification import decoders
-from tests.unit.verification.decoders import (
+from tests.support import decoders
+from tests.support.decoders import (
     CACHES,
     HEAD_SIZE,
     HEADS,
