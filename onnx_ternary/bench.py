@@ -163,7 +163,7 @@ def bench(
             )
         seconds = _take_turns(sessions, names, feeds, threads, rounds, seconds_a_round)
         speeds = [Speed(*each) for each in zip(seconds, load_seconds, sizes, strict=True)]
-        return Benchmark(speeds[0], speeds[1], threads, difference, chosen.described)
+        return Benchmark(speeds[0], speeds[1], threads, difference, dict(chosen.described))
 
 
 def _feeds(

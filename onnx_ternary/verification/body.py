@@ -86,7 +86,7 @@ def node_model(
 
 
 def run_without_library(
-    after: LoadedModel, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]
+    after: LoadedModel, feeds: Mapping[str, NDArray[Any]], names: Sequence[str], *, optimized: bool
 ) -> tuple[dict[str, Any] | None, str]:
     """Outputs of the whole converted model where its function computes, and what to say about it.
 
@@ -104,7 +104,7 @@ def run_without_library(
             f"floats there, and verification decodes at most {MAX_BODY_ELEMENTS}"
         )
     try:
-        session = after.session(None, optimized=True, with_op=False)
+        session = after.session(None, optimized=optimized, with_op=False)
         return after.run_values(session, feeds, names), ""
     except ModelError as error:
         return None, f"the model does not run without the library: {error}"

@@ -104,6 +104,10 @@ def _check_one_alone(
     place, attributes = scope.places[id(node)], node_attributes(node)
     between = f"the original's nodes from '{place.source}' to '{place.target}'"
     named = (node_name(node), node.output[0], (attributes.K, attributes.N))
+    missing = [name for name in (place.source, place.target) if name not in scope.known]
+    if missing:
+        reason = f"the original has no tensor '{missing[0]}' to compare with"
+        return ProductCheck(*named, "end to end only", reason=reason)
     if original_product(scope, place) is None:
         reason = f"{between} cannot be taken out alone"
         return ProductCheck(*named, "end to end only", reason=reason)

@@ -100,6 +100,8 @@ class VerificationReport:
         notes: what the reader has to know to read the numbers.
         scope: "whole" where both models ran as a whole, "products" where each product ran alone.
         not_whole: why whole models were not compared; empty where they were.
+        without_library: the outputs once more, of the converted model in a session without the
+            library, where its function body computes; empty where that did not run.
     """
 
     products: tuple[ProductCheck, ...]
@@ -109,6 +111,7 @@ class VerificationReport:
     notes: tuple[str, ...]
     scope: Literal["whole", "products"] = "whole"
     not_whole: str = ""
+    without_library: tuple[OutputCheck, ...] = ()
 
     @property
     def products_passed(self) -> bool:
@@ -118,7 +121,7 @@ class VerificationReport:
     @property
     def outputs_passed(self) -> bool:
         """Whether every output that has a tolerance is within it."""
-        return all(output.passed for output in self.outputs)
+        return all(output.passed for output in (*self.outputs, *self.without_library))
 
     @property
     def num_unjudged(self) -> int:
@@ -165,6 +168,13 @@ class VerificationReport:
             )
         elif self.scope == "products":
             parts.append("outputs were not compared")
+        parts += [
+            f"without the library output {check.name} differs by "
+            f"{check.max_relative_difference:.3g} relative (or in its shape, expected "
+            f"{check.shape})"
+            for check in self.without_library
+            if not check.passed
+        ]
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,6 +187,7 @@ class VerificationReport:
             "outputs_passed": self.outputs_passed,
             "products": [_for_json(product) for product in self.products],
             "outputs": [_for_json(output) for output in self.outputs],
+            "without_library": [_for_json(output) for output in self.without_library],
             "num_nested_products": self.num_nested_products,
             "inputs": dict(self.inputs),
             "notes": list(self.notes),

@@ -221,7 +221,7 @@ class _Whole:
 
     def report(self, chosen: ChosenInputs, expected: Mapping[str, Any]) -> VerificationReport:
         """Products on the values they have, outputs against tolerances."""
-        found = self._found(chosen.feeds)
+        first, found = expected, self._found(chosen.feeds)
         products = check_in_place(self.comparison, chosen.feeds)
         rounding = list(self._rounding_notes())
         num_nested = _num_nested(self.comparison)
@@ -242,11 +242,14 @@ class _Whole:
                 found = self._found(feeds)
             outputs += self._compared(expected, found, no_verdict, half, suffix)
         body, note = run_without_library(
-            self.comparison.after, chosen.feeds, _output_names(self.comparison.after)
+            self.comparison.after,
+            chosen.feeds,
+            _output_names(self.comparison.after),
+            optimized=self._optimized,
         )
-        if body is not None and len(outputs) > 0:
-            expected = self.before.run(chosen.feeds, _output_names(self.before), optimized=False)
-            outputs += self._compared(expected, body, no_verdict, half, " without the library")
+        without_library: list[OutputCheck] = []
+        if body is not None:
+            without_library = self._compared(first, body, no_verdict, half, "")
         notes = [
             *rounding,
             *_grouped(no_verdict),
@@ -255,7 +258,12 @@ class _Whole:
             *filter(None, [note]),
         ]
         return VerificationReport(
-            tuple(products), tuple(outputs), num_nested, chosen.described, tuple(notes)
+            tuple(products),
+            tuple(outputs),
+            num_nested,
+            chosen.described,
+            tuple(notes),
+            without_library=tuple(without_library),
         )
 
     def _compared(
@@ -279,12 +287,16 @@ class _Whole:
 
     def _found(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         after = self.comparison.after
-        # As users run it, unless onnxruntime then rounds activations of products that stayed.
-        kept_codes = any(
+        return after.run(feeds, _output_names(after), optimized=self._optimized)
+
+    @property
+    def _optimized(self) -> bool:
+        """As users run it, unless onnxruntime then rounds activations of products that stayed."""
+        after = self.comparison.after.proto
+        return not any(
             node.op_type in _ROUNDED_WHEN_OPTIMIZED
-            for node in (*after.proto.graph.node, *nested_nodes(after.proto))
+            for node in (*after.graph.node, *nested_nodes(after))
         )
-        return after.run(feeds, _output_names(after), optimized=not kept_codes)
 
     def _rounding_notes(self) -> Iterator[str]:
         """Why no output of the model can be held to a tolerance, where that is so."""
