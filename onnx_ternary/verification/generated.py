@@ -157,10 +157,11 @@ class Candidates:
     def learn(self, message: str) -> None:
         """Takes up what onnxruntime said about the inputs that came last."""
         limit = _INDEX_RANGE.search(message)
-        if limit is not None and int(limit[1]) + 1 < self._index_limit:
-            self._index_limit = int(limit[1]) + 1
-            self._limit_moved = True
-            self._plans.appendleft(self._plan)
+        if limit is not None:
+            if int(limit[1]) + 1 < self._index_limit:
+                self._index_limit = int(limit[1]) + 1
+                self._limit_moved = True
+                self._plans.appendleft(self._plan)
             return
         if self._plan.depth >= _MAX_HINT_DEPTH:
             return
@@ -228,9 +229,11 @@ class Candidates:
 
     def _role(self, name: str) -> str:
         """What a free dimension is, by its name, by what reads it, by where it stands."""
-        lower = name.lower()
+        # Exporters call dimensions after inputs where nobody names them.
+        own = [each for each in self._shapes if name.startswith((f"{each}:", f"{each}_dynamic"))]
+        lower = "" if own else name.lower()
         for word, role in (("total", "total"), ("past", "past"), ("batch", "batch")):
-            if word in lower and ":" not in name:
+            if word in lower:
                 return role
         if "height" in lower or "width" in lower:
             return "image"

@@ -525,6 +525,8 @@ class _Node:
     def concat(self) -> None:
         shapes = [self.shape(at) for at in range(len(self.node.input))]
         known = [shape for shape in shapes if shape]
+        if len(shapes) == 2 and shapes[0] and len(shapes[0]) >= 3:
+            self.mark_cache(0, self.integer("axis", 0) % len(shapes[0]))
         if len(known) == len(shapes) and len(set(map(len, known))) == 1:
             self.set(self.joined(known))
         joined: list[Size | None] = []
@@ -546,8 +548,6 @@ class _Node:
                     result[at] += size
                 else:
                     self.equate(result[at], size)
-        if len(result) >= 3 and len(shapes) == 2:
-            self.mark_cache(0, axis)
         return tuple(result)
 
     def split(self) -> None:
