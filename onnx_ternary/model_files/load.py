@@ -14,6 +14,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files.map_types import deserialized
 from onnx_ternary.model_files.tensors import constant_tensors, external_tensors
 
 
@@ -73,7 +74,7 @@ def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
     if proto.training_info:
         raise ModelError(f"'{name}' has training information, which cannot be kept; remove it.")
     try:
-        model = ir.from_proto(proto)
+        model = deserialized(proto)
         # Tensors and attributes are looked at lazily; those no reader could read fail here.
         for tensor in constant_tensors(model):
             if tensor.dtype != ir.DataType.STRING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,5 +79,6 @@ def compare_outputs(
             if limit is None and name not in undecided:
                 limit = DEFAULT_TOLERANCES.get("float16" if half else array.dtype.name)
             other = others.get(part, np.empty(0, array.dtype))
-            checks.append(check_output(part + suffix, makers.get(name, ""), array, other, limit))
+            check = check_output(part + suffix, makers.get(name, ""), array, other, limit)
+            checks.append(replace(check, why_no_verdict=undecided.get(name, "")))
     return checks

@@ -72,6 +72,7 @@ class OutputCheck:
         worst_index: where the largest difference is.
         top1_agreement: share of equal argmax along the last axis, for float outputs of rank >= 2.
         passed: whether it is within its tolerance.
+        why_no_verdict: why it has no tolerance, where one operator is to blame.
     """
 
     name: str
@@ -84,6 +85,7 @@ class OutputCheck:
     worst_index: tuple[int, ...] | None
     top1_agreement: float | None
     passed: bool
+    why_no_verdict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,11 @@ class VerificationReport:
                 f"{product.worst_error_over_bound:.3g} of its bound"
             )
         if output is not None:
-            limit = "no tolerance" if output.tolerance is None else f"limit {output.tolerance:g}"
+            limit = (
+                f"no verdict: {output.why_no_verdict}" if output.why_no_verdict else "no tolerance"
+            )
+            if output.tolerance is not None:
+                limit = f"limit {output.tolerance:g}"
             parts.append(
                 f"outputs differ by at most {output.max_relative_difference:.3g} relative "
                 f"({limit}): {output.name} at {output.worst_index}, made by {output.node}"
