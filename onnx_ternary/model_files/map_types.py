@@ -56,4 +56,4 @@ def _is_map(kind: onnx.TypeProto) -> bool:
         return _is_map(kind.sequence_type.elem_type)
     if kind.HasField("optional_type"):
         return _is_map(kind.optional_type.elem_type)
-    return kind.HasField("map_type")
+    return bool(kind.HasField("map_type"))

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import FunctionProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import FunctionProto, ModelProto
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
@@ -19,7 +18,8 @@ from onnx_ternary.verification.places import is_product, nested_nodes, node_attr
 MAX_BODY_ELEMENTS = 1 << 26
 """Weights of all products: without the library they are float32, and decoding takes copies."""
 
-TENSORS = ("codes", "aux", "scale", "bias")
+MAX_BODY_PRODUCTS = 256
+"""The function is expanded in each, and onnxruntime folds its fifty nodes one by one."""
 
 
 @dataclass(slots=True)
@@ -55,36 +55,6 @@ class Bodies:
         return self.function
 
 
-def node_model(
-    model: ModelProto,
-    node: NodeProto,
-    tensors: Sequence[NDArray[Any]],
-    dtype: np.dtype[Any],
-    function: FunctionProto | None = None,
-) -> ModelProto:
-    """A converted node alone, X to Y; with its function it also runs without the library."""
-    alone = NodeProto()
-    alone.CopyFrom(node)
-    alone.input[:] = ["X", *TENSORS]
-    alone.output[:] = ["Y"]
-    graph = helper.make_graph(
-        [alone],
-        "product",
-        [helper.make_tensor_value_info("X", helper.np_dtype_to_tensor_dtype(dtype), None)],
-        [onnx.ValueInfoProto(name="Y")],
-        [
-            numpy_helper.from_array(np.asarray(tensor), name)
-            for name, tensor in zip(TENSORS, tensors, strict=True)
-        ],
-    )
-    return helper.make_model(
-        graph,
-        opset_imports=model.opset_import,
-        ir_version=model.ir_version,
-        functions=[] if function is None else [function],
-    )
-
-
 def run_without_library(
     after: LoadedModel, feeds: Mapping[str, NDArray[Any]], names: Sequence[str], *, optimized: bool
 ) -> tuple[dict[str, Any] | None, str]:
@@ -98,10 +68,11 @@ def run_without_library(
     nodes = (*after.proto.graph.node, *nested_nodes(after.proto))
     products = [node_attributes(node) for node in nodes if is_product(node)]
     num_elements = sum(attributes.K * attributes.N for attributes in products)
-    if num_elements > MAX_BODY_ELEMENTS:
+    if num_elements > MAX_BODY_ELEMENTS or len(products) > MAX_BODY_PRODUCTS:
         return None, (
-            f"the whole model did not run without the library: its weights are {num_elements} "
-            f"floats there, and verification decodes at most {MAX_BODY_ELEMENTS}"
+            f"the whole model did not run without the library: its {len(products)} products have "
+            f"{num_elements} weights, and verification decodes at most {MAX_BODY_PRODUCTS} and "
+            f"{MAX_BODY_ELEMENTS}"
         )
     try:
         session = after.session(None, optimized=optimized, with_op=False)

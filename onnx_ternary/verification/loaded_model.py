@@ -210,6 +210,7 @@ class LoadedModel:
             ModelError: if one is not an initializer or its data file is missing.
         """
         arrays = []
+        base_dir = ""
         for name in names:
             if name not in tensors:
                 raise ModelError(
@@ -217,7 +218,9 @@ class LoadedModel:
                     "convert the model again with 'onnx-ternary optimize'."
                 )
             try:
-                arrays.append(numpy_helper.to_array(tensors[name], self.base_dir))
+                if tensors[name].data_location == TensorProto.EXTERNAL:
+                    base_dir = base_dir or self.base_dir
+                arrays.append(numpy_helper.to_array(tensors[name], base_dir))
             except Exception as error:  # onnx raises a type of its own for unreadable files
                 raise ModelError(
                     f"{OP_TYPE} '{node}': initializer '{name}' of the {self.name} cannot be read: "

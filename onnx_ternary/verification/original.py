@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.verification.loaded_model import LoadedModel
+from onnx_ternary.verification.pieces import Piece, run_pieces
 from onnx_ternary.verification.places import (
     FunctionKey,
     Place,
@@ -59,13 +60,15 @@ def run_alone(
         for rank in ranks:
             rows = values if rank > 1 else values[0]
             x = rows.astype(dtype).reshape((1,) * (rank - 2) + rows.shape)
-            try:
-                y = product_of(before, scope, place, x)
-            except ModelError as error:
-                failure = error
+            piece = product_piece(scope, place, x)
+            if piece is None:
                 continue
-            if y is not None and y.dtype == x.dtype:
-                return place.source_of(x), place.target_of(y)
+            functions = original_functions(before, [piece])
+            (answer,) = run_pieces(before, [piece], optimized=False, functions=functions)
+            if isinstance(answer, ModelError):
+                failure = answer
+            elif answer[0].dtype == x.dtype:
+                return place.source_of(x), answer[0]
     raise failure
 
 
@@ -262,43 +265,19 @@ def original_product(scope: Scope, place: Place) -> _OriginalProduct | None:
     return _OriginalProduct([needed[at] for at in sorted(needed)], list(constants.values()))
 
 
-def run_original_product(
-    before: LoadedModel, scope: Scope, place: Place, probe: NDArray[Any]
-) -> NDArray[Any] | None:
-    """The original's product on another X; None where it does not stand alone or for its shape."""
-    try:
-        return product_of(before, scope, place, probe)
-    except ModelError:
-        return None
-
-
-def product_of(
-    before: LoadedModel, scope: Scope, place: Place, probe: NDArray[Any]
-) -> NDArray[Any] | None:
-    """The original's product on another X; None where it does not stand alone.
-
-    Raises:
-        ModelError: if it does not run, on X of this shape and type or at all.
-    """
-    source, target = place.source, place.target
-    x = place.source_of(probe)
+def product_piece(scope: Scope, place: Place, x: NDArray[Any]) -> Piece | None:
+    """The original's product on another X; None where it does not stand alone."""
     product = original_product(scope, place)
     if product is None:
         return None
-    alone = ModelProto()
-    alone.ir_version = before.proto.ir_version
-    alone.opset_import.extend(before.proto.opset_import)
-    if any(node.domain for node in product.nodes):
-        alone.functions.extend(before.proto.functions)
-    alone.graph.name = "product"
-    alone.graph.node.extend(product.nodes)
-    alone.graph.initializer.extend(product.constants)
-    dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
-    alone.graph.input.append(helper.make_tensor_value_info(source, dtype, x.shape))
-    alone.graph.output.append(onnx.ValueInfoProto(name=target))
-    session = before.session(alone, optimized=False)
-    result: NDArray[Any] = before.run_session(session, {source: x}, [target])[target]
-    return place.y_of(result)
+    feeds = {place.source: place.source_of(x)}
+    return Piece(product.nodes, product.constants, feeds, [place.target])
+
+
+def original_functions(before: LoadedModel, pieces: Sequence[Piece]) -> list[FunctionProto]:
+    """Local functions that pieces of the original may call."""
+    calls = any(node.domain for piece in pieces for node in piece.nodes)
+    return list(before.proto.functions) if calls else []
 
 
 def original_op_types(before: LoadedModel, scope: Scope, place: Place) -> frozenset[str]:

@@ -25,13 +25,15 @@ DEFAULT_TOLERANCES: Mapping[str, float] = {
 def flattened(name: str, value: Any) -> Iterator[tuple[str, NDArray[Any]]]:
     """The arrays an output holds, with names: ``y``, ``y[0]`` of a sequence, ``y['a']`` of a map.
 
-    A sequence of maps, as ZipMap gives it, is one array a key; an empty optional is nothing.
+    A sequence of maps, as ZipMap gives it, is one array with a column per key, as it was before;
+    an empty optional is nothing.
     """
     if isinstance(value, np.ndarray):
         yield name, value
     elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-        for key in dict.fromkeys(key for each in value for key in each):
-            yield f"{name}[{key!r}]", np.array([each.get(key, np.nan) for each in value])
+        keys = dict.fromkeys(key for each in value for key in each)
+        rows = [[each.get(key, np.nan) for key in keys] for each in value]
+        yield name, np.array(rows, np.float32)
     elif isinstance(value, list):
         for at, each in enumerate(value):
             yield from flattened(f"{name}[{at}]", each)

@@ -12,11 +12,12 @@ from onnx import NodeProto
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.verification.body import Bodies
-from onnx_ternary.verification.judge import check_product
 from onnx_ternary.verification.loaded_model import LoadedModel
 from onnx_ternary.verification.original import original_product, run_alone, run_exposed
+from onnx_ternary.verification.pieces import BATCH_BYTES
 from onnx_ternary.verification.places import Scope, node_attributes, node_name
 from onnx_ternary.verification.report import ProductCheck
+from onnx_ternary.verification.trial import Trial, run_trials
 
 # What onnxruntime says of operators that it does not know, or has no kernel for.
 _UNKNOWN_OPERATOR = ("is not a registered function/op", "No Op registered", "NOT_IMPLEMENTED")
@@ -55,27 +56,48 @@ class Comparison:
         """Those of all scopes."""
         return sum(len(scope.products) for scope in self.scopes)
 
-    def report(self, node: NodeProto, number: int) -> None:
-        """Tells the caller which product comes next."""
-        if self.progress is not None:
-            self.progress(node_name(node), number, self.num_products)
 
-    def check(
-        self, scope: Scope, node: NodeProto, x: NDArray[Any], y: NDArray[Any]
-    ) -> ProductCheck:
-        """One product, on what the original's values at its place are."""
-        return check_product(
-            self.before,
-            self.after,
-            scope,
-            node,
-            scope.places[id(node)],
-            x,
-            y,
-            self.weight_tolerance,
-            self.max_rows,
-            self.bodies,
-        )
+class _Checks:
+    """Products on their way to a check, in order; those that wait share sessions."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+        self._waiting: list[Trial | ProductCheck] = []
+        self._num_bytes = 0
+        self.done: list[ProductCheck] = []
+
+    def add(self, scope: Scope, node: NodeProto, x: NDArray[Any], y: NDArray[Any]) -> None:
+        """A product, on what the original's values at its place are."""
+        trial = Trial.of(self._comparison.before, self._comparison.after, scope, node, x, y)
+        self._waiting.append(trial)
+        self._num_bytes += trial.num_bytes
+        if self._num_bytes > BATCH_BYTES:
+            self.flush()
+
+    def add_alone(
+        self, scope: Scope, node: NodeProto, rng: np.random.Generator, *, strict: bool
+    ) -> None:
+        """A product on random activations, if it can be taken out of the original."""
+        pair = _alone(self._comparison, scope, node, rng, strict)
+        if isinstance(pair, ProductCheck):
+            self._waiting.append(pair)
+        else:
+            self.add(scope, node, *pair)
+
+    def flush(self) -> list[ProductCheck]:
+        """Runs and judges what waits; everything that was checked so far."""
+        comparison, waiting = self._comparison, self._waiting
+        self._waiting, self._num_bytes = [], 0
+        trials = [each for each in waiting if isinstance(each, Trial)]
+        run_trials(comparison.before, comparison.after, trials, comparison.bodies)
+        for each in waiting:
+            if comparison.progress is not None:
+                name = node_name(each.node) if isinstance(each, Trial) else each.node
+                comparison.progress(name, len(self.done) + 1, comparison.num_products)
+            if isinstance(each, Trial):
+                each = each.judged(comparison.max_rows, comparison.weight_tolerance)
+            self.done.append(each)
+        return self.done
 
 
 def check_alone(comparison: Comparison, *, strict: bool) -> list[ProductCheck]:
@@ -86,21 +108,21 @@ def check_alone(comparison: Comparison, *, strict: bool) -> list[ProductCheck]:
         strict: whether a product fails that can be taken out of the original but does not run.
     """
     rng = np.random.default_rng(comparison.seed)
-    checks: list[ProductCheck] = []
+    checks = _Checks(comparison)
     for scope in comparison.scopes:
         for node in scope.products:
-            comparison.report(node, len(checks) + 1)
-            checks.append(_check_one_alone(comparison, scope, node, rng, strict))
-    return checks
+            checks.add_alone(scope, node, rng, strict=strict)
+    return checks.flush()
 
 
-def _check_one_alone(
+def _alone(
     comparison: Comparison,
     scope: Scope,
     node: NodeProto,
     rng: np.random.Generator,
     strict: bool,
-) -> ProductCheck:
+) -> tuple[NDArray[Any], NDArray[Any]] | ProductCheck:
+    """Random numbers at a product's place and what the original makes of them, or why not."""
     place, attributes = scope.places[id(node)], node_attributes(node)
     between = f"the original's nodes from '{place.source}' to '{place.target}'"
     named = (node_name(node), node.output[0], (attributes.K, attributes.N))
@@ -112,12 +134,11 @@ def _check_one_alone(
         reason = f"{between} cannot be taken out alone"
         return ProductCheck(*named, "end to end only", reason=reason)
     try:
-        pair = run_alone(comparison.before, scope, place, attributes.K, rng)
+        return run_alone(comparison.before, scope, place, attributes.K, rng)
     except ModelError as error:
         reason = f"{between} do not run on (M, {attributes.K}): {error}"
         fails = strict and not any(text in str(error) for text in _UNKNOWN_OPERATOR)
         return ProductCheck(*named, "failed" if fails else "end to end only", reason=reason)
-    return comparison.check(scope, node, *pair)
 
 
 def check_in_place(comparison: Comparison, feeds: Mapping[str, NDArray[Any]]) -> list[ProductCheck]:
@@ -127,19 +148,18 @@ def check_in_place(comparison: Comparison, feeds: Mapping[str, NDArray[Any]]) ->
     """
     rng = np.random.default_rng(comparison.seed)
     num_rows = max(map(_num_rows, feeds.values()), default=1)
-    checks: list[ProductCheck] = []
+    checks = _Checks(comparison)
     for scope in comparison.scopes:
         for batch in _batches(scope.products, num_rows, comparison.max_exposed_bytes):
             values = _values(comparison, scope, batch, feeds)
             for node in batch:
-                comparison.report(node, len(checks) + 1)
                 place = scope.places[id(node)]
                 if place.source in values and place.target in values:
-                    pair = values[place.source], values[place.target]
-                    checks.append(comparison.check(scope, node, *pair))
+                    checks.add(scope, node, values[place.source], values[place.target])
                 else:
-                    checks.append(_check_one_alone(comparison, scope, node, rng, strict=False))
-    return checks
+                    checks.add_alone(scope, node, rng, strict=False)
+            checks.flush()
+    return checks.flush()
 
 
 def _values(
