@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import onnx
-import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # ships no types
 
 from onnx_ternary import _native
+from onnx_ternary import _onnxruntime as ort
 from onnx_ternary._library import get_library_path
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.schema import DOMAIN, OP_TYPE
