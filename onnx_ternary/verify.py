@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnx_ternary import _onnxruntime as ort
 from onnx_ternary import model_io, reference, runtime
 from onnx_ternary._verify_inputs import Inputs, InputsError, verification_inputs
 from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
