@@ -27,9 +27,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-from harness import Candidate, Timing, conditions, measure
 from make_bitnet import PRESETS, Form, Shape, write_model
-from model_process import Case, MeasurementError, Remote, conversion, started
+from measure.harness import Candidate, Timing, conditions, measure
+from measure.model_process import Case, MeasurementError, Remote, conversion, started
 from numpy.typing import NDArray
 
 import onnx_ternary

@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import paper_pages
-from c_code import compiled
-from harness import GIB, Candidate, available_bytes, conditions, measure
+from measure.c_code import compiled
+from measure.harness import GIB, Candidate, available_bytes, conditions, measure
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from pages import paper
 
 from onnx_ternary import _native
 from onnx_ternary.index import Index, build_index, rsr
@@ -416,7 +416,7 @@ def widths(n: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def index_bytes(K: int, N: int, alphabet: Alphabet, storage: Storage, algorithm: Algorithm) -> int:
-    """docs/index_format.md section 3; tests/unit/test_paper.py compares it with built ones."""
+    """docs/index_format.md section 3; tests/docs/test_paper.py compares it with built ones."""
     width = rsr.optimal_block_width(K, N, storage, algorithm)
     attributes = OpAttributes(
         K=K,
@@ -559,10 +559,10 @@ def main() -> None:
             os.environ.update(dict.fromkeys(THREADS, "1"))
             os.execv(sys.executable, [sys.executable, *sys.argv])
         result = measured(arguments)
-    for name, content in paper_pages.tables(result).items():
+    for name, content in paper.tables(result).items():
         print(f"\n{name}\n{content}")
     if arguments.docs:
-        paper_pages.write(result, arguments.docs)
+        paper.write(result, arguments.docs)
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from onnx_ternary._onnxruntime import without_telemetry
-from tests.e2e.test_cli import DIGITS
+from tests.support.command_line import DIGITS
 
 _SAYS_WHETHER_ONNXRUNTIME_RAN = """
 import sys

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnx_ternary import _native
 from onnx_ternary.schema import OpAttributes
-from tests.single_node import Node, attribute_variants, int8, make_node, uint8
+from tests.support.single_node import Node, attribute_variants, int8, make_node, uint8
 
 Outcome = Literal["ran", "refused"]
 FLOAT_VARIANTS = attribute_variants(100, 13)

@@ -15,7 +15,7 @@ from onnx_ternary.graph_passes import ahead, pipeline
 from onnx_ternary.graph_passes.ahead import Ahead
 from onnx_ternary.graph_passes.match import Context
 from onnx_ternary.graph_passes.weights import Constant, resolve
-from tests.models import matmul, model, node, ternary
+from tests.catalogue.case import matmul, model, node, ternary
 
 SIZE = 256  # squared, the smallest weight that is read ahead
 

@@ -22,8 +22,8 @@ from onnx_ternary import get_library_path, verify
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.nodes import check_indices
 from onnx_ternary.optimize import OptimizeOptions, optimize
-from tests.graph_passes.test_catalogue import feeds_of, run
-from tests.models import Array
+from tests.catalogue.case import Array
+from tests.support.checks import feeds_of, run
 
 EXAMPLES = int(os.environ.get("ONNX_TERNARY_FUZZ_EXAMPLES", "40"))
 SIZE = 32

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 import onnx_ternary
 from onnx_ternary import OptimizeOptions, model_io
 from onnx_ternary.options import RemainingChoice
-from tests.models import matmul, model, node, ternary
+from tests.catalogue.case import matmul, model, node, ternary
 
 pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnx_ternary import _native
 from onnx_ternary.schema import OpAttributes
-from tests.single_node import make_node
+from tests.support.single_node import make_node
 
 # gcc's sanitizer does not see masked vector stores.
 KERNEL = "packed_gemm_float_portable"

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from onnx_ternary import _native
 from onnx_ternary._library import get_library_path
 from onnx_ternary.schema import OpAttributes
-from tests.single_node import Node, attribute_variants, int8, label, make_model, make_node, pack
+from tests.support.single_node import (
+    Node,
+    attribute_variants,
+    int8,
+    label,
+    make_model,
+    make_node,
+    pack,
+)
 
 VARIANTS = attribute_variants(100, 13)
 NODE_NAME = "/mlp/up_proj"

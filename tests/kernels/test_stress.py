@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onnx_ternary import _native
-from tests.kernels.test_kernels import BY_NAME, SUPPORTED, Node, check_int8, make_node
+from tests.support.kernel_node import BY_NAME, SUPPORTED, Node, check_int8, make_node
 
 Rows = NDArray[np.float32]
 

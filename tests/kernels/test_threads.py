@@ -12,7 +12,7 @@ import pytest
 
 from onnx_ternary import _native
 from onnx_ternary.schema import OpAttributes
-from tests.single_node import attribute_variants, int8, label, make_node
+from tests.support.single_node import attribute_variants, int8, label, make_node
 
 NUM_THREADS = 8
 CALLS_A_THREAD = 20

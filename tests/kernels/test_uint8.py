@@ -16,7 +16,7 @@ from onnx_ternary import _native, runtime
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.reference import quantize_tensor, ternary_indexed_matmul, uint8_error_bound
 from onnx_ternary.schema import MAX_UINT8_K, OpAttributes
-from tests.single_node import Node, attribute_variants, label, make_model, make_node, uint8
+from tests.support.single_node import Node, attribute_variants, label, make_model, make_node, uint8
 
 KERNELS = [
     entry["name"]
