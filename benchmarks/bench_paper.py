@@ -33,11 +33,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from pages import paper
 
-from onnx_ternary import _native
 from onnx_ternary.index import Index, build_index, rsr
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.native import layer as native_layer
+from onnx_ternary.native import packers
 from onnx_ternary.options import INT8_RULE
 from onnx_ternary.schema import Algorithm, Alphabet, OpAttributes, Storage
-from onnx_ternary.ternary import TernaryWeight
 
 NO_BIAS = np.zeros((), np.float32)
 ONE = np.ones((), np.float32)
@@ -175,7 +176,7 @@ def product(
     attributes = index.attributes
     if activation == "int8":
         attributes = replace(attributes, **INT8_RULE)
-    layer = _native.Layer(attributes, index.codes, index.aux, index.scale, NO_BIAS)
+    layer = native_layer.Layer(attributes, index.codes, index.aux, index.scale, NO_BIAS)
     out = np.empty((x.shape[0], attributes.N), np.float32)
     _, kernel = layer.run(x, out=out)
     about = {
@@ -227,7 +228,7 @@ def numpy_rsr(
     """RSR and RSR++ in numpy, all column blocks of a binary matrix at once."""
     K, N = levels.shape
     width = rsr.optimal_block_width(K, N, "planes", algorithm)
-    permutation, offsets = _native.pack_rsr(
+    permutation, offsets = packers.pack_rsr(
         levels, storage="planes", alphabet="binary_01", block_width=width, group_size=0
     )
     rows = permutation[0].astype(np.int64)

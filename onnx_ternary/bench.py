@@ -17,14 +17,15 @@ import onnx
 from numpy.typing import NDArray
 
 from onnx_ternary import _onnxruntime as ort
-from onnx_ternary import model_io, runtime
+from onnx_ternary import runtime
 from onnx_ternary._paired import Comparison, compare
-from onnx_ternary._verify_inputs import Feeds, Inputs, verification_inputs
-from onnx_ternary.convert import convert
+from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ModelError, OnnxTernaryError, VerificationError
+from onnx_ternary.model_files.load import file_bytes
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.report import format_size
+from onnx_ternary.reports.report import format_size
 from onnx_ternary.schema import DOMAIN, OP_TYPE
+from onnx_ternary.verification.inputs import Feeds, Inputs, verification_inputs
 
 # onnxruntime's idle pool threads spin for a while after a run and would slow the other model.
 _SPIN_DOWN_SECONDS = 0.2
@@ -261,7 +262,7 @@ class _Entry:
         return float(np.median(times))
 
     def speed(self) -> Speed:
-        return Speed(tuple(self.seconds), tuple(self.load_seconds), model_io.file_bytes(self.path))
+        return Speed(tuple(self.seconds), tuple(self.load_seconds), file_bytes(self.path))
 
 
 def _take_turns(

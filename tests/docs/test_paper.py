@@ -21,15 +21,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnx_ternary import _native, reference
-from onnx_ternary.convert import convert
+from onnx_ternary.conversion.convert import convert
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.index import Index, build_index, rsr
-from onnx_ternary.nodes import op_nodes, read_attributes
-from onnx_ternary.optimize import optimize
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.native import kernels as native_kernels
+from onnx_ternary.native import layer as native_layer
+from onnx_ternary.op import reference
+from onnx_ternary.op.nodes import op_nodes, read_attributes
 from onnx_ternary.options import INT8_RULE, ActivationChoice, OptimizeOptions
 from onnx_ternary.schema import MAX_BLOCK_WIDTH, Algorithm, Alphabet, OpAttributes, Storage
-from onnx_ternary.ternary import TernaryWeight
 from tests.catalogue import HITS
 from tests.catalogue.case import matmul, model, simple, ternary
 from tests.catalogue.case import node as make_node
@@ -325,7 +327,7 @@ def assert_all_forms_agree(
     x = rng.integers(-127, 128, (rows, levels.shape[0])).astype(np.float32)
     x[:, rng.integers(levels.shape[0])] = 127  # the rule then quantizes by 1
     exact = x.astype(np.int64) @ levels.astype(np.int64)
-    kernels = [kernel for kernel in _native.kernels()["kernels"] if kernel["supported"]]
+    kernels = [kernel for kernel in native_kernels.list_kernels()["kernels"] if kernel["supported"]]
     for index in all_forms(levels, alphabet, width):
         for activation in ("float", "int8"):
             attributes = index.attributes
@@ -335,7 +337,7 @@ def assert_all_forms_agree(
                 x, index.codes, index.aux, index.scale, NO_BIAS, attributes
             )
             np.testing.assert_array_equal(y, exact)
-            layer = _native.Layer(attributes, index.codes, index.aux, index.scale, NO_BIAS)
+            layer = native_layer.Layer(attributes, index.codes, index.aux, index.scale, NO_BIAS)
             ran = 0
             for kernel in kernels:
                 wanted = (kernel["index_format"], kernel["activation"])
@@ -399,7 +401,7 @@ def test_a_form_that_differs_is_found() -> None:
     filled = int(np.flatnonzero(np.diff(offsets[0, 0, 0].astype(np.int64)) > 0)[-1])
     offsets[0, 0, 0, 1 : filled + 1] -= (offsets[0, 0, 0, 1 : filled + 1] > 0).astype(np.uint32)
     x = rng.integers(1, 100, (1, 40)).astype(np.float32)
-    layer = _native.Layer(index.attributes, index.codes, offsets, index.scale, NO_BIAS)
+    layer = native_layer.Layer(index.attributes, index.codes, offsets, index.scale, NO_BIAS)
     y, _ = layer.run(x)
     assert np.any(y != x @ levels.astype(np.float32))
 

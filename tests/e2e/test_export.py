@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 import onnx_ternary
-from onnx_ternary.export import Form
+from onnx_ternary.exporting.exporter import Form
 from tests.catalogue.matmul_nbits import FEW_BITS
 from tests.support.command_line import DIGITS
 from tests.support.command_line import run as run_command

@@ -13,10 +13,10 @@ from typing import Any
 import onnx
 import pytest
 
-from onnx_ternary.optimize import optimize
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.page import render_page
-from onnx_ternary.report import Report
+from onnx_ternary.reports.page import render_page
+from onnx_ternary.reports.report import Report
 from tests.catalogue.case import K, N, changed, matmul, model, ternary
 
 DIGITS = Path(__file__).parents[2] / "examples/digits_mlp.onnx"

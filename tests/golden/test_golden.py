@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
 from onnx_ternary.index import decode_index, validate_index
-from onnx_ternary.reference import ternary_indexed_matmul
+from onnx_ternary.native import kernels, layer
+from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.schema import OpAttributes
 from tests.golden.write_golden import FOLDER, Case, activation_cases, cases
 
@@ -43,7 +43,7 @@ def test_readers_read_them(name: str) -> None:
     attributes, tensors = load(CASES[name])
     levels = tensors.pop("levels")
     validate_index(attributes, **tensors, bias=NO_BIAS)
-    _native.validate(attributes, **tensors, bias=NO_BIAS)
+    layer.validate(attributes, **tensors, bias=NO_BIAS)
     np.testing.assert_array_equal(
         decode_index(attributes, tensors["codes"], tensors["aux"]), levels
     )
@@ -60,10 +60,10 @@ def test_quantized_answers_are_the_same(name: str) -> None:
     constants = [tensors[each] for each in ("codes", "aux", "scale", "bias")]
     np.testing.assert_array_equal(ternary_indexed_matmul(x, *constants, attributes), y)
     answered = 0
-    for kernel in _native.kernels()["kernels"]:
+    for kernel in kernels.list_kernels()["kernels"]:
         same_format = kernel["index_format"] == attributes.index_format
         if kernel["supported"] and kernel["activation"] == "int8" and same_format:
-            found, _ = _native.run(attributes, *constants, x, kernel=kernel["name"])
+            found, _ = layer.run(attributes, *constants, x, kernel=kernel["name"])
             np.testing.assert_array_equal(found, y, err_msg=kernel["name"])
             answered += 1
     assert answered >= 2

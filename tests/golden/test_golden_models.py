@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 import onnx_ternary
-from onnx_ternary.nodes import check_indices, op_nodes, read_attributes
-from onnx_ternary.optimize import optimize
-from onnx_ternary.reference import float_error_bound, int8_error_bound, quantize_rows
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.op.activations import quantize_rows
+from onnx_ternary.op.bounds import float_error_bound, int8_error_bound
+from onnx_ternary.op.nodes import check_indices, op_nodes, read_attributes
 from onnx_ternary.schema import OpAttributes
 from tests.golden.write_models import MODELS, ModelCase, activations, model_cases
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from onnx_ternary.index import Index, build_index
-from onnx_ternary.reference import ternary_indexed_matmul
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.schema import ActivationRule, Alphabet, IndexFormat, Storage
-from onnx_ternary.ternary import TernaryWeight
 from tests.support.strategies import LEVELS, PACKED_STORAGES, RSR_STORAGES
 
 FOLDER = Path(__file__).parent

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from onnx_ternary.nodes import op_nodes
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.op.nodes import op_nodes
+from onnx_ternary.options import OptimizeOptions
 from tests.catalogue.case import Array, K, N
 from tests.catalogue.matmul import surrounded
 from tests.support.checks import dense, tensors

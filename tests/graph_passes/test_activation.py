@@ -13,11 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper
 
-from onnx_ternary.nodes import op_nodes, read_attributes
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from onnx_ternary.reference import quantize_rows, quantize_tensor
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.op.activations import quantize_rows, quantize_tensor
+from onnx_ternary.op.nodes import op_nodes, read_attributes
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.schema import OP_TYPE, OpAttributes
-from onnx_ternary.verify import verify
+from onnx_ternary.verification.verify import verify
 from tests.catalogue import activations, matmul_integer
 from tests.catalogue.activations import INT8, KEPT, absmax, dynamic, offline
 from tests.catalogue.case import Case, K, N, matmul, model, node, ternary

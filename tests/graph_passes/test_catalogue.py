@@ -9,18 +9,14 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_ternary import get_library_path
+from onnx_ternary.conversion.optimize import OptimizeResult, optimize
 from onnx_ternary.errors import LibraryError
-from onnx_ternary.nodes import op_nodes, read_attributes
-from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize
-from onnx_ternary.reference import (
-    float_error_bound,
-    int8_error_bound,
-    quantize_rows,
-    quantize_tensor,
-    ternary_indexed_matmul,
-    uint8_error_bound,
-)
-from onnx_ternary.report import Rewrite
+from onnx_ternary.op.activations import quantize_rows, quantize_tensor
+from onnx_ternary.op.bounds import float_error_bound, int8_error_bound, uint8_error_bound
+from onnx_ternary.op.nodes import op_nodes, read_attributes
+from onnx_ternary.op.reference import ternary_indexed_matmul
+from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.reports.report import Rewrite
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OpAttributes
 from tests.catalogue import HITS, NEAR_MISSES
 from tests.catalogue.case import Case

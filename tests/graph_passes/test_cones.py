@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from onnx import helper
 
 from onnx_ternary.cli import main
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
 from tests.catalogue.case import F32, K, matmul, model
 from tests.catalogue.cones import (
     HITS,

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from onnx_ternary.cli import main
-from onnx_ternary.nodes import DIGEST_KEY, check_indices, op_nodes, read_attributes
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.op.nodes import DIGEST_KEY, check_indices, op_nodes, read_attributes
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 from tests.catalogue.case import K, matmul, ternary
 from tests.catalogue.functions import HITS, SQUARE, call, calling, constant, function

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.schema import OP_TYPE
 from tests.catalogue.qonnx import activations_too
 

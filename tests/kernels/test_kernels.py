@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError, LibraryError
+from onnx_ternary.native import kernels
 from tests.support.kernel_node import BUILT, BY_NAME, LIST, SUPPORTED, Node, check_int8, make_node
 
 SUPPORTED_ISAS = {kernel["isa"] for kernel in SUPPORTED}
@@ -434,7 +434,7 @@ def test_selection_forced_isa_uses_its_kernels(entry: Any) -> None:
     )
     rows = entry["rows_min"]
     isa = BY_NAME[entry["kernel"]]["isa"]
-    with _native.forced(isa=isa):
+    with kernels.forced(isa=isa):
         _, used = node.run(rng.normal(size=(rows, 128)).astype(np.float32), None)
     first = next(
         other["kernel"]
@@ -454,7 +454,7 @@ def test_forced_kernel_is_the_one_that_runs(name: str) -> None:
     rng = np.random.default_rng(11)
     kernel = BY_NAME[name]
     node = make_node(rng, kernel["index_format"], kernel["activation"], 128, 8)
-    with _native.forced(kernel=name):
+    with kernels.forced(kernel=name):
         _, used = node.run(rng.normal(size=(5, 128)).astype(np.float32), None)
     assert used == name
 
@@ -464,7 +464,7 @@ def test_forced_kernel_of_another_format_refuses() -> None:
     node = make_node(rng, "rsr", "float", 20, 8)
     x = np.ones((1, 20), np.float32)
     with (
-        _native.forced(kernel="packed_gemm_float_portable"),
+        kernels.forced(kernel="packed_gemm_float_portable"),
         pytest.raises((LibraryError, IndexFormatError), match="cannot serve this node"),
     ):
         node.run(x, None)
@@ -494,7 +494,7 @@ def test_vector_kernels_take_every_packed_layer(
         scale_kind="group",
     )
     x = rng.normal(size=(rows, 200)).astype(np.float32)
-    with _native.forced(isa="" if isa == "avx512vnni" else isa):
+    with kernels.forced(isa="" if isa == "avx512vnni" else isa):
         y, used = node.run(x, None)
     for name in used.split(","):
         assert BY_NAME[name]["isa"] in (isa, "avx512bw", "avx512vbmi")
@@ -504,8 +504,8 @@ def test_vector_kernels_take_every_packed_layer(
 @pytest.mark.parametrize(
     ("force", "message"),
     [
-        (_native.force_isa, "unknown instruction set 'nope'. Available: scalar, portable"),
-        (_native.force_kernel, "unknown kernel 'nope'. Available: packed_reference_float_scalar"),
+        (kernels.force_isa, "unknown instruction set 'nope'. Available: scalar, portable"),
+        (kernels.force_kernel, "unknown kernel 'nope'. Available: packed_reference_float_scalar"),
     ],
 )
 def test_force_unknown_name(force: Any, message: str) -> None:

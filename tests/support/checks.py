@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from onnx_ternary.index import decode_index
-from onnx_ternary.nodes import constant_tensor, read_attributes
-from onnx_ternary.optimize import OptimizeOptions
+from onnx_ternary.op.nodes import constant_tensor, read_attributes
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.runtime import register
 from tests.catalogue.case import Case
 from tests.catalogue.matmul_nbits import FEW_BITS

@@ -12,10 +12,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import FunctionProto, ModelProto, TensorProto, helper, numpy_helper
 
-from onnx_ternary.function_body import BodyVariant, make_function_body
 from onnx_ternary.index import Index, build_index
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.op.function_body import BodyVariant, make_function_body
 from onnx_ternary.schema import DOMAIN, OP_TYPE, Alphabet, OpAttributes
-from onnx_ternary.ternary import TernaryWeight
 
 INT8 = {
     "activation": "int8",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from onnx_ternary.index import Index, build_index
-from onnx_ternary.ternary import TernaryWeight
+from onnx_ternary.index.levels import TernaryWeight
 from tests.support.strategies import random_levels
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
+from onnx_ternary.native import kernels, layer, packers
 from onnx_ternary.schema import OpAttributes
 
 U = 2.0**-24
-LIST = _native.kernels()
+LIST = kernels.list_kernels()
 BUILT = LIST["kernels"]
 SUPPORTED = [kernel for kernel in BUILT if kernel["supported"]]
 BY_NAME = {kernel["name"]: kernel for kernel in BUILT}
@@ -32,7 +32,7 @@ class Node:
     def run(
         self, x: NDArray[np.float32], kernel: str | None, num_parts: int = 1
     ) -> tuple[NDArray[np.float32], str]:
-        return _native.run(
+        return layer.run(
             self.attributes,
             self.codes,
             self.aux,
@@ -56,7 +56,7 @@ class Node:
         bias = np.abs(self.bias.astype(np.float64))
         magnitude = np.abs(x.astype(np.float64)) @ np.abs(weights) + bias
         attributes = self.attributes
-        depth = _native.addition_depth(
+        depth = layer.addition_depth(
             attributes, self.codes, self.aux, self.scale, self.bias, kernel
         )
         # Padding adds zeros, which does not round.
@@ -109,12 +109,12 @@ def make_node(
         activation_qmax=127 if integer else 0,
     )
     if packed:
-        codes: NDArray[Any] = _native.pack(
+        codes: NDArray[Any] = packers.pack(
             levels, storage=attributes.storage, alphabet=attributes.alphabet, block_size=block_size
         )
         aux = np.zeros(1, np.uint32)
     else:
-        codes, aux = _native.pack_rsr(
+        codes, aux = packers.pack_rsr(
             levels,
             storage=attributes.storage,
             alphabet=attributes.alphabet,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
+from onnx_ternary.native import layer
 from tests.support.single_node import Node, attribute_variants
 
 VARIANTS = attribute_variants(100, 13)
@@ -23,4 +23,4 @@ SCALAR_KERNELS = [
 
 def run(node: Node, x: NDArray[np.float32], **options: Any) -> tuple[NDArray[np.float32], str]:
     codes, aux, scale, bias = node.tensors
-    return _native.run(node.attributes, codes, aux, scale, bias, x, **options)
+    return layer.run(node.attributes, codes, aux, scale, bias, x, **options)

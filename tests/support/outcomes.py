@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnx_ternary.convert import Conversion
-from onnx_ternary.outcome import Outcome
-from onnx_ternary.report import Kept, Report, Rewrite
+from onnx_ternary.reports.outcome import Conversion, Outcome
+from onnx_ternary.reports.report import Kept, Report, Rewrite
 
 REWRITE = Rewrite(
     node="up",

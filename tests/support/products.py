@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_ternary.index import Index, build_index
-from onnx_ternary.reference import ternary_indexed_matmul
-from onnx_ternary.ternary import TernaryWeight
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.op.reference import ternary_indexed_matmul
 from tests.support.strategies import random_levels
 
 NO_BIAS = np.zeros((), np.float32)

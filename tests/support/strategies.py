@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.schema import BLOCK_SIZES, Alphabet, Storage
-from onnx_ternary.ternary import TernaryWeight
 
 LEVELS: dict[Alphabet, tuple[int, ...]] = {
     "ternary": (-1, 0, 1),

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from onnx_ternary.optimize import OptimizeOptions
+from onnx_ternary.options import OptimizeOptions
 from tests.catalogue.case import Array, matmul, model, ternary
 
 ALL = OptimizeOptions(min_elements=0)

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import onnx_ternary
-from onnx_ternary._memory import num_processors
+from onnx_ternary._machine import num_processors
 from onnx_ternary.bench import Benchmark, Speed, bench, format_seconds
 from onnx_ternary.errors import ModelError
 from tests.support.command_line import DIGITS

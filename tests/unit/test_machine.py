@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onnx_ternary._memory import available_memory
+from onnx_ternary._machine import available_memory
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from onnx_ternary.optimize import OptimizeOptions
+from onnx_ternary.options import OptimizeOptions
 
 
 @pytest.mark.parametrize(

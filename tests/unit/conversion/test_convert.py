@@ -8,9 +8,12 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnx_ternary import OptimizeOptions, convert, model_io
+from onnx_ternary import OptimizeOptions, convert
 from onnx_ternary.errors import ModelError
-from onnx_ternary.export import export_file
+from onnx_ternary.exporting.export import export_file
+from onnx_ternary.model_files import tensors
+from onnx_ternary.model_files.load import data_files, load
+from onnx_ternary.model_files.save import ALIGNMENT, save
 from tests.support.two_products import two_products, write_two_products
 
 ALWAYS = OptimizeOptions(external_data="always")
@@ -93,7 +96,7 @@ def test_interrupt_after_the_model_has_its_name_keeps_its_data(
     monkeypatch.setattr(Path, "replace", interrupt)
     with pytest.raises(SystemExit):
         convert(path, path, ALWAYS, verify_result=False)
-    assert model_io.data_files(path) == {tmp_path / "model.onnx.ternary.data"}
+    assert data_files(path) == {tmp_path / "model.onnx.ternary.data"}
     assert not [each for each in tmp_path.iterdir() if each.is_dir()]
 
 
@@ -121,7 +124,7 @@ def test_interrupted_first_move_leaves_the_old_state(
     with pytest.raises(SystemExit):
         convert(path, path, ALWAYS, verify_result=False)
     if (name, step) == ("model.onnx", "after"):
-        assert model_io.data_files(path) == {tmp_path / "model.onnx.data"}
+        assert data_files(path) == {tmp_path / "model.onnx.data"}
     else:
         assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
 
@@ -134,8 +137,8 @@ def test_data_of_the_original_is_not_removed(tmp_path: Path, options: OptimizeOp
     before = (tmp_path / "m.onnx.data").read_bytes()
     convert(source, target, options)
     assert (tmp_path / "m.onnx.data").read_bytes() == before
-    assert model_io.data_files(source) == {tmp_path / "m.onnx.data"}
-    model_io.load(target)
+    assert data_files(source) == {tmp_path / "m.onnx.data"}
+    load(target)
 
 
 def test_data_of_an_exported_model_is_not_removed(tmp_path: Path) -> None:
@@ -144,8 +147,8 @@ def test_data_of_an_exported_model_is_not_removed(tmp_path: Path) -> None:
     convert(original, target, ALWAYS, verify_result=False)
     shutil.copyfile(target, source)
     export_file(source, target, verify_result=False)
-    assert model_io.data_files(source) == {tmp_path / "m.onnx.data"}
-    assert not model_io.data_files(target)
+    assert data_files(source) == {tmp_path / "m.onnx.data"}
+    assert not data_files(target)
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -162,7 +165,7 @@ def test_data_another_model_reads_is_neither_removed_nor_replaced(
     # Now the model reads m.onnx.ternary.data, and the first name would be free but for the other.
     kept = path.read_bytes()
     with pytest.raises(ModelError, match=r"'.*other\.onnx' keeps tensors in it"):
-        model_io.save(model_io.load(path), path, external_data="always")
+        save(load(path), path, external_data="always")
     assert (tmp_path / "m.onnx.data").read_bytes() == before
     assert path.read_bytes() == kept
 
@@ -190,7 +193,7 @@ def test_old_data_that_cannot_be_removed_is_no_error(
 
     monkeypatch.setattr(Path, "unlink", refuse)
     assert convert(path, path, verify_result=False).files == (path,)
-    assert not model_io.data_files(path)
+    assert not data_files(path)
 
 
 def test_link_to_another_folder_takes_no_external_data(tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ def test_link_within_a_folder_takes_external_data(tmp_path: Path) -> None:
     link.symlink_to("real.onnx")
     files = convert(source, link, ALWAYS).files
     assert files == (link, tmp_path / "real.onnx.data")
-    assert model_io.data_files(link) == {tmp_path / "real.onnx.data"}
+    assert data_files(link) == {tmp_path / "real.onnx.data"}
 
 
 def test_report_directory_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -225,10 +228,10 @@ def test_report_directory_is_refused_before_anything_is_written(tmp_path: Path) 
 def test_large_external_data_stays_external(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_io, "MAX_JOINED_BYTES", 0)
+    monkeypatch.setattr("onnx_ternary.conversion.optimize.MAX_JOINED_BYTES", 0)
     path = tmp_path / "model.onnx"
     write_two_products(path, "weights.bin")
     files = convert(path, tmp_path / "out.onnx").files
     assert [each.name for each in files] == ["out.onnx", "out.onnx.data"]
-    for tensor in model_io.external_tensors(model_io.load(files[0])):
-        assert tensor.nbytes <= model_io.ALIGNMENT or tensor.offset % model_io.ALIGNMENT == 0
+    for tensor in tensors.external_tensors(load(files[0])):
+        assert tensor.nbytes <= ALIGNMENT or tensor.offset % ALIGNMENT == 0

@@ -12,10 +12,11 @@ import pytest
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # ships no types
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import IndexFormatError, ModelError, OnnxTernaryError
 from onnx_ternary.index import decode_index
-from onnx_ternary.nodes import check_indices, op_nodes, read_attributes
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.op.nodes import check_indices, op_nodes, read_attributes
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.schema import OpAttributes
 from tests.catalogue import gemm
 from tests.catalogue import matmul as matmuls

@@ -10,9 +10,10 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import ModelError
-from onnx_ternary.graph_passes import pipeline
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.graph_passes.rules import catalogue
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 from tests.catalogue.case import K, N, matmul, model, node, simple, ternary
 from tests.catalogue.functions import in_function
@@ -72,7 +73,7 @@ def test_tolerance_admits_and_reports_the_change() -> None:
 
 def test_every_kind_of_product_is_reported() -> None:
     """A node a kind, on operands that are given at run time."""
-    kinds = sorted(frozenset().union(*(rule.op_types for rule in pipeline.RULES)))
+    kinds = sorted(frozenset().union(*(rule.op_types for rule in catalogue.RULES)))
     nodes = [
         helper.make_node(op_type, ["x", "v"], [f"y{at}"], name=f"{domain}.{op_type}", domain=domain)
         for at, (domain, op_type) in enumerate(kinds)

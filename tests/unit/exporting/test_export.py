@@ -17,9 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 import onnx_ternary
 from onnx_ternary import OptimizeOptions, OptimizeResult
 from onnx_ternary.errors import IndexFormatError, ModelError, VerificationError
-from onnx_ternary.export import Form, _verified, export, export_file
-from onnx_ternary.nodes import op_nodes
-from onnx_ternary.reference import float_error_bound, int8_error_bound, ternary_indexed_matmul
+from onnx_ternary.exporting.export import _verified, export, export_file
+from onnx_ternary.exporting.exporter import Form
+from onnx_ternary.op.bounds import float_error_bound, int8_error_bound
+from onnx_ternary.op.nodes import op_nodes
+from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE
 from tests.catalogue import HITS
 from tests.catalogue.case import Case

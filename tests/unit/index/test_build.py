@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import Index, build_index, decode_index, validate_index
-from onnx_ternary.ternary import TernaryWeight
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.native import layer
 from tests.support.indices import simple_weight
 from tests.support.strategies import ternary_weights
 
@@ -67,4 +67,4 @@ def test_build_index_is_the_same(weight: TernaryWeight, index_format: Any) -> No
     assert native.attributes == expected.attributes
     for name in ("codes", "aux", "scale"):
         np.testing.assert_array_equal(getattr(native, name), getattr(expected, name))
-    _native.validate(native.attributes, native.codes, native.aux, native.scale, NO_BIAS)
+    layer.validate(native.attributes, native.codes, native.aux, native.scale, NO_BIAS)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnx_ternary.codes import ternarize_codes
-from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarize
+from onnx_ternary.index.codes import ternarize_codes
+from onnx_ternary.index.levels import NotTernary, TernaryWeight, ternarize
 
 NO_ZERO = np.zeros((1, 1))
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnx_ternary.ternary import NotTernary, TernaryWeight, ternarize
+from onnx_ternary.index.levels import NotTernary, TernaryWeight, ternarize
 from tests.support.strategies import random_generators, ternary_weights
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnx_ternary.index import build_index, decode_index, packed, validate_index
+from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.schema import BLOCK_SIZES, Alphabet, Storage
-from onnx_ternary.ternary import TernaryWeight
 from tests.support.strategies import (
     PACKED_STORAGES,
     column_counts,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_ternary.index import build_index, decode_index, rsr, validate_index
+from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.schema import Algorithm, Alphabet, Storage
-from onnx_ternary.ternary import TernaryWeight
 from tests.support.strategies import (
     RSR_STORAGES,
     column_counts,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import Index, build_index, decode_index, validate_index
+from onnx_ternary.native import layer
 from tests.support.indices import index_of, rsr_index, simple_weight
 
 NO_BIAS = np.zeros((), np.float32)
@@ -261,7 +261,7 @@ def test_validators_agree(index_format: str, storage: str, change: str, group_si
         "bias": NO_BIAS,
     }
     tensors = changes[change](tensors)
-    texts = [failure(validate, index, tensors) for validate in (validate_index, _native.validate)]
+    texts = [failure(validate, index, tensors) for validate in (validate_index, layer.validate)]
     assert (texts[0] is None) == (texts[1] is None), texts
     expected_to_pass = {
         "nothing",
@@ -300,4 +300,4 @@ def test_int8_attributes_are_accepted(rule: Any) -> None:
         activation_qmin=-128,
         activation_qmax=127,
     )
-    _native.validate(attributes, index.codes, index.aux, index.scale, NO_BIAS)
+    layer.validate(attributes, index.codes, index.aux, index.scale, NO_BIAS)

@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnx_ternary import model_io
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import ModelError
-from onnx_ternary.optimize import optimize
+from onnx_ternary.model_files import load
 from tests.catalogue.case import simple, ternary
 from tests.support.two_products import ALL, two_products, write_two_products
 
@@ -79,4 +79,4 @@ def test_invalid_model_is_called_invalid(tmp_path: Path) -> None:
 def test_file_bytes_counts_every_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write_two_products(path, "weights.bin")
-    assert model_io.file_bytes(path) == sum(each.stat().st_size for each in tmp_path.iterdir())
+    assert load.file_bytes(path) == sum(each.stat().st_size for each in tmp_path.iterdir())

@@ -9,9 +9,11 @@ import onnx
 import pytest
 from onnx import external_data_helper, helper
 
-from onnx_ternary import model_io
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import ModelError
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.model_files import load
+from onnx_ternary.model_files.save import save
+from onnx_ternary.options import OptimizeOptions
 from tests.catalogue.case import matmul, model
 from tests.support.two_products import (
     assert_same_answers,
@@ -110,7 +112,7 @@ def test_invalid_result_is_not_written(tmp_path: Path) -> None:
 def test_size_limit_decides_on_external_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_io, "MAX_EMBEDDED_BYTES", 4096)
+    monkeypatch.setattr("onnx_ternary.model_files.save.MAX_EMBEDDED_BYTES", 4096)
     out = tmp_path / "out.onnx"
     assert len(optimize(two_products()).save(out)) == 2
     with pytest.raises(ModelError, match="do not fit into one file"):
@@ -138,11 +140,11 @@ def test_operators_of_onnxruntime_hide_no_other_fault(tmp_path: Path, relu_input
     proto = model([matmul()], {"w": np.ones((48,), np.float32)})
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    loaded = model_io.from_proto(proto)
+    loaded = load.from_proto(proto)
     if relu_inputs == 1:
-        model_io.save(loaded, tmp_path / "model.onnx")
+        save(loaded, tmp_path / "model.onnx")
         assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
         return
     with pytest.raises(ModelError, match=r"not valid ONNX: .*relu"):
-        model_io.save(loaded, tmp_path / "model.onnx")
+        save(loaded, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

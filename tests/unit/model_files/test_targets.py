@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import ModelError
-from onnx_ternary.optimize import optimize
 from tests.support.two_products import two_products
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import onnx
 
-from onnx_ternary import model_io, optimize
+from onnx_ternary import optimize
+from onnx_ternary.model_files import tensors
 from tests.catalogue.case import simple, ternary
 
 
@@ -16,6 +17,6 @@ def test_spooled_conversion_is_the_one_in_memory(tmp_path: Path) -> None:
     spool.mkdir()
     onnx.save(simple(ternary(512, 512), x_shape=("batch", 512)), path)
     kept = optimize(path).to_proto()
-    spooled = optimize(path, spool=model_io.Spool(spool))
-    assert any(model_io.external_tensors(spooled.model))
+    spooled = optimize(path, spool=tensors.Spool(spool))
+    assert any(tensors.external_tensors(spooled.model))
     assert spooled.to_proto() == kept

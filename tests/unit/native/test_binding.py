@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from onnx_ternary import _native
 from onnx_ternary.errors import LibraryError
+from onnx_ternary.native import binding
 
 
 def test_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "_ABI_VERSION", 999)
-    _native.library.cache_clear()
+    monkeypatch.setattr("onnx_ternary.native.binding._ABI_VERSION", 999)
+    binding.library.cache_clear()
     try:
         with pytest.raises(LibraryError, match="expected 999"):
-            _native.library()
+            binding.library()
     finally:
-        _native.library.cache_clear()
+        binding.library.cache_clear()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_ternary import _native
 from onnx_ternary.errors import LibraryError
+from onnx_ternary.native import kernels
 from tests.support.native_node import SCALAR_KERNELS, VARIANTS, run
 from tests.support.single_node import make_node
 
 
 def test_kernels_list_has_the_scalar_ones() -> None:
-    listed = {entry["name"]: entry for entry in _native.kernels()["kernels"]}
+    listed = {entry["name"]: entry for entry in kernels.list_kernels()["kernels"]}
     for name in SCALAR_KERNELS:
         assert listed[name]["isa"] == "scalar"
         assert listed[name]["supported"]
@@ -22,7 +22,7 @@ def test_kernels_list_has_the_scalar_ones() -> None:
 def test_forced_kernel_is_the_one_that_runs(rng: np.random.Generator) -> None:
     node = make_node(rng, VARIANTS[8])
     x = rng.standard_normal((3, node.attributes.K)).astype(np.float32)
-    with _native.forced(kernel="rsr_reference_float_scalar"):
+    with kernels.forced(kernel="rsr_reference_float_scalar"):
         assert run(node, x)[1] == "rsr_reference_float_scalar"
     assert run(node, x)[1] != "rsr_reference_float_scalar"
 
@@ -31,9 +31,9 @@ def test_unknown_names_are_refused(rng: np.random.Generator) -> None:
     node = make_node(rng, VARIANTS[0])
     x = np.zeros((1, node.attributes.K), np.float32)
     with pytest.raises(LibraryError):
-        _native.force_isa("avx9000")
+        kernels.force_isa("avx9000")
     with pytest.raises(LibraryError):
-        _native.force_kernel("no_such_kernel")
+        kernels.force_kernel("no_such_kernel")
     with pytest.raises(LibraryError, match=r"'no_such_kernel' does not exist\. Available: "):
         run(node, x, kernel="no_such_kernel")
     with pytest.raises(LibraryError, match="cannot serve"):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError, LibraryError
+from onnx_ternary.native import layer as native_layer
+from onnx_ternary.native import packers
 from onnx_ternary.schema import MAX_K, MAX_N, ActivationRule, IndexFormat, OpAttributes
 from tests.support.native_node import SCALAR_KERNELS, VARIANTS, run
 from tests.support.single_node import Node, int8, label, make_node
@@ -205,7 +206,7 @@ def test_misaligned_tensors_are_read(rng: np.random.Generator, attributes: OpAtt
 def test_validate_accepts_what_the_format_allows(attributes: OpAttributes) -> None:
     for per_column in (False, True):
         node = make_node(np.random.default_rng(3), attributes, per_column=per_column)
-        _native.validate(node.attributes, *node.tensors)
+        native_layer.validate(node.attributes, *node.tensors)
 
 
 def changed(tensor: NDArray[Any], position: tuple[int, ...], value: float) -> NDArray[Any]:
@@ -242,7 +243,7 @@ def test_validate_corrupted_rsr_index_names_the_place(
     tensors: dict[str, Any] = {tensor: changed(getattr(node, tensor), position, value)}
     broken = replace(node, **tensors)
     with pytest.raises(IndexFormatError, match=message) as caught:
-        _native.validate(broken.attributes, *broken.tensors)
+        native_layer.validate(broken.attributes, *broken.tensors)
     assert str(caught.value).startswith("TernaryIndexedMatMul: ")
     assert str(caught.value).endswith("; convert the model again with 'onnx-ternary optimize'.")
 
@@ -252,7 +253,7 @@ def test_validate_repeated_row_is_refused(rng: np.random.Generator) -> None:
     codes = node.codes.copy()
     codes[0, 0, 5] = codes[0, 0, 4]
     with pytest.raises(IndexFormatError, match=r"permutation\[0, 0, 5\]"):
-        _native.validate(node.attributes, codes, node.aux, node.scale, node.bias)
+        native_layer.validate(node.attributes, codes, node.aux, node.scale, node.bias)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ def test_validate_wrong_tensor_is_refused(
     tensors: dict[str, Any] = {tensor: value}
     node = replace(make_node(rng, OpAttributes(K=100, N=3)), **tensors)
     with pytest.raises(IndexFormatError, match=message):
-        _native.validate(node.attributes, *node.tensors)
+        native_layer.validate(node.attributes, *node.tensors)
 
 
 @pytest.mark.parametrize("index_format", ["packed", "rsr"])
@@ -296,7 +297,7 @@ def test_validate_largest_sizes_do_not_overflow(index_format: IndexFormat) -> No
     expected = "(2, 134217728, 16777215)" if is_rsr else "(536870912, 1048576, 4, 4)"
     one, zero = np.ones((), np.float32), np.zeros((), np.float32)
     with pytest.raises(IndexFormatError, match=re.escape(f"expected {expected};")):
-        _native.validate(attributes, codes, np.zeros(1, np.uint32), one, zero)
+        native_layer.validate(attributes, codes, np.zeros(1, np.uint32), one, zero)
 
 
 @pytest.mark.parametrize("attributes", [a for a in VARIANTS if a.index_format == "rsr"], ids=label)
@@ -325,7 +326,7 @@ def test_random_corruption_is_refused_or_harmless(
 
 def test_validate_long_matrix_needs_uint32() -> None:
     attributes = replace(RSR, K=65537, N=1, group_size=0, block_width=1, alphabet="binary_01")
-    permutation, offsets = _native.pack_rsr(
+    permutation, offsets = packers.pack_rsr(
         np.ones((65537, 1), np.int8),
         storage="planes",
         alphabet="binary_01",
@@ -333,19 +334,19 @@ def test_validate_long_matrix_needs_uint32() -> None:
         group_size=0,
     )
     scale, bias = np.ones((), np.float32), np.zeros((), np.float32)
-    _native.validate(attributes, permutation, offsets, scale, bias)
+    native_layer.validate(attributes, permutation, offsets, scale, bias)
     with pytest.raises(IndexFormatError, match="codes dtype = uint16, expected uint32"):
-        _native.validate(attributes, permutation.astype(np.uint16), offsets, scale, bias)
+        native_layer.validate(attributes, permutation.astype(np.uint16), offsets, scale, bias)
 
 
 def test_layer_runs_as_run_does_and_into_out(rng: np.random.Generator) -> None:
     for attributes in (VARIANTS[0], VARIANTS[-1]):
         node = make_node(rng, attributes)
         x = rng.normal(size=(3, attributes.K)).astype(np.float32)
-        expected, used = _native.run(
+        expected, used = native_layer.run(
             node.attributes, node.codes, node.aux, node.scale, node.bias, x
         )
-        layer = _native.Layer(node.attributes, node.codes, node.aux, node.scale, node.bias)
+        layer = native_layer.Layer(node.attributes, node.codes, node.aux, node.scale, node.bias)
         out = np.full_like(expected, np.nan)
         for _ in range(2):
             y, ran = layer.run(x, out=out)
@@ -364,4 +365,4 @@ def test_layer_runs_as_run_does_and_into_out(rng: np.random.Generator) -> None:
 def test_layer_refuses_an_invalid_node(rng: np.random.Generator) -> None:
     node = make_node(rng, VARIANTS[0])
     with pytest.raises(IndexFormatError, match="codes"):
-        _native.Layer(node.attributes, node.codes[:-1], node.aux, node.scale, node.bias)
+        native_layer.Layer(node.attributes, node.codes[:-1], node.aux, node.scale, node.bias)

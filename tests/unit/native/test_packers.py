@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import packed, rsr
+from onnx_ternary.native import binding, packers
 from onnx_ternary.schema import BLOCK_SIZES, Alphabet, OpAttributes, Storage
 from tests.support.single_node import make_node, pack, pack_rsr
 from tests.support.strategies import (
@@ -47,10 +47,10 @@ def test_packed(
         "block_size": block_size,
     }
     codes = packed.pack(levels, **options)
-    native = _native.pack(levels, **options)
+    native = packers.pack(levels, **options)
     assert native.dtype == codes.dtype
     np.testing.assert_array_equal(native, codes)
-    np.testing.assert_array_equal(_native.unpack(codes, K, N, **options), levels)
+    np.testing.assert_array_equal(packers.unpack(codes, K, N, **options), levels)
 
 
 @pytest.mark.parametrize("storage", ["dense", "1bit"])
@@ -60,7 +60,7 @@ def test_every_byte_unpacks_alike(storage: Storage) -> None:
     codes = rng.integers(0, 256, shape).astype(np.uint8)
     options: dict[str, Any] = {"storage": storage, "alphabet": "binary_01", "block_size": 128}
     np.testing.assert_array_equal(
-        _native.unpack(codes, 256, 40, **options), packed.unpack(codes, 256, 40, **options)
+        packers.unpack(codes, 256, 40, **options), packed.unpack(codes, 256, 40, **options)
     )
 
 
@@ -83,7 +83,7 @@ def test_rsr(
         "group_size": group_size,
     }
     for native, expected in zip(
-        _native.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
+        packers.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
     ):
         assert native.dtype == expected.dtype
         np.testing.assert_array_equal(native, expected)
@@ -95,7 +95,7 @@ def test_rsr_of_the_widest_patterns(storage: Storage, block_width: int) -> None:
     options: dict[str, Any] = {"storage": storage, "alphabet": "ternary"}
     options |= {"block_width": block_width, "group_size": 0}
     for native, expected in zip(
-        _native.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
+        packers.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
     ):
         np.testing.assert_array_equal(native, expected)
 
@@ -106,7 +106,7 @@ def test_rsr_of_many_rows(K: int) -> None:
     options: dict[str, Any] = {"storage": "planes", "alphabet": "ternary"}
     options |= {"block_width": 2, "group_size": 0}
     for native, expected in zip(
-        _native.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
+        packers.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
     ):
         assert native.dtype == expected.dtype
         np.testing.assert_array_equal(native, expected)
@@ -115,7 +115,7 @@ def test_rsr_of_many_rows(K: int) -> None:
 def test_levels_of_any_memory_order() -> None:
     levels = np.asfortranarray(random_levels(np.random.default_rng(0), 130, 9, "ternary"))
     options: dict[str, Any] = {"storage": "2bit", "alphabet": "ternary", "block_size": 128}
-    np.testing.assert_array_equal(_native.pack(levels, **options), packed.pack(levels, **options))
+    np.testing.assert_array_equal(packers.pack(levels, **options), packed.pack(levels, **options))
 
 
 @pytest.mark.parametrize(("storage", "alphabet"), [*PACKED_STORAGES, *RSR_STORAGES])
@@ -126,11 +126,11 @@ def test_level_outside_the_alphabet_is_refused(storage: Storage, alphabet: Alpha
         levels[129, 69] = level
         with pytest.raises(IndexFormatError, match=rf"levels\[129, 69\] = {level} "):
             if storage in ("planes", "base3"):
-                _native.pack_rsr(
+                packers.pack_rsr(
                     levels, storage=storage, alphabet=alphabet, block_width=3, group_size=0
                 )
             else:
-                _native.pack(levels, storage=storage, alphabet=alphabet, block_size=128)
+                packers.pack(levels, storage=storage, alphabet=alphabet, block_size=128)
 
 
 SIZES = [(1, 1), (15, 3), (16, 4), (17, 5), (127, 7), (128, 64), (129, 65), (300, 70)]
@@ -149,9 +149,9 @@ def test_pack_equals_the_written_format(
     attributes = OpAttributes(K, N, storage=storage, alphabet=alphabet, block_size=block_size)
     levels = make_node(rng, attributes).levels
     options: Any = {"storage": storage, "alphabet": alphabet, "block_size": block_size}
-    codes = _native.pack(levels, **options)
+    codes = packers.pack(levels, **options)
     np.testing.assert_array_equal(codes, pack(levels, attributes))
-    np.testing.assert_array_equal(_native.unpack(codes, K, N, **options), levels)
+    np.testing.assert_array_equal(packers.unpack(codes, K, N, **options), levels)
 
 
 @pytest.mark.parametrize(("K", "N"), [(1, 1), (17, 5), (130, 66), (48, 130)])
@@ -183,7 +183,7 @@ def test_pack_rsr_equals_the_written_format(
         group_size=group_size,
     )
     levels = make_node(rng, attributes).levels
-    permutation, offsets = _native.pack_rsr(
+    permutation, offsets = packers.pack_rsr(
         levels, storage=storage, alphabet=alphabet, block_width=block_width, group_size=group_size
     )
     expected_permutation, expected_offsets = pack_rsr(levels, attributes)
@@ -194,7 +194,7 @@ def test_pack_rsr_equals_the_written_format(
 
 def test_pack_rsr_long_matrix_uses_uint32() -> None:
     levels = np.ones((65537, 2), np.int8)
-    permutation, offsets = _native.pack_rsr(
+    permutation, offsets = packers.pack_rsr(
         levels, storage="planes", alphabet="binary_01", block_width=2, group_size=0
     )
     assert permutation.dtype == np.uint32
@@ -214,9 +214,9 @@ def test_pack_level_outside_the_alphabet_is_named(
     levels[150, 66] = level
     message = rf"levels\[150, 66\] = {level} .*expected {expected}"
     with pytest.raises(IndexFormatError, match=message):
-        _native.pack(levels, storage="2bit", alphabet=alphabet, block_size=128)
+        packers.pack(levels, storage="2bit", alphabet=alphabet, block_size=128)
     with pytest.raises(IndexFormatError, match=message):
-        _native.pack_rsr(levels, storage="planes", alphabet=alphabet, block_width=3, group_size=0)
+        packers.pack_rsr(levels, storage="planes", alphabet=alphabet, block_width=3, group_size=0)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_pack_wrong_arguments_are_refused(
 ) -> None:
     arguments = {"storage": "2bit", "alphabet": "ternary", "block_size": 128, **options}
     with pytest.raises(IndexFormatError, match=message):
-        _native.pack(np.ones(shape, np.int8), **arguments)
+        packers.pack(np.ones(shape, np.int8), **arguments)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_pack_sizes_that_overflow_are_refused(name: str, arguments: tuple[Any, .
     outputs = (memory.ctypes.data, 16)
     if name == "otn_pack_rsr":
         outputs = (memory.ctypes.data, 2, 16, memory.ctypes.data, 16)
-    status = getattr(_native.library(), name)(
+    status = getattr(binding.library(), name)(
         memory.ctypes.data, *arguments, *outputs, error, len(error)
     )
     assert status == 1
@@ -256,9 +256,9 @@ def test_pack_sizes_that_overflow_are_refused(name: str, arguments: tuple[Any, .
 
 def test_unpack_takes_any_byte(rng: np.random.Generator) -> None:
     codes = np.arange(256, dtype=np.uint8).reshape(2, 1, 4, 32)
-    two_bit = _native.unpack(codes, 128, 8, storage="2bit", alphabet="ternary", block_size=128)
+    two_bit = packers.unpack(codes, 128, 8, storage="2bit", alphabet="ternary", block_size=128)
     assert set(np.unique(two_bit)) == {-1, 0, 1, 2}
     codes = rng.integers(0, 256, (2, 1, 4, 26)).astype(np.uint8)
-    dense = _native.unpack(codes, 128, 8, storage="dense", alphabet="ternary", block_size=128)
+    dense = packers.unpack(codes, 128, 8, storage="dense", alphabet="ternary", block_size=128)
     assert set(np.unique(dense)) == {-1, 0, 1}
     assert dense[26, 3] == int(codes[0, 0, 3, 0]) // 3 % 3 - 1

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_ternary.reference import quantize_rows
+from onnx_ternary.op.activations import quantize_rows
 from onnx_ternary.schema import OpAttributes
 from tests.support.products import INT8
 from tests.support.strategies import random_generators

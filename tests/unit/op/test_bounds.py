@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnx_ternary.reference import float_error_bound, gamma, int8_error_bound, quantize_rows
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.op.activations import quantize_rows
+from onnx_ternary.op.bounds import float_error_bound, gamma, int8_error_bound
 from onnx_ternary.schema import OpAttributes
-from onnx_ternary.ternary import TernaryWeight
 from tests.support.products import INT8, NO_BIAS, build, exact_product, matrix, run
 from tests.support.strategies import FLOAT_DTYPES
 
@@ -203,7 +204,7 @@ def test_columns_are_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
         return [run(index, x), bound_of(x, weight, NO_BIAS), int8_error_bound(x, *options, x.dtype)]
 
     expected = results()
-    monkeypatch.setattr("onnx_ternary.reference._COLUMNS_ELEMENTS", 200)
+    monkeypatch.setattr("onnx_ternary.op.bounds._COLUMNS_ELEMENTS", 200)
     for found, whole in zip(results(), expected, strict=True):
         np.testing.assert_allclose(found, whole, rtol=1e-12)
 

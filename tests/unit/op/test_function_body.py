@@ -12,8 +12,9 @@ from onnx import ModelProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_ternary import runtime
-from onnx_ternary.function_body import NoBody, make_function_body
-from onnx_ternary.reference import int8_error_bound, ternary_indexed_matmul
+from onnx_ternary.op.bounds import int8_error_bound
+from onnx_ternary.op.function_body import NoBody, make_function_body
+from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 from tests.support.converted_models import (
     INT8,

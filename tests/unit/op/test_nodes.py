@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import IndexFormatError
-from onnx_ternary.nodes import DIGEST_KEY, check_indices, index_digest, op_nodes
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.op.nodes import DIGEST_KEY, check_indices, index_digest, op_nodes
+from onnx_ternary.options import OptimizeOptions
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_ternary.errors import IndexFormatError
-from onnx_ternary.reference import quantize_rows
-from onnx_ternary.ternary import TernaryWeight
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.op.activations import quantize_rows
 from tests.support.products import FORMATS, INT8, build, draw_bias, exact_product, matrix, run
 from tests.support.strategies import activations, random_generators, ternary_weights
 

@@ -9,11 +9,10 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from onnx_ternary.batch import Batch
 from onnx_ternary.errors import ExitCode
-from onnx_ternary.outcome import Outcome
-from onnx_ternary.report import Kept
-from onnx_ternary.summary import code, summarize, summarize_batch
+from onnx_ternary.reports.markdown import code, summarize, summarize_batch
+from onnx_ternary.reports.outcome import Batch, Outcome
+from onnx_ternary.reports.report import Kept
 from tests.support.outcomes import REWRITE, outcome
 
 HOSTILE = (

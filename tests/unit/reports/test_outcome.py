@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnx_ternary.batch import Batch
 from onnx_ternary.errors import ExitCode
+from onnx_ternary.reports.outcome import Batch
 from tests.support.outcomes import REWRITE, outcome
 
 

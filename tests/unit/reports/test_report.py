@@ -7,8 +7,9 @@ from dataclasses import fields
 
 import pytest
 
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from onnx_ternary.report import Kept, Report, Rewrite, format_size
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.reports.report import Kept, Report, Rewrite, format_size
 from tests.support.two_products import two_products
 
 

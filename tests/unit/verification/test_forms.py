@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 from onnx_ternary import get_library_path, verify
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import LibraryError
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from onnx_ternary.verify import InputsError
+from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.verification.inputs import InputsError
 from tests.catalogue import cones, conv, einsum, functions
 from tests.catalogue import matmul as matmuls
 from tests.catalogue.case import F32, K, matmul, model, node, ternary

@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_ternary.errors import ModelError
-from onnx_ternary.verify import InputsError, verify
+from onnx_ternary.verification.inputs import InputsError
+from onnx_ternary.verification.verify import verify
 from tests.support.converted_models import Product, converted_model, original_model, random_weight
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_ternary.verify import _compare
+from onnx_ternary.verification.judge import _compare
 
 
 @pytest.mark.parametrize(

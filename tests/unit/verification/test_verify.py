@@ -13,10 +13,10 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import IndexFormatError, ModelError
-from onnx_ternary.optimize import optimize
 from onnx_ternary.schema import DOMAIN
-from onnx_ternary.verify import verify
+from onnx_ternary.verification.verify import verify
 from tests.catalogue.case import column_scales
 from tests.catalogue.matmul_nbits import FEW_BITS, nbits
 from tests.support.converted_models import (
