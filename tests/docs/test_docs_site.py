@@ -6,10 +6,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import onnx_ternary
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -57,3 +60,20 @@ def test_cli_page_is_what_the_commands_say() -> None:
     rows = re.findall(r"^\| (`-.*?) \| (.*?) \|", page, re.MULTILINE)
     assert len(rows) > 40
     assert [name for name, meaning in rows if not meaning.strip()] == []
+
+
+def api_titles() -> list[str]:
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    return re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("title", api_titles())
+def test_api_title_can_be_typed(title: str) -> None:
+    module, _, name = title.rpartition(".")
+    assert not any(part.startswith("_") for part in title.split("."))
+    assert hasattr(import_module(module), name)
+
+
+def test_api_page_has_every_public_name() -> None:
+    missing = {f"onnx_ternary.{name}" for name in onnx_ternary.__all__} - set(api_titles())
+    assert missing == {"onnx_ternary.__version__"}
