@@ -116,8 +116,8 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["keep", "int8", "int4"]),
             default="keep",
             show_default=True,
-            help="Hand float MatMuls that are left to onnxruntime's MatMulNBits quantizer: smaller "
-            "and faster, answers change.",
+            help="Hand the float MatMul and Gemm nodes that are left to onnxruntime's MatMulNBits "
+            "quantizer: smaller and faster, answers change.",
         ),
         click.option(
             "--tolerance",

@@ -119,7 +119,7 @@ def optimize(
         rejections=_with_weights(converted, done.rejections),
         requantised=done.requantised,
         already_converted=done.already_converted,
-        notes=done.replaced.notes,
+        notes=(*done.replaced.notes, *_remaining_note(options, done)),
         bytes_before=bytes_before,
         bytes_after=bytes_after,
         has_function_body=done.replaced.has_function_body,
@@ -134,6 +134,15 @@ def optimize(
         },
     )
     return OptimizeResult(converted, report, options, external_data)
+
+
+def _remaining_note(options: OptimizeOptions, done: pipeline.PassResult) -> tuple[str, ...]:
+    if options.remaining == "keep":
+        return ()
+    return (
+        f"--remaining {options.remaining}: {len(done.requantised)} of {len(done.rejections)} "
+        "products that were not rewritten are quantized by onnxruntime",
+    )
 
 
 def _with_weights(model: ir.Model, rejections: Iterable[Kept]) -> tuple[Kept, ...]:

@@ -93,7 +93,7 @@ class Row:
         bytes_before: size of its weight; 0 if unknown.
         bytes_after: size afterwards.
         status: what became of it.
-        reason: why it stays, or whose index it shares; may be empty.
+        reason: why it is not rewritten, or whose index it shares; may be empty.
     """
 
     node: str
@@ -102,7 +102,7 @@ class Row:
     weights: str = ""
     bytes_before: int = 0
     bytes_after: int = 0
-    status: Literal["rewritten", "stays", "already converted"] = "rewritten"
+    status: Literal["rewritten", "stays", "quantized", "already converted"] = "rewritten"
     reason: str = ""
 
     @property
@@ -178,7 +178,7 @@ class Report:
                 f"stored {' x '.join(map(str, kept.weight_shape))}" if kept.weight_shape else "",
                 bytes_before=kept.weight_bytes,
                 bytes_after=kept.weight_bytes,
-                status="stays",
+                status="quantized" if kept.node in self.requantised else "stays",
                 reason=kept.reason,
             )
             for kept in self.rejections
