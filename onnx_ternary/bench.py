@@ -100,6 +100,9 @@ class Benchmark:
         """The median of the rounds' ratios."""
         return self.runs.ratio
 
+    def __repr__(self) -> str:
+        return f"<Benchmark: {self.verdict().splitlines()[0]}>"
+
     def verdict(self) -> str:
         """Lines for people: runs, loads, size and outputs, each with what can be said of it."""
         before, after = self.original, self.converted

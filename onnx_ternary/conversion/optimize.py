@@ -52,6 +52,9 @@ class OptimizeResult:
     options: OptimizeOptions
     external_data: ExternalData = "auto"
 
+    def __repr__(self) -> str:
+        return f"<OptimizeResult: {self.report.total()}>"
+
     def save(self, path: str | PathLike[str]) -> tuple[Path, ...]:
         """Write the model, all of it or nothing; the source's own path is fine.
 

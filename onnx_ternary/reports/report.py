@@ -145,6 +145,20 @@ class Report:
         """Whether the result is another model than the original."""
         return bool(self.rewrites or self.requantised)
 
+    def total(self) -> str:
+        """All of it in a few words."""
+        products = len(self.rewrites) + len(self.rejections)
+        total = f"{len(self.rewrites)} of {products} products rewritten"
+        if self.requantised:
+            total += f", {len(self.requantised)} quantized by onnxruntime"
+        if self.already_converted:
+            total += f", {len(self.already_converted)} converted before"
+        return total
+
+    def __repr__(self) -> str:
+        sizes = f"{format_size(self.bytes_before)} -> {format_size(self.bytes_after)}"
+        return f"<Report: {self.total()}, constants {sizes}>"
+
     @property
     def weight_bytes_before(self) -> int:
         """Bytes of the rewritten weights, shared ones counted once."""
