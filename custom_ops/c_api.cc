@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "dispatch/kernel_registry.h"
 #include "index_view.h"
-#include "kernel_registry.h"
 #include "pack.h"
 #include "run.h"
 

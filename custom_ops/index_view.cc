@@ -7,7 +7,7 @@
 #include <limits>
 #include <utility>
 
-#include "kernel_registry.h"
+#include "dispatch/kernel_registry.h"
 #include "pack.h"
 #include "run.h"
 

@@ -9,8 +9,8 @@
 #include <string>
 #include <thread>
 
+#include "dispatch/kernel_registry.h"
 #include "index_view.h"
-#include "kernel_registry.h"
 #include "run.h"
 
 namespace onnx_ternary {

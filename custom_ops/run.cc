@@ -6,9 +6,9 @@
 #include <memory>
 #include <thread>
 
+#include "dispatch/kernel_registry.h"
 #include "half.h"
-#include "kernel_registry.h"
-#include "kernels/quantize_row.h"
+#include "kernels/common/quantize_row.h"
 
 namespace onnx_ternary {
 namespace {

@@ -30,8 +30,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "span_avx2.h"
+#include "common/span_avx2.h"
+#include "kernel_list.h"
 
 #if defined(__clang__)
 #define OTN_UNROLL8 _Pragma("unroll 8")

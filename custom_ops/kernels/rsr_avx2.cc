@@ -31,8 +31,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "quantize_row.h"
+#include "common/quantize_row.h"
+#include "kernel_list.h"
 
 #if defined(__GNUC__)
 #define OTN_NOINLINE __attribute__((noinline))

@@ -12,8 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "kernels.h"
-#include "quantize_row.h"
+#include "common/quantize_row.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace {

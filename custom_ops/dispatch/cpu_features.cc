@@ -1,7 +1,7 @@
 // Runtime detection: CPUID for what the processor has, XGETBV for what the operating system saves
 // on a context switch (a processor with AVX2 under a system that does not save ymm must not use
 // it, and likewise AVX-512 and zmm). Bits: Intel SDM volume 2A, CPUID leaves 1 and 7.
-#include "cpu_features.h"
+#include "dispatch/cpu_features.h"
 
 #include <cstdint>
 

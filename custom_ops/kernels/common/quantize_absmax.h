@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../kernel.h"
+#include "../../kernel.h"
 
 namespace onnx_ternary {
 namespace {

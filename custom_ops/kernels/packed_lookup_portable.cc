@@ -17,9 +17,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "lanes.h"
-#include "quantize_row.h"
+#include "common/lanes.h"
+#include "common/quantize_row.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace portable {

@@ -33,10 +33,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "quantize_absmax.h"
-#include "quantize_row.h"
-#include "span_avx512.h"
+#include "common/quantize_absmax.h"
+#include "common/quantize_row.h"
+#include "common/span_avx512.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace avx512vnni {

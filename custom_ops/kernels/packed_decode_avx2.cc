@@ -22,8 +22,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "span_avx2.h"
+#include "common/span_avx2.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace avx2 {

@@ -21,8 +21,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "span_avx512.h"
+#include "common/span_avx512.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace avx512 {

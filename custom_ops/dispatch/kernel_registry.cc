@@ -1,12 +1,12 @@
 // The table of kernels, what this processor supports, and the selection by rows, all as data.
-#include "kernel_registry.h"
+#include "dispatch/kernel_registry.h"
 
 #include <atomic>
 #include <cstdlib>
 #include <limits>
 
-#include "cpu_features.h"
-#include "kernels/kernels.h"
+#include "dispatch/cpu_features.h"
+#include "kernels/kernel_list.h"
 
 namespace onnx_ternary {
 namespace {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "kernel.h"
-#include "kernels/kernels.h"
+#include "kernels/kernel_list.h"
 
 namespace onnx_ternary {
 
@@ -22,8 +22,8 @@ const Kernel* FindKernel(const std::string& name);
 // The kernel that follows IEEE 754 with NaN and inf and serves every layer of a format.
 const Kernel* ReferenceKernel(IndexFormat index_format, Activation activation);
 
-// The kernel for `rows` rows, from the selection table (kernel_registry.cc) or as forced by
-// ONNX_TERNARY_ISA, ONNX_TERNARY_KERNEL or ForceKernel. Null and a message in `error` where a
+// The kernel for `rows` rows, from the selection table (dispatch/kernel_registry.cc) or as forced
+// by ONNX_TERNARY_ISA, ONNX_TERNARY_KERNEL or ForceKernel. Null and a message in `error` where a
 // forced kernel cannot run here or cannot serve the layer. `ordinary_rows` false asks for a kernel
 // that is not fixed point.
 const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,
