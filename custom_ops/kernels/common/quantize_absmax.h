@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../../kernel.h"
+#include "../../layer.h"
 
 namespace onnx_ternary {
 namespace {

@@ -16,7 +16,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../../kernel.h"
+#include "../../layer.h"
 #include "quantize_absmax.h"
 #include "quantize_row.h"
 

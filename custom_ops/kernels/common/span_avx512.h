@@ -16,7 +16,7 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#include "../../kernel.h"
+#include "../../layer.h"
 
 #if defined(__GNUC__)
 #define OTN_UNROLL16 _Pragma("GCC unroll 16")
