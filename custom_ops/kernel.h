@@ -31,7 +31,8 @@ struct Kernel {
   Activation activation;
   Isa isa;
 
-  // Whether the kernel can serve the layer at all (block size, storage, alphabet, algorithm).
+  // Whether the kernel can serve a layer of its index format and activation (block size, storage,
+  // alphabet, algorithm). Null: every one.
   bool (*accepts)(const Layer* layer);
 
   int64_t max_rows;     // of a tile

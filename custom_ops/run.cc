@@ -7,6 +7,7 @@
 
 #include "dispatch/kernel_registry.h"
 #include "dispatch/select.h"
+#include "pack.h"
 #include "unsigned.h"
 
 namespace onnx_ternary {
@@ -27,7 +28,6 @@ constexpr size_t kMaxRoundBytes = size_t{32} << 20;
 constexpr size_t kRoundBytesPerThread = size_t{640} << 10;
 constexpr size_t kAlignment = 64;
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 size_t Align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 // Zeroed by nobody; freed with the call.

@@ -140,7 +140,7 @@ SelectionTable Selection() { return {kSelection, sizeof kSelection / sizeof kSel
 
 bool Accepts(const Kernel& kernel, const Layer& layer) {
   return kernel.index_format == layer.index_format && kernel.activation == layer.activation &&
-         kernel.accepts(&layer);
+         (kernel.accepts == nullptr || kernel.accepts(&layer));
 }
 
 const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,

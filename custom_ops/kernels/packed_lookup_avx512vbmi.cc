@@ -75,10 +75,7 @@ constexpr int64_t kSumsBytes = 640 << 10;
 constexpr int64_t kMostColumns = 4096;
 
 // A group of scales must be whole spans.
-bool Accepts(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32 &&
-         (!PerGroup(layer) || layer->group_size % kSpan == 0);
-}
+bool Accepts(const Layer* layer) { return !PerGroup(layer) || layer->group_size % kSpan == 0; }
 
 bool TakesBits(const Layer* layer) {
   return layer->storage == Storage::one_bit && layer->block_size == kSpan;
