@@ -10,7 +10,10 @@
 
 namespace onnx_ternary {
 
-enum class Isa : uint8_t { scalar, portable, avx2, avx512bw, avx512vbmi, avx512vnni };
+enum class Isa : uint8_t {
+#define OTN_ISA(name, architecture, needs, detected, flags, msvc_flags) name,
+#include "dispatch/instruction_sets.inc"
+};
 
 // A kernel computes Y = X @ W (+ bias) for a tile of rows, columns split between calls.
 //

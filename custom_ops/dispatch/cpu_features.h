@@ -1,21 +1,12 @@
 // What the processor the process runs on can do, asked once.
 #pragma once
 
-#include <string>
-
 namespace onnx_ternary {
 
+// A feature of vector registers includes that the operating system saves those registers.
 struct CpuFeatureSet {
-  bool avx2 = false;  // and the operating system saves the upper halves of the registers
-  bool fma = false;
-  bool bmi2 = false;
-  bool f16c = false;
-  bool avx512f = false;  // and the operating system saves zmm and mask registers
-  bool avx512dq = false;
-  bool avx512bw = false;
-  bool avx512vl = false;
-  bool avx512vbmi = false;
-  bool avx512vnni = false;
+#define OTN_CPU_FEATURE(name, architecture, test) bool name = false;
+#include "dispatch/instruction_sets.inc"
 };
 
 // Thread-safe; the first call asks the processor.

@@ -38,10 +38,10 @@ std::string KernelsJson() {
   const SelectionTable table = Selection();
   for (size_t i = 0; i < table.count; ++i) {
     const SelectionRow& row = table.rows[i];
-    if (!IsaSupported(row.isa)) continue;
+    if (row.kernel == nullptr || !IsaSupported(row.kernel->isa)) continue;
     Append(&selection,
-           std::string("{\"index_format\": ") + Quoted(FormatName(row.index_format)) +
-               ", \"activation\": " + Quoted(ActivationName(row.activation)) +
+           std::string("{\"index_format\": ") + Quoted(FormatName(row.kernel->index_format)) +
+               ", \"activation\": " + Quoted(ActivationName(row.kernel->activation)) +
                ", \"rows_min\": " + std::to_string(row.rows_min) + ", \"rows_max\": " +
                (row.rows_max == kAnyRows ? "null" : std::to_string(row.rows_max)) +
                ", \"storage\": " + (row.layers == Layers::bits ? Quoted("1bit") : "null") +

@@ -4,57 +4,39 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "dispatch/built.h"
 #include "dispatch/kernel_registry.h"
-#include "kernels/kernel_list.h"
 
 namespace onnx_ternary {
 namespace {
 
 constexpr SelectionRow kSelection[] = {
-#if defined(OTN_HAVE_AVX512VBMI)
-    {IndexFormat::packed, Activation::float32, Isa::avx512vbmi, 1, kAnyRows,
-     &packed_gemm_float_4x64_avx512vbmi, Layers::bits},
-    {IndexFormat::packed, Activation::float32, Isa::avx512vbmi, 3, kAnyRows,
-     &packed_gemm_float_4x64_avx512vbmi},
-#endif
-#if defined(OTN_HAVE_AVX512VNNI)
-    {IndexFormat::packed, Activation::float32, Isa::avx512vnni, 1, 8,
-     &packed_gemv_float_4x4_avx512vnni},
-    {IndexFormat::packed, Activation::int8, Isa::avx512vnni, 1, kAnyRows,
-     &packed_gemm_int8_8x4_avx512vnni},
-#endif
-#if defined(OTN_HAVE_AVX512BW)
-    {IndexFormat::packed, Activation::float32, Isa::avx512bw, 9, kAnyRows,
-     &packed_gemm_float_16x8_avx512bw},
-#endif
-#if defined(OTN_HAVE_AVX2)
-    {IndexFormat::packed, Activation::float32, Isa::avx2, 1, 2, &packed_gemv_float_1x4_avx2},
-    {IndexFormat::packed, Activation::float32, Isa::avx2, 1, kAnyRows, &packed_gemm_float_8x8_avx2},
-    {IndexFormat::packed, Activation::int8, Isa::avx2, 1, 1, &packed_gemv_int8_1x4_avx2},
-    {IndexFormat::packed, Activation::int8, Isa::avx2, 2, 9, &packed_gemm_int8_8x4_avx2},
-    {IndexFormat::packed, Activation::int8, Isa::avx2, 10, kAnyRows, &packed_gemm_int8_16x8_avx2},
-#endif
-    {IndexFormat::packed, Activation::float32, Isa::portable, 1, 4, &packed_gemv_float_portable},
-    {IndexFormat::packed, Activation::float32, Isa::portable, 5, kAnyRows,
-     &packed_gemm_float_portable},
-    {IndexFormat::packed, Activation::int8, Isa::portable, 1, 4, &packed_gemv_int8_portable},
-    {IndexFormat::packed, Activation::int8, Isa::portable, 5, kAnyRows, &packed_gemm_int8_portable},
-    {IndexFormat::packed, Activation::float32, Isa::scalar, 1, kAnyRows,
-     &packed_reference_float_scalar},
-    {IndexFormat::packed, Activation::int8, Isa::scalar, 1, kAnyRows,
-     &packed_reference_int8_scalar},
-#if defined(OTN_HAVE_AVX2)
-    {IndexFormat::rsr, Activation::float32, Isa::avx2, 1, 2, &rsr_gemv_float_avx2},
-    {IndexFormat::rsr, Activation::float32, Isa::avx2, 3, kAnyRows, &rsr_gemm_float_avx2},
-    {IndexFormat::rsr, Activation::int8, Isa::avx2, 1, 3, &rsr_gemv_int8_avx2},
-    {IndexFormat::rsr, Activation::int8, Isa::avx2, 4, kAnyRows, &rsr_gemm_int8_avx2},
-#endif
-    {IndexFormat::rsr, Activation::float32, Isa::portable, 1, 2, &rsr_gemv_float_portable},
-    {IndexFormat::rsr, Activation::float32, Isa::portable, 3, kAnyRows, &rsr_gemm_float_portable},
-    {IndexFormat::rsr, Activation::int8, Isa::portable, 1, 2, &rsr_gemv_int8_portable},
-    {IndexFormat::rsr, Activation::int8, Isa::portable, 3, kAnyRows, &rsr_gemm_int8_portable},
-    {IndexFormat::rsr, Activation::float32, Isa::scalar, 1, kAnyRows, &rsr_gemv_float_scalar},
-    {IndexFormat::rsr, Activation::int8, Isa::scalar, 1, kAnyRows, &rsr_gemv_int8_scalar},
+    {built::packed_gemm_float_4x64_avx512vbmi, 1, kAnyRows, Layers::bits},
+    {built::packed_gemm_float_4x64_avx512vbmi, 3, kAnyRows},
+    {built::packed_gemv_float_4x4_avx512vnni, 1, 8},
+    {built::packed_gemm_int8_8x4_avx512vnni, 1, kAnyRows},
+    {built::packed_gemm_float_16x8_avx512bw, 9, kAnyRows},
+    {built::packed_gemv_float_1x4_avx2, 1, 2},
+    {built::packed_gemm_float_8x8_avx2, 1, kAnyRows},
+    {built::packed_gemv_int8_1x4_avx2, 1, 1},
+    {built::packed_gemm_int8_8x4_avx2, 2, 9},
+    {built::packed_gemm_int8_16x8_avx2, 10, kAnyRows},
+    {built::packed_gemv_float_portable, 1, 4},
+    {built::packed_gemm_float_portable, 5, kAnyRows},
+    {built::packed_gemv_int8_portable, 1, 4},
+    {built::packed_gemm_int8_portable, 5, kAnyRows},
+    {built::packed_reference_float_scalar, 1, kAnyRows},
+    {built::packed_reference_int8_scalar, 1, kAnyRows},
+    {built::rsr_gemv_float_avx2, 1, 2},
+    {built::rsr_gemm_float_avx2, 3, kAnyRows},
+    {built::rsr_gemv_int8_avx2, 1, 3},
+    {built::rsr_gemm_int8_avx2, 4, kAnyRows},
+    {built::rsr_gemv_float_portable, 1, 2},
+    {built::rsr_gemm_float_portable, 3, kAnyRows},
+    {built::rsr_gemv_int8_portable, 1, 2},
+    {built::rsr_gemm_int8_portable, 3, kAnyRows},
+    {built::rsr_gemv_float_scalar, 1, kAnyRows},
+    {built::rsr_gemv_int8_scalar, 1, kAnyRows},
 };
 
 std::string MissingFeatures(const std::string& what, Isa isa) {
@@ -165,10 +147,11 @@ const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,
     return nullptr;
   }
   for (const SelectionRow& row : kSelection) {
+    if (row.kernel == nullptr) continue;
     if (rows < row.rows_min || rows > row.rows_max) continue;
     if (row.kernel->fixed_point && !ordinary_rows) continue;
     if (row.layers == Layers::bits && !IsBits(layer)) continue;
-    if (IsaAllowed(row.isa, forced_isa) && Accepts(*row.kernel, layer)) return row.kernel;
+    if (IsaAllowed(row.kernel->isa, forced_isa) && Accepts(*row.kernel, layer)) return row.kernel;
   }
   *error = std::string("no kernel serves index_format ") + FormatName(layer.index_format) +
            ", activation " + ActivationName(layer.activation) + ", block_size " +

@@ -19,12 +19,9 @@ enum class Layers : uint8_t { all, bits };
 // the best come first, and a kernel that does not accept a layer leaves it to the next. Crossovers:
 // docs/kernels.md.
 struct SelectionRow {
-  IndexFormat index_format;
-  Activation activation;
-  Isa isa;
+  const Kernel* kernel;  // null where the library is built without its instruction set
   int64_t rows_min;
   int64_t rows_max;
-  const Kernel* kernel;
   Layers layers = Layers::all;
 };
 

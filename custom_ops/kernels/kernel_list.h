@@ -1,4 +1,4 @@
-// Every kernel of the library by name, for kernel_registry.cc.
+// Declares every kernel of kernel_list.inc, also those this library is built without.
 #pragma once
 
 #include "../kernel.h"
@@ -10,50 +10,8 @@ namespace onnx_ternary {
 using RowMagnitudesFunction = void (*)(const float* x, int64_t count, int32_t* largest_bits,
                                        double* sum);
 
-extern const Kernel packed_reference_float_scalar;
-extern const Kernel packed_reference_int8_scalar;
-
-extern const Kernel rsr_reference_float_scalar;
-extern const Kernel rsr_reference_int8_scalar;
-extern const Kernel rsr_gemv_float_scalar;
-extern const Kernel rsr_gemv_int8_scalar;
-
-extern const Kernel packed_gemv_float_portable;
-extern const Kernel packed_gemv_int8_portable;
-extern const Kernel packed_gemm_float_portable;
-extern const Kernel packed_gemm_int8_portable;
-
-extern const Kernel rsr_gemv_float_portable;
-extern const Kernel rsr_gemv_int8_portable;
-extern const Kernel rsr_gemm_float_portable;
-extern const Kernel rsr_gemm_int8_portable;
-
-#if defined(OTN_HAVE_AVX2)
-extern const RowMagnitudesFunction row_magnitudes_avx2;
-extern const Kernel packed_gemv_float_1x4_avx2;
-extern const Kernel packed_gemv_int8_1x4_avx2;
-extern const Kernel packed_gemm_float_8x8_avx2;
-extern const Kernel packed_gemm_int8_8x4_avx2;
-extern const Kernel packed_gemm_int8_16x8_avx2;
-
-extern const Kernel rsr_gemv_float_avx2;
-extern const Kernel rsr_gemv_int8_avx2;
-extern const Kernel rsr_gemm_float_avx2;
-extern const Kernel rsr_gemm_int8_avx2;
-#endif
-
-#if defined(OTN_HAVE_AVX512BW)
-extern const RowMagnitudesFunction row_magnitudes_avx512bw;
-extern const Kernel packed_gemm_float_16x8_avx512bw;
-#endif
-
-#if defined(OTN_HAVE_AVX512VBMI)
-extern const Kernel packed_gemm_float_4x64_avx512vbmi;
-#endif
-
-#if defined(OTN_HAVE_AVX512VNNI)
-extern const Kernel packed_gemv_float_4x4_avx512vnni;
-extern const Kernel packed_gemm_int8_8x4_avx512vnni;
-#endif
+#define OTN_KERNEL(isa, family, name) extern const Kernel name;
+#define OTN_ROW_MAGNITUDES(isa) extern const RowMagnitudesFunction row_magnitudes_##isa;
+#include "kernel_list.inc"
 
 }  // namespace onnx_ternary
