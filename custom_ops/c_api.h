@@ -1,7 +1,7 @@
-// C functions beside RegisterCustomOps, reached by onnx_ternary/_native.py through ctypes: packers,
-// kernel lists, and one kernel run without a session. Functions that can fail return 0 on success;
-// otherwise they write a message of at most error_bytes (terminated) to error and return 2 where a
-// kernel is missing or cannot run, 1 for anything else.
+// C functions beside RegisterCustomOps, reached by onnx_ternary/native/binding.py through ctypes:
+// packers, kernel lists, and one kernel run without a session. Functions that can fail return 0 on
+// success; otherwise they write a message of at most error_bytes (terminated) to error and return 2
+// where a kernel is missing or cannot run, 1 for anything else.
 #pragma once
 
 #include <stddef.h>
@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-// Raised when a function here changes; _native.py refuses another number.
+// Raised when a function here changes; onnx_ternary/native/binding.py refuses another number.
 #define OTN_ABI_VERSION 2
 OTN_EXPORT int32_t otn_abi_version(void);
 
