@@ -14,6 +14,7 @@ from onnx_ternary._library import get_library_path  # noqa: E402
 from onnx_ternary._native import kernels as list_kernels  # noqa: E402
 from onnx_ternary._version import __version__  # noqa: E402
 from onnx_ternary.batch import Batch, convert_many  # noqa: E402
+from onnx_ternary.building import BuildOptions, BuildResult, build  # noqa: E402
 from onnx_ternary.convert import Conversion, Requirements, convert  # noqa: E402
 from onnx_ternary.export import ExportedFile, ExportResult, export, export_file  # noqa: E402
 from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize  # noqa: E402
@@ -23,6 +24,8 @@ from onnx_ternary.verify import VerificationReport, verify  # noqa: E402
 
 __all__ = [
     "Batch",
+    "BuildOptions",
+    "BuildResult",
     "Conversion",
     "ExportResult",
     "ExportedFile",
@@ -33,6 +36,7 @@ __all__ = [
     "Requirements",
     "VerificationReport",
     "__version__",
+    "build",
     "convert",
     "convert_many",
     "export",
