@@ -131,7 +131,7 @@ class Constant:
                 found = self.evaluate.ternarize()
             except (OSError, ValueError, TypeError) as error:
                 raise ModelError(f"Tensor '{self.name}' cannot be read: {error}") from error
-            if isinstance(found, TernaryWeight) or not tolerance:
+            if isinstance(found, TernaryWeight) or found.final or not tolerance:
                 return found
         return ternarize(self.numpy(), tolerance=tolerance)
 

@@ -107,7 +107,7 @@ def build(
         if out is None:
             result = _dry_run(source, config, options, progress)
         else:
-            with _staged_folder(Path(out)) as folder:
+            with staged_folder(Path(out)) as folder:
                 result = _build(source, config, options, folder, verify_result, progress)
             result = _moved(result, Path(out))
         write_report(json.dumps(result.to_dict(), indent=2) + "\n")
@@ -235,7 +235,7 @@ def _moved(result: BuildResult, folder: Path) -> BuildResult:
 
 
 @contextmanager
-def _staged_folder(out: Path) -> Iterator[Path]:
+def staged_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its name at the end, and is removed on any failure."""
     target = out.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
