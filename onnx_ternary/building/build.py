@@ -13,19 +13,26 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from onnx_ternary._staged import staged_text
+from onnx_ternary.building.checkpoint import Checkpoint
+from onnx_ternary.building.config import DecoderConfig
+from onnx_ternary.building.genai_folder import MODEL, genai_config, write_folder
+from onnx_ternary.building.graph import decoder_model, function_body
+from onnx_ternary.building.options import BuildOptions
+from onnx_ternary.building.tensor_file import TensorFile
+from onnx_ternary.building.verification import BuildVerification, verify_build
+from onnx_ternary.building.weights import (
+    HEAD,
+    Blocks,
+    Float,
+    Progress,
+    StoredWeights,
+    Ternary,
+    store_weights,
+)
+from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import ModelError, VerificationError
-from onnx_ternary.function_body import NoBody
-from onnx_ternary.report import format_size
-
-from .checkpoint import Checkpoint
-from .config import DecoderConfig
-from .genai_folder import MODEL, genai_config, write_folder
-from .graph import decoder_model, function_body
-from .options import BuildOptions
-from .tensor_file import TensorFile
-from .verification import BuildVerification, verify_build
-from .weights import HEAD, Blocks, Float, Progress, StoredWeights, Ternary, store_weights
+from onnx_ternary.op.function_body import NoBody
+from onnx_ternary.reports.report import format_size
 
 # From here on a float head is most of what a token costs.
 _LARGE_HEAD_BYTES = 100_000_000

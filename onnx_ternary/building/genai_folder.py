@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnx_ternary._library import get_library_path
+from onnx_ternary.building.checkpoint import Checkpoint
+from onnx_ternary.building.config import DecoderConfig
+from onnx_ternary.building.graph import past_names, present_names
 from onnx_ternary.errors import ModelError
-
-from .checkpoint import Checkpoint
-from .config import DecoderConfig
-from .graph import past_names, present_names
+from onnx_ternary.native.library_path import get_library_path
 
 CONFIG = "genai_config.json"
 MODEL = "model.onnx"

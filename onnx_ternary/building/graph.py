@@ -24,17 +24,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnx_ternary._version import __version__
-from onnx_ternary.function_body import (
-    MIN_IR_VERSION,
-    BodyVariant,
-    NoBody,
-    make_function_body,
-)
-from onnx_ternary.nodes import DIGEST_KEY
-from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE
-
-from .config import DecoderConfig
-from .weights import (
+from onnx_ternary.building.config import DecoderConfig
+from onnx_ternary.building.weights import (
     HEAD,
     NORM,
     TABLE,
@@ -47,6 +38,9 @@ from .weights import (
     layer_products,
     ternary_products,
 )
+from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, NoBody, make_function_body
+from onnx_ternary.op.nodes import DIGEST_KEY
+from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE
 
 OPSET = 17
 _MICROSOFT = "com.microsoft"

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_ternary.building.checkpoint import Checkpoint
+from onnx_ternary.building.config import Quantization
 from onnx_ternary.errors import ModelError
-from onnx_ternary.ternary import NotTernary, TernaryWeight, alphabet_of, ternarize
-
-from .checkpoint import Checkpoint
-from .config import Quantization
+from onnx_ternary.index.levels import NotTernary, TernaryWeight, alphabet_of, ternarize
 
 _SMALLEST_MEAN = np.float32(1e-5)
 _PROBED_ROWS = 64

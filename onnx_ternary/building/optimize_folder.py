@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper
 from onnx import load as load_model
 
-from onnx_ternary import model_io
-from onnx_ternary._verify_inputs import Inputs
-from onnx_ternary.convert import Conversion, Requirements, convert
+from onnx_ternary.building.build import staged_folder
+from onnx_ternary.building.genai_folder import CONFIG, copy_library
+from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ModelError
-from onnx_ternary.options import OptimizeOptions
-
-from .build import staged_folder
-from .genai_folder import CONFIG, copy_library
+from onnx_ternary.model_files import load
+from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.reports.outcome import Conversion
+from onnx_ternary.verification.inputs import Inputs
 
 _LENGTH, _PAST_LENGTH = 8, 4
 
@@ -92,7 +92,7 @@ def optimize_folder(
         return run(None)
     with staged_folder(Path(target)) as staged:
         conversion = run(staged / model.name)
-        _copy_others(folder, staged, {model.resolve(), *model_io.data_files(model)})
+        _copy_others(folder, staged, {model.resolve(), *load.data_files(model)})
         library = copy_library(staged)
         decoder.setdefault("session_options", {})["custom_ops_library"] = library
         (staged / CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
@@ -153,7 +153,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _decoder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The part of the configuration that describes the decoder, to be changed in place."""
-    decoder = config.get("model", {}).get("decoder", {})
+    decoder: dict[str, Any] = config.get("model", {}).get("decoder", {})
     name = decoder.get("filename")
     if not isinstance(name, str) or Path(name).name != name or decoder.get("pipeline"):
         raise ModelError(

@@ -12,13 +12,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_ternary.building.checkpoint import Checkpoint
+from onnx_ternary.building.config import DecoderConfig
+from onnx_ternary.building.layouts import read_matrix
+from onnx_ternary.building.weights import HEAD, NORM, TABLE, layer_gains, layer_products
+from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.options import INT8_RULE
-from onnx_ternary.ternary import TernaryWeight
-
-from .checkpoint import Checkpoint
-from .config import DecoderConfig
-from .layouts import read_matrix
-from .weights import HEAD, NORM, TABLE, layer_gains, layer_products
 
 Array: TypeAlias = NDArray[np.float64]
 Rounding = Literal["none", "float16", "int8"]

@@ -23,18 +23,27 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from onnx_ternary._native import Layer
+from onnx_ternary.building.checkpoint import Checkpoint
+from onnx_ternary.building.config import DecoderConfig
+from onnx_ternary.building.graph import HIDDEN, decoder_model, past_names
+from onnx_ternary.building.layouts import read_matrix
+from onnx_ternary.building.reference import Array, Reference, Rounding
+from onnx_ternary.building.weights import (
+    HEAD,
+    TABLE,
+    Blocks,
+    Float,
+    Progress,
+    StoredWeights,
+    Ternary,
+    ternary_products,
+)
 from onnx_ternary.errors import ModelError
-from onnx_ternary.reference import float_error_bound, int8_error_bound, quantize_rows
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.native.layer import Layer
+from onnx_ternary.op.activations import quantize_rows
+from onnx_ternary.op.bounds import float_error_bound, int8_error_bound
 from onnx_ternary.runtime import register
-from onnx_ternary.ternary import TernaryWeight
-
-from .checkpoint import Checkpoint
-from .config import DecoderConfig
-from .graph import HIDDEN, decoder_model, past_names
-from .layouts import read_matrix
-from .reference import Array, Reference, Rounding
-from .weights import HEAD, TABLE, Blocks, Float, Progress, StoredWeights, Ternary, ternary_products
 
 NUM_TOKENS = 8
 NUM_LAYERS = 2

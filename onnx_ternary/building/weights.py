@@ -10,22 +10,25 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_ternary.building.checkpoint import Checkpoint
+from onnx_ternary.building.config import DecoderConfig
+from onnx_ternary.building.layouts import read_matrix
+from onnx_ternary.building.options import BuildOptions
+from onnx_ternary.building.tensor_file import TensorFile, digest
 from onnx_ternary.errors import ModelError
 from onnx_ternary.index import build_index
+from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.options import INT8_RULE
 from onnx_ternary.schema import Alphabet, OpAttributes, Storage
-from onnx_ternary.ternary import TernaryWeight
-
-from .checkpoint import Checkpoint
-from .config import DecoderConfig
-from .layouts import read_matrix
-from .options import BuildOptions
-from .tensor_file import TensorFile, digest
 
 if TYPE_CHECKING:
-    from graph_passes.remaining import ACCURACY_LEVEL, BLOCK_SIZE, block_quantizer
+    from graph_passes.rewrite.remaining import ACCURACY_LEVEL, BLOCK_SIZE, block_quantizer
 else:
-    from onnx_ternary.graph_passes.remaining import ACCURACY_LEVEL, BLOCK_SIZE, block_quantizer
+    from onnx_ternary.graph_passes.rewrite.remaining import (
+        ACCURACY_LEVEL,
+        BLOCK_SIZE,
+        block_quantizer,
+    )
 
 TABLE = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -12,7 +12,7 @@ from onnx_ternary.building import BuildOptions, BuildResult, build
 from onnx_ternary.building.options import BuildActivation, HeadChoice
 from onnx_ternary.cli._options import quiet_and_verbose
 from onnx_ternary.cli._output import Output, print_table
-from onnx_ternary.report import format_size
+from onnx_ternary.reports.report import format_size
 
 
 @click.command("build")

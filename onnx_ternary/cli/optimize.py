@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from onnx_ternary.batch import Batch, convert_many, default_target, is_pattern
+from onnx_ternary.building import is_model_folder, optimize_folder
 from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options, verification_options
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import (
@@ -16,9 +16,11 @@ from onnx_ternary.cli._tables import (
     print_rewrites,
     print_verification,
 )
-from onnx_ternary.convert import Conversion, Requirements, convert
-from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.report import format_size
+from onnx_ternary.conversion.batch import convert_many, default_target, is_pattern
+from onnx_ternary.conversion.convert import convert
+from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.reports.outcome import Batch, Conversion
+from onnx_ternary.reports.report import format_size
 
 
 @click.command("optimize")
@@ -103,6 +105,9 @@ def optimize_command(
     the folder OUTPUT (default: beside the model). One that fails does not stop the others; the exit
     code is the most serious one, 3 before 1 before 4. A model that was converted before is copied
     as it is, or left alone where its output would be itself.
+
+    If MODEL is a folder with genai_config.json and OUTPUT is given, its decoder is converted and
+    OUTPUT becomes a new folder with everything onnxruntime-genai needs.
     """
     out = Output(quiet, verbose)
     sources, target, many = _read_arguments(models, in_place or check)
@@ -135,7 +140,7 @@ def optimize_command(
     model = Path(sources[0])
     output = None if dry_run else Path(target) if target else default_target(model)
     with out.progress("Converting") as progress:
-        conversion = convert(
+        conversion = (optimize_folder if is_model_folder(model) else convert)(
             model,
             output,
             options,
@@ -160,6 +165,8 @@ def _read_arguments(
         return models, None, True
     if len(models) == 1:
         return models, None, _is_many(models[0])
+    if _is_one_folder(models):
+        return models[:1], models[1], False
     *sources, output = models
     many = len(sources) > 1 or _is_many(sources[0]) or Path(output).is_dir()
     many = many or output.endswith("/")
@@ -169,6 +176,11 @@ def _read_arguments(
             "--in-place."
         )
     return tuple(sources), output, many
+
+
+def _is_one_folder(models: tuple[str, ...]) -> bool:
+    """Whether MODEL is a folder of onnxruntime-genai, and OUTPUT there."""
+    return len(models) == 2 and is_model_folder(models[0])
 
 
 def _is_many(source: str) -> bool:

@@ -36,7 +36,7 @@ def check_equal(
         if one != other:
             margin, size = reference.margin([*prompt, *expected[:at]])
             assert margin <= ALLOWED[activation] * size, (
-                f"token {at} is {other}, expected {one}, whose logit is better by {margin:g} of {size:g}"
+                f"token {at} is {other}, expected {one}, better by {margin:g} (logits {size:g})"
             )
             return at
     # onnxruntime-genai leaves out the token that ends a text.
