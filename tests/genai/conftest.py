@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.genai.train import LAYOUTS, write_checkpoints
+sys.path.append(str(Path(__file__).parents[2] / "examples/chat"))
+
+from make_checkpoint import LAYOUTS, write_checkpoints
 
 STEPS = 60
 

@@ -1,6 +1,10 @@
-"""Small language models, trained until they have something to say, in the layouts real ones ship.
+"""Train small ternary language models, and write checkpoints in the layouts that real ones ship.
 
-Run as a program it writes checkpoints: python -m tests.genai.train FOLDER [--kind KIND]
+    pip install onnx-ternary[exporters,genai]
+    python examples/chat/make_checkpoint.py FOLDER [--kind bitnet]
+
+A minute of training teaches a model three pages of Python's language reference by heart. The folder
+gets one checkpoint per layout, for example FOLDER/bitnet-packed, which 'onnx-ternary build' reads.
 """
 
 from __future__ import annotations
