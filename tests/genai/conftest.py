@@ -1,19 +1,17 @@
-"""Checkpoints are trained once a session, and built once."""
+"""Checkpoints are trained once a session."""
 
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("onnxruntime_genai")
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
+NEEDED = ("accelerate", "onnxruntime_genai", "safetensors", "tokenizers", "torch", "transformers")
+# The extras exporters and genai; a test session without them has no tests of this folder.
+collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["test_*.py"]
 sys.path.append(str(Path(__file__).parents[2] / "examples/chat"))
-
-from make_checkpoint import LAYOUTS, write_checkpoints
 
 STEPS = 60
 
@@ -25,6 +23,8 @@ class Trained:
         self._folder = folder
 
     def __getitem__(self, layout: str) -> Path:
+        from make_checkpoint import LAYOUTS, write_checkpoints
+
         kind = next(kind for kind, layouts in LAYOUTS.items() if layout in layouts)
         if not (self._folder / layout).is_dir():
             write_checkpoints(self._folder, (kind,), STEPS)

@@ -39,9 +39,8 @@ def test_a_float_folder_is_converted_without_flags(
     tmp_path: Path, trained: Trained, layout: str
 ) -> None:
     original = run_builder(trained[layout], tmp_path / "original", "fp32")
-    done = optimize(
-        str(original), str(tmp_path / "converted"), "--report", str(tmp_path / "r.json")
-    )
+    report_path = tmp_path / "report.json"
+    done = optimize(str(original), str(tmp_path / "converted"), "--report", str(report_path))
     assert done.returncode == 0, done.stderr
     report = json.loads(report_path.read_text())
     assert len(report["rewrites"]) >= 14
