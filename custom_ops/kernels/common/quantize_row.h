@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../kernel.h"
+#include "../../layer.h"
 
 namespace onnx_ternary {
 

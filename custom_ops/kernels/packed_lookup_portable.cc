@@ -17,9 +17,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "lanes.h"
-#include "quantize_row.h"
+#include "common/lanes.h"
+#include "common/quantize_row.h"
+#include "common/scalar.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace portable {
@@ -32,29 +33,16 @@ constexpr int64_t kChunkColumns = 2048;  // whose sums wait in L2 between steps
 constexpr int64_t kGemmMaxRows = 64;
 constexpr int64_t kGemvMaxRows = 4;
 
-bool AcceptsFloat(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32;
-}
-
-bool AcceptsInt8(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->activation == Activation::int8;
-}
-
-bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
-
 int64_t BlocksPerGroup(const Layer* layer) {
   return PerGroup(layer) ? layer->group_size / layer->block_size : layer->num_k_blocks;
 }
 
 int64_t PaddedK(const Layer* layer) { return layer->num_k_blocks * layer->block_size; }
 
-// Scale of column n; 1 where scales are per group and already applied.
-float ColumnScale(const Layer* layer, int64_t n) {
-  if (PerGroup(layer)) return 1.0f;
-  return layer->scale[layer->scale_kind == ScaleKind::per_column ? n : 0];
+// 1 where scales are per group and already applied.
+float ScaleToApply(const Layer* layer, int64_t n) {
+  return PerGroup(layer) ? 1.0f : ColumnScale(layer, n);
 }
-
-float ColumnBias(const Layer* layer, int64_t n) { return layer->bias ? layer->bias[n] : 0.0f; }
 
 // Codes of column tile `tile`, block b: (4, block_bytes).
 const uint8_t* TileCodes(const Layer* layer, int64_t tile, int64_t b) {
@@ -247,7 +235,7 @@ void FinishRows(const Layer* layer, const float* sums, const float* totals, cons
                 int64_t num_columns, int64_t valid_rows, float* y) {
   if (PerGroup(layer)) sums = totals;
   for (int64_t c = 0; c < num_columns; ++c) {
-    const float scale = ColumnScale(layer, n + c);
+    const float scale = ScaleToApply(layer, n + c);
     const float bias = ColumnBias(layer, n + c);
     for (int64_t r = 0; r < valid_rows; ++r) {
       y[r * layer->N + n + c] = sums[c * FloatRows::kLanes + r] * scale + bias;
@@ -258,7 +246,7 @@ void FinishRows(const Layer* layer, const float* sums, const float* totals, cons
 void FinishRows(const Layer* layer, const int32_t* sums, const double* totals, const float* s,
                 int64_t n, int64_t num_columns, int64_t valid_rows, float* y) {
   for (int64_t c = 0; c < num_columns; ++c) {
-    const float scale = ColumnScale(layer, n + c);
+    const float scale = ScaleToApply(layer, n + c);
     const float bias = ColumnBias(layer, n + c);
     for (int64_t r = 0; r < valid_rows; ++r) {
       const int64_t i = c * Int8Rows::kLanes + r;
@@ -573,7 +561,7 @@ extern const Kernel packed_gemm_float_portable = {
     IndexFormat::packed,
     Activation::float32,
     Isa::portable,
-    portable::AcceptsFloat,
+    /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemmMaxRows,
     /*column_step=*/portable::kTile,
     portable::LookupDepth,
@@ -589,7 +577,7 @@ extern const Kernel packed_gemm_int8_portable = {
     IndexFormat::packed,
     Activation::int8,
     Isa::portable,
-    portable::AcceptsInt8,
+    /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemmMaxRows,
     /*column_step=*/portable::kTile,
     portable::ExactDepth,
@@ -605,7 +593,7 @@ extern const Kernel packed_gemv_float_portable = {
     IndexFormat::packed,
     Activation::float32,
     Isa::portable,
-    portable::AcceptsFloat,
+    /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemvMaxRows,
     /*column_step=*/portable::kTile,
     portable::GemvDepth,
@@ -621,7 +609,7 @@ extern const Kernel packed_gemv_int8_portable = {
     IndexFormat::packed,
     Activation::int8,
     Isa::portable,
-    portable::AcceptsInt8,
+    /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemvMaxRows,
     /*column_step=*/portable::kTile,
     portable::ExactDepth,

@@ -8,15 +8,12 @@
 // C headers and intrinsics only, internal linkage only.
 #pragma once
 
-#if defined(__GNUC__) && !defined(__clang__)
-// gcc 12's own AVX-512 headers warn (gcc bug 105593).
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #include <immintrin.h>
 #include <stdint.h>
 
-#include "../kernel.h"
+#include "../../layer.h"
+#include "mask_avx512.h"
+#include "scalar.h"
 
 #if defined(__GNUC__)
 #define OTN_UNROLL16 _Pragma("GCC unroll 16")
@@ -38,15 +35,6 @@ namespace {
 
 constexpr int64_t kSpan = 128;  // inputs
 constexpr int64_t kTile = 4;    // columns
-size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
-int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
-
-inline int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
-inline __mmask16 FirstSixteen(int64_t count) {
-  return count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << Max(count, 0)) - 1u);
-}
 
 // Largest magnitude of x (count,), as bits: without their sign float32s order as integers do.
 inline int32_t AbsMaxBits(const float* x, int64_t count) {
@@ -71,8 +59,6 @@ inline ScaleAndBias LoadScaleAndBias(const Layer* layer, int64_t column, __mmask
               : _mm512_set1_ps(1.0f),
           layer->bias ? _mm512_maskz_loadu_ps(valid, layer->bias + column) : _mm512_setzero_ps()};
 }
-
-bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
 
 int64_t NumSpans(const Layer* layer) {
   return (layer->num_k_blocks * layer->block_size + kSpan - 1) / kSpan;

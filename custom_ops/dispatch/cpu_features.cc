@@ -1,7 +1,7 @@
 // Runtime detection: CPUID for what the processor has, XGETBV for what the operating system saves
 // on a context switch (a processor with AVX2 under a system that does not save ymm must not use
 // it, and likewise AVX-512 and zmm). Bits: Intel SDM volume 2A, CPUID leaves 1 and 7.
-#include "cpu_features.h"
+#include "dispatch/cpu_features.h"
 
 #include <cstdint>
 
@@ -16,6 +16,12 @@
 
 namespace onnx_ternary {
 namespace {
+
+// Rows of instruction_sets.inc for this architecture.
+#if defined(OTN_X86_64)
+#define OTN_ON_x86_64(statement) statement
+#define OTN_ON_aarch64(statement)
+#endif
 
 #if defined(OTN_X86_64)
 
@@ -60,19 +66,11 @@ CpuFeatureSet Detect() {
   const uint64_t xmm_and_ymm = 6;
   const bool osxsave = bit(leaf1.ecx, 27);
   const bool ymm = osxsave && bit(leaf1.ecx, 28) && (EnabledStates() & xmm_and_ymm) == xmm_and_ymm;
-  features.avx2 = ymm && bit(leaf7.ebx, 5);
-  features.fma = ymm && bit(leaf1.ecx, 12);
-  features.f16c = ymm && bit(leaf1.ecx, 29);
-  features.bmi2 = bit(leaf7.ebx, 8);
   // Opmask registers, upper halves of zmm0-15, zmm16-31.
   const uint64_t zmm_states = 0xe0;
   const bool zmm = ymm && (EnabledStates() & zmm_states) == zmm_states;
-  features.avx512f = zmm && bit(leaf7.ebx, 16);
-  features.avx512dq = features.avx512f && bit(leaf7.ebx, 17);
-  features.avx512bw = features.avx512f && bit(leaf7.ebx, 30);
-  features.avx512vl = features.avx512f && bit(leaf7.ebx, 31);
-  features.avx512vbmi = features.avx512f && bit(leaf7.ecx, 1);
-  features.avx512vnni = features.avx512f && bit(leaf7.ecx, 11);
+#define OTN_CPU_FEATURE(name, architecture, test) OTN_ON_##architecture(features.name = test);
+#include "dispatch/instruction_sets.inc"
   return features;
 }
 

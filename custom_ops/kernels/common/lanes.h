@@ -64,10 +64,6 @@ struct Lanes {
   }
 };
 
-inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-inline size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~static_cast<size_t>(63); }
-
 // Y from an exact int8 sum, each operation rounded to float32 (docs/op_spec.md).
 inline float FinishInt8(int32_t sum, float s, float scale, float bias) {
   return static_cast<float>(sum) / s * scale + bias;

@@ -2,12 +2,7 @@
 // signed activations added to an int32), for int8 activations and for float activations as fixed
 // point of three int8 digits. Rows share the unpacking of codes.
 //
-// Layout: docs/index_format.md sections 2.1 and 2.3. A span is 128 inputs: one block, or several
-// smaller ones, of four columns. 2-bit codes in blocks of 128 are read as they lie: 32 bytes a
-// column and span, bits 2j..2j+1 of byte i the code (level + 1) of input 32 j + i, two columns a
-// register. Smaller blocks and bits are brought to that form in registers: a byte of block b of a
-// column goes to bytes (B/4) b .. of its 32, so field j of byte (B/4) b + i is input
-// B b + (B/4) j + i of the span, and activations are laid out in that order. A block is B/16 of
+// Layout: span_avx512.h; activations are laid out in the order of the fields. A block is B/16 of
 // the eight lanes of int32 of a column. Loads of codes are unaligned (memory-mapped files);
 // everything in prepared is 64-byte aligned.
 //
@@ -24,218 +19,27 @@
 //
 // C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
 // AVX-512 may leave this file.
-#if defined(__GNUC__) && !defined(__clang__)
-// gcc 12's own AVX-512 headers warn (gcc bug 105593).
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "quantize_absmax.h"
-#include "quantize_row.h"
-#include "span_avx512.h"
+#include "common/fixed_point.h"
+#include "common/quantize_absmax.h"
+#include "common/span_avx512.h"
+#include "kernel_list.h"
+#include "packed_decode_avx512vnni_groups.h"
+#include "packed_decode_avx512vnni_tile.h"
 
 namespace onnx_ternary {
 namespace avx512vnni {
 namespace {
 
-using namespace avx512;
-
-constexpr int64_t kLanes = 8;  // of a column in a span, int32
-constexpr int64_t kPrefetchBytes = 6144;
 // Codes of a column chunk, read once for every group of rows: they stay in L2.
 constexpr int64_t kChunkBytes = 128 << 10;
 
-bool Accepts(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed &&
-         (!PerGroup(layer) || layer->block_scales != nullptr);
-}
-
-bool AcceptsFloat(const Layer* layer) {
-  return layer->activation == Activation::float32 && Accepts(layer);
-}
-
-bool AcceptsInt8(const Layer* layer) {
-  return layer->activation == Activation::int8 && Accepts(layer);
-}
-
-// As QuantizeActivationRow, compiled for this instruction set where it is a matter of absmax.
-float QuantizeRow(const Layer* layer, const float* x, int8_t* q) {
-  const bool absmax = layer->activation_rule == ActivationRule::absmax_division ||
-                      layer->activation_rule == ActivationRule::absmax_reciprocal;
-  return (absmax ? QuantizeAbsmaxRow : QuantizeActivationRow)(layer, x, q);
-}
-
-// Blocks of whole spans.
-int64_t PaddedBlocks(const Layer* layer) { return NumSpans(layer) * (kSpan / layer->block_size); }
-
-__mmask8 FirstFour(int64_t count) { return (__mmask8)(count >= 4 ? 15u : (1u << count) - 1u); }
-
-// Four floats of which the first `count` lie in the array; the others are zero.
-__m128 LoadFloats(const float* p, int64_t count) { return _mm_maskz_loadu_ps(FirstFour(count), p); }
-
-void StoreFloats(float* p, __m128 v, int64_t count) { _mm_mask_storeu_ps(p, FirstFour(count), v); }
-
-// Scales of columns n..n+3; not for scales per group.
-__m128 LoadScale(const Layer* layer, int64_t n) {
-  if (layer->scale_kind == ScaleKind::per_tensor) return _mm_set1_ps(layer->scale[0]);
-  return LoadFloats(layer->scale + n, layer->N - n);
-}
-
-__m128 LoadBias(const Layer* layer, int64_t n) {
-  return layer->bias ? LoadFloats(layer->bias + n, layer->N - n) : _mm_setzero_ps();
-}
+bool Accepts(const Layer* layer) { return !PerGroup(layer) || layer->block_scales != nullptr; }
 
 size_t ScratchBytes(const Layer*, int64_t, int64_t) { return 0; }
-
-// Four rows by four columns, row by row in one register; rows from `count` on are not touched.
-void StoreTile(float* y, int64_t N, __m512 tile, int64_t count, int64_t num_columns) {
-  StoreFloats(y, _mm512_castps512_ps128(tile), num_columns);
-  if (count > 1) StoreFloats(y + N, _mm512_extractf32x4_ps(tile, 1), num_columns);
-  if (count > 2) StoreFloats(y + 2 * N, _mm512_extractf32x4_ps(tile, 2), num_columns);
-  if (count > 3) StoreFloats(y + 3 * N, _mm512_extractf32x4_ps(tile, 3), num_columns);
-}
-
-// A number a row, of which `count` lie in the array, for the four columns of each.
-__m512i RowsI32(const int32_t* p, int64_t count) {
-  const __m512i rows = _mm512_castsi128_si512(_mm_maskz_loadu_epi32(FirstFour(count), p));
-  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
-                                  rows);
-}
-
-__m512 RowsF32(const float* p, int64_t count) {
-  return _mm512_castsi512_ps(RowsI32((const int32_t*)p, count));
-}
-
-// Two rows by four columns in float64.
-struct TwoByFour {
-  __m512d rows01, rows23;
-};
-
-TwoByFour Widen(__m512i tile) {
-  return {_mm512_cvtepi32_pd(_mm512_castsi512_si256(tile)),
-          _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(tile, 1))};
-}
-
-// A number a row, of which `count` lie in the array, for the four columns of each.
-TwoByFour RowsF64(const double* p, int64_t count) {
-  const __m512d rows = _mm512_castpd256_pd512(_mm256_maskz_loadu_pd(FirstFour(count), p));
-  return {_mm512_permutexvar_pd(_mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), rows),
-          _mm512_permutexvar_pd(_mm512_setr_epi64(2, 2, 2, 2, 3, 3, 3, 3), rows)};
-}
-
-__m512 Narrow(TwoByFour tile) {
-  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(tile.rows01)),
-                            _mm512_cvtpd_ps(tile.rows23), 1);
-}
-
-// Sum of int8 values, exact: num_bytes is a multiple of 16.
-int32_t SumBytes(const int8_t* q, int64_t num_bytes) {
-  const __m128i one = _mm_set1_epi8(1);
-  __m128i sum = _mm_setzero_si128();
-  for (int64_t i = 0; i < num_bytes; i += 16) {
-    sum = _mm_dpbusd_epi32(sum, one, _mm_load_si128((const __m128i*)(q + i)));
-  }
-  sum = _mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum));
-  return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 1)));
-}
-
-// Sums of the activations of a span that meet in a lane, times 2^shift, taken off the lanes'
-// starts.
-void TakeLaneSums(const int8_t* q, int shift, int32_t* starts) {
-  const __m256i one = _mm256_set1_epi8(1);
-  __m256i sums = _mm256_setzero_si256();
-  for (int64_t i = 0; i < kSpan; i += 32) {
-    sums = _mm256_dpbusd_epi32(sums, one, _mm256_load_si256((const __m256i*)(q + i)));
-  }
-  sums = _mm256_slli_epi32(sums, (unsigned)shift);
-  _mm256_store_si256((__m256i*)starts,
-                     _mm256_sub_epi32(_mm256_load_si256((const __m256i*)starts), sums));
-}
-
-// Puts the 128 activations of a span in the order of the fields.
-void OrderSpan(int8_t* q, __m512i first_order, __m512i second_order) {
-  const __m512i first = _mm512_load_si512(q);
-  const __m512i second = _mm512_load_si512(q + 64);
-  _mm512_store_si512(q, _mm512_permutex2var_epi32(first, first_order, second));
-  _mm512_store_si512(q + 64, _mm512_permutex2var_epi32(first, second_order, second));
-}
-
-struct InputOrder {
-  bool as_is;
-  __m512i first, second;  // words of four inputs
-};
-
-InputOrder MakeInputOrder(const Layer* layer) {
-  const int32_t words = (int32_t)layer->block_size / 16;  // of a field and block
-  int32_t order[32];
-  for (int32_t word = 0; word < 32; ++word) {
-    const int32_t field = word / 8, block = word % 8 / words;
-    order[word] = block * words * 4 + field * words + word % words;
-  }
-  return {layer->block_size == kSpan, _mm512_loadu_si512(order), _mm512_loadu_si512(order + 16)};
-}
-
-// acc0 += dot(field0, *q), acc1 += dot(field1, *q), q (32,) int8 for both halves of the registers.
-// gcc 12 loads ahead and spills two thirds of twenty-four accumulators (20 us instead of 16 for
-// eight float rows of K = N = 512 on Zen 5); one assembler statement keeps them in place.
-// Sanitizers cannot see its loads.
-#if defined(OTN_SANITIZE) || !defined(__GNUC__)
-#define OTN_DOT(acc0, acc1, field0, field1, q)                                        \
-  do {                                                                                \
-    const __m512i d = _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)(q))); \
-    (acc0) = _mm512_dpbusd_epi32((acc0), (field0), d);                                \
-    (acc1) = _mm512_dpbusd_epi32((acc1), (field1), d);                                \
-  } while (0)
-// The same for two tiles of columns.
-#define OTN_DOT2(acc0, acc1, acc2, acc3, field0, field1, field2, field3, q) \
-  do {                                                                      \
-    OTN_DOT(acc0, acc1, field0, field1, q);                                 \
-    OTN_DOT(acc2, acc3, field2, field3, q);                                 \
-  } while (0)
-#else
-#define OTN_DOT(acc0, acc1, field0, field1, q)                  \
-  do {                                                          \
-    __m512i d;                                                  \
-    __asm__ volatile(                                           \
-        "vbroadcasti64x4 %5, %2\n\t"                            \
-        "vpdpbusd %2, %3, %0\n\t"                               \
-        "vpdpbusd %2, %4, %1"                                   \
-        : "+&v"(acc0), "+&v"(acc1), "=&v"(d)                    \
-        : "v"(field0), "v"(field1), "m"(*(const __m256i*)(q))); \
-  } while (0)
-#define OTN_DOT2(acc0, acc1, acc2, acc3, field0, field1, field2, field3, q)               \
-  do {                                                                                    \
-    __m512i d;                                                                            \
-    __asm__ volatile(                                                                     \
-        "vbroadcasti64x4 %9, %4\n\t"                                                      \
-        "vpdpbusd %4, %5, %0\n\t"                                                         \
-        "vpdpbusd %4, %6, %1\n\t"                                                         \
-        "vpdpbusd %4, %7, %2\n\t"                                                         \
-        "vpdpbusd %4, %8, %3"                                                             \
-        : "+&v"(acc0), "+&v"(acc1), "+&v"(acc2), "+&v"(acc3), "=&v"(d)                    \
-        : "v"(field0), "v"(field1), "v"(field2), "v"(field3), "m"(*(const __m256i*)(q))); \
-  } while (0)
-#endif
-
-// Of kTiles tiles that are computed together, one after the other in memory: what comes
-// kPrefetchBytes later in this one, or in its successor, behind the others.
-template <int kTiles, bool kAsIs>
-OTN_ALWAYS_INLINE void PrefetchSpan(const Decoder& decoder, const uint8_t* codes, int64_t span) {
-  int64_t at = span * decoder.span_bytes;
-  if (kTiles == 1) {
-    at += kPrefetchBytes;
-  } else {
-    at += Min(kPrefetchBytes, decoder.tile_bytes);
-    if (at >= decoder.tile_bytes) at += (kTiles - 1) * decoder.tile_bytes;
-  }
-  const char* ahead = (const char*)codes + at;
-  _mm_prefetch(ahead, _MM_HINT_T0);
-  if (kAsIs || !decoder.one_bit) _mm_prefetch(ahead + 64, _MM_HINT_T0);
-}
 
 // Adds to acc (kDigits * kRows, two pairs of columns, kChains) sum(code * q) over all spans of one
 // column tile. q: (num_spans, kDigits, kRows, 128) int8.
@@ -372,256 +176,6 @@ OTN_ALWAYS_INLINE void DotVectorsOfTwo(const Decoder& decoder, const uint8_t* ti
 int64_t ChunkColumns(const Layer* layer) { return Max(kChunkBytes / TileBytes(layer), 1) * kTile; }
 
 // ---------------------------------------------------------------------------------------------
-// Scales per group. Pairs of lanes of a block (blocks of 16: of a column, once weighted) are added,
-// converted to float32, weighted and added up over the spans; lanes are reduced once, at the end of
-// a column.
-
-// [a0 + a1, a2 + a3, b0 + b1, b2 + b3] in every 128 bits.
-OTN_ALWAYS_INLINE __m512i AddPairs(__m512i a, __m512i b) {
-  const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
-  return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
-                          _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
-}
-
-OTN_ALWAYS_INLINE __m512 AddPairs(__m512 a, __m512 b) {
-  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
-}
-
-enum class Blocks { as_is, paired, sixteen };  // 2-bit ones of 128, 32 inputs and more, 16
-
-// Where the scale of a lane lies among those of a span (blocks, 4 columns).
-struct LaneScales {
-  int64_t span_floats;
-  __m512i order;             // pairs of lanes
-  __m512i order01, order23;  // lanes, for blocks of 16
-};
-
-LaneScales MakeLaneScales(const Layer* layer) {
-  const int32_t block_lanes = (int32_t)layer->block_size / 16;
-  int32_t order[48];
-  for (int32_t lane = 0; lane < 16; ++lane) {
-    const int32_t quarter = lane / 4;
-    const int32_t column = quarter / 2 + lane / 2 % 2 * 2;
-    const int32_t first = quarter % 2 * 4 + lane % 2 * 2;  // of the column's lanes
-    order[lane] = first / block_lanes * (int32_t)kTile + column;
-  }
-  for (int32_t lane = 0; lane < 32; ++lane) {
-    order[16 + lane] = lane % 8 / block_lanes * (int32_t)kTile + lane / 8;
-  }
-  return {kSpan / layer->block_size * kTile, _mm512_loadu_si512(order),
-          _mm512_loadu_si512(order + 16), _mm512_loadu_si512(order + 32)};
-}
-
-// Where activations of a group of rows lie: starts (num_spans, rows of the group, 8) int32, minus
-// the sums of activations of a lane; factors s or units 2^-e (rows,).
-struct GroupRows {
-  const int8_t* q;
-  const int32_t* starts;
-  const double* factors;
-};
-
-struct SpanScales {
-  __m512 scale01, scale23;  // the first alone for pairs
-};
-
-template <Blocks kBlocks>
-OTN_ALWAYS_INLINE SpanScales LoadSpanScales(const LaneScales& lanes, const float* scales) {
-  if (kBlocks == Blocks::as_is) {
-    const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(scales));
-    return {_mm512_permutevar_ps(four, lanes.order), four};
-  }
-  const __m512 first = _mm512_loadu_ps(scales);
-  if (kBlocks == Blocks::paired) return {_mm512_permutexvar_ps(lanes.order, first), first};
-  const __m512 second = _mm512_loadu_ps(scales + 16);
-  return {_mm512_permutex2var_ps(first, lanes.order01, second),
-          _mm512_permutex2var_ps(first, lanes.order23, second)};
-}
-
-template <Blocks kBlocks>
-OTN_ALWAYS_INLINE __m512 AddWeighted(__m512 total, __m512i sum01, __m512i sum23,
-                                     const SpanScales& scales) {
-  if (kBlocks == Blocks::sixteen) {
-    return _mm512_add_ps(total, AddPairs(_mm512_mul_ps(_mm512_cvtepi32_ps(sum01), scales.scale01),
-                                         _mm512_mul_ps(_mm512_cvtepi32_ps(sum23), scales.scale23)));
-  }
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(AddPairs(sum01, sum23)), scales.scale01, total);
-}
-
-// What the columns of kRows rows share.
-template <int kDigits, int kRows, Blocks kBlocks>
-struct GroupColumns {
-  const Layer* layer;
-  GroupRows rows;
-  Decoder decoder;
-  LaneScales lanes;
-  float* y;
-
-  static constexpr bool kAsIs = kBlocks == Blocks::as_is;
-  // Digits side by side where there are registers for it, to hide the latency of additions.
-  static constexpr bool kTogether = kDigits * kRows <= 6;
-
-  // kTiles tiles of four columns from n on; columns from `end` on are not written.
-  template <int kTiles>
-  void Tiles(int64_t n, int64_t end) const {
-    const int64_t num_spans = NumSpans(layer);
-    const int64_t tile_scales = PaddedBlocks(layer) * kTile;
-    const uint8_t* codes = layer->codes + n / kTile * decoder.tile_bytes;
-    const float* all_scales = layer->block_scales + n / kTile * tile_scales;
-    const __m512i mask3 = _mm512_set1_epi8(3);
-    __m512 totals[kTiles][kRows];
-    __m512i sums[kTiles][kRows][2];
-    SpanScales scales[kTiles];
-    OTN_UNROLL16
-    for (int t = 0; t < kTiles; ++t) {
-      scales[t] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-      OTN_UNROLL16
-      for (int r = 0; r < kRows; ++r) {
-        totals[t][r] = _mm512_setzero_ps();
-        sums[t][r][0] = sums[t][r][1] = _mm512_setzero_si512();
-      }
-    }
-    for (int64_t span = 0; span < num_spans; ++span) {
-      __m512i v01[kTiles], v23[kTiles];
-      OTN_UNROLL16
-      for (int t = 0; t < kTiles; ++t) {
-        const uint8_t* tile_codes = codes + t * decoder.tile_bytes;
-        PrefetchSpan<kTiles, kAsIs>(decoder, tile_codes, span);
-        LoadSpan<kAsIs>(decoder, tile_codes, span, &v01[t], &v23[t]);
-      }
-      __m512i fields[kTiles][4][2];
-      __m512i acc[kTiles][kDigits][kRows][2];
-      OTN_UNROLL16
-      for (int step = 0; step < kDigits * 4; ++step) {
-        const int j = kTogether ? step / kDigits : step % 4;
-        const int digit = kDigits - 1 - (kTogether ? step % kDigits : step / 4);
-        const int8_t* q = rows.q + (span * kDigits + digit) * (kRows * kSpan) + j * 32;
-        if (digit == kDigits - 1) {
-          const unsigned shift = (unsigned)(2 * j);
-          OTN_UNROLL16
-          for (int t = 0; t < kTiles; ++t) {
-            fields[t][j][0] = _mm512_and_si512(_mm512_srli_epi16(v01[t], shift), mask3);
-            fields[t][j][1] = _mm512_and_si512(_mm512_srli_epi16(v23[t], shift), mask3);
-          }
-        }
-        OTN_UNROLL16
-        for (int r = 0; r < kRows; ++r) {
-          if (j == 0) {
-            const int32_t* start = rows.starts + (span * kRows + r) * kLanes;
-            const __m512i begin =
-                digit == 0 ? _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)start))
-                           : _mm512_setzero_si512();
-            OTN_UNROLL16
-            for (int t = 0; t < kTiles; ++t) {
-              // The sums of the span before, between products of this one: done at its end they
-              // cost a twentieth more (eight int8 rows, Zen 5).
-              if (digit == kDigits - 1) {
-                totals[t][r] =
-                    AddWeighted<kBlocks>(totals[t][r], sums[t][r][0], sums[t][r][1], scales[t]);
-              }
-              acc[t][digit][r][0] = acc[t][digit][r][1] = begin;
-            }
-          }
-          if (kTiles == 1) {
-            OTN_DOT(acc[0][digit][r][0], acc[0][digit][r][1], fields[0][j][0], fields[0][j][1],
-                    q + r * kSpan);
-          } else {
-            OTN_DOT2(acc[0][digit][r][0], acc[0][digit][r][1], acc[kTiles - 1][digit][r][0],
-                     acc[kTiles - 1][digit][r][1], fields[0][j][0], fields[0][j][1],
-                     fields[kTiles - 1][j][0], fields[kTiles - 1][j][1], q + r * kSpan);
-          }
-          if (j < 3) continue;
-          OTN_UNROLL16
-          for (int i = 0; i < 2 * kTiles; ++i) {
-            const __m512i sum = acc[i / 2][digit][r][i % 2];
-            __m512i* into = &sums[i / 2][r][i % 2];
-            *into = digit == kDigits - 1 ? sum : _mm512_add_epi32(_mm512_slli_epi32(*into, 8), sum);
-          }
-        }
-      }
-      OTN_UNROLL16
-      for (int t = 0; t < kTiles; ++t) {
-        scales[t] =
-            LoadSpanScales<kBlocks>(lanes, all_scales + t * tile_scales + span * lanes.span_floats);
-      }
-    }
-    OTN_UNROLL16
-    for (int t = 0; t < kTiles; ++t) {
-      OTN_UNROLL16
-      for (int r = 0; r < kRows; ++r) {
-        totals[t][r] = AddWeighted<kBlocks>(totals[t][r], sums[t][r][0], sums[t][r][1], scales[t]);
-      }
-      Finish(totals[t], n + t * kTile, end);
-    }
-  }
-
-  // Y of the tile at column n.
-  OTN_ALWAYS_INLINE void Finish(const __m512* totals, int64_t n, int64_t end) const {
-    const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-    const __m512d bias = _mm512_broadcast_f64x4(_mm256_cvtps_pd(LoadBias(layer, n)));
-    OTN_UNROLL16
-    for (int r = 0; r < kRows; r += 4) {
-      __m512 total[4];
-      OTN_UNROLL16
-      for (int i = 0; i < 4; ++i) total[i] = r + i < kRows ? totals[r + i] : _mm512_setzero_ps();
-      // In every 128 bits of these: columns 0 and 2 (or 1 and 3) of both rows.
-      const __m512 r01 = AddPairs(total[0], total[1]), r23 = AddPairs(total[2], total[3]);
-      const __m512 sums =
-          _mm512_permutexvar_ps(order, _mm512_add_ps(_mm512_shuffle_f32x4(r01, r23, 0x88),
-                                                     _mm512_shuffle_f32x4(r01, r23, 0xdd)));
-      TwoByFour wide = {_mm512_cvtps_pd(_mm512_castps512_ps256(sums)),
-                        _mm512_cvtps_pd(_mm512_extractf32x8_ps(sums, 1))};
-      const TwoByFour factor = RowsF64(rows.factors + r, kRows - r);
-      if (kDigits == 1) {
-        wide.rows01 = _mm512_div_pd(wide.rows01, factor.rows01);
-        wide.rows23 = _mm512_div_pd(wide.rows23, factor.rows23);
-      } else {
-        wide.rows01 = _mm512_mul_pd(wide.rows01, factor.rows01);
-        wide.rows23 = _mm512_mul_pd(wide.rows23, factor.rows23);
-      }
-      wide.rows01 = _mm512_add_pd(wide.rows01, bias);
-      wide.rows23 = _mm512_add_pd(wide.rows23, bias);
-      StoreTile(y + r * layer->N + n, layer->N, Narrow(wide), kRows - r, end - n);
-    }
-  }
-};
-
-// Columns [begin, end) of kRows rows. Two tiles at a time share activations while accumulators fit
-// (one int8 row: 160 GMAC/s to 173, float 93 to 105).
-template <int kDigits, int kRows, Blocks kBlocks>
-void ComputeGroups(const Layer* layer, const GroupRows& rows, int64_t begin, int64_t end,
-                   float* y) {
-  const GroupColumns<kDigits, kRows, kBlocks> columns = {layer, rows, MakeDecoder(layer),
-                                                         MakeLaneScales(layer), y};
-  constexpr int kTiles = kDigits * kRows <= 3 ? 2 : 1;
-  int64_t n = begin;
-  for (; kTiles > 1 && n + kTile < end; n += kTiles * kTile) columns.template Tiles<kTiles>(n, end);
-  for (; n < end; n += kTile) columns.template Tiles<1>(n, end);
-}
-
-using GroupFunction = void (*)(const Layer*, const GroupRows&, int64_t, int64_t, float*);
-
-template <int kDigits, Blocks kBlocks>
-GroupFunction GroupColumnsOf(int64_t rows) {
-  static constexpr GroupFunction kFew[4] = {
-      ComputeGroups<kDigits, 1, kBlocks>, ComputeGroups<kDigits, 2, kBlocks>,
-      ComputeGroups<kDigits, 3, kBlocks>, ComputeGroups<kDigits, 4, kBlocks>};
-  if constexpr (kDigits == 1) {
-    static constexpr GroupFunction kMany[4] = {
-        ComputeGroups<1, 5, kBlocks>, ComputeGroups<1, 6, kBlocks>, ComputeGroups<1, 7, kBlocks>,
-        ComputeGroups<1, 8, kBlocks>};
-    if (rows > 4) return kMany[rows - 5];
-  }
-  return kFew[rows - 1];
-}
-
-template <int kDigits>
-GroupFunction SelectGroupColumns(const Layer* layer, int64_t rows) {
-  if (AsIs(layer)) return GroupColumnsOf<kDigits, Blocks::as_is>(rows);
-  if (layer->block_size > 16) return GroupColumnsOf<kDigits, Blocks::paired>(rows);
-  return GroupColumnsOf<kDigits, Blocks::sixteen>(rows);
-}
-
-// ---------------------------------------------------------------------------------------------
 // packed_gemm_int8_8x4: up to eight rows a pass. prepared:
 //   q     (row groups, num_spans, rows of the group, 128) int8, zero past K
 //   sums  (rows,) int32: sum of q; with scales per group (row groups, num_spans, rows of the group,
@@ -746,13 +300,8 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 }
 
 // ---------------------------------------------------------------------------------------------
-// packed_gemv_float_4x4: rows as 24-bit fixed point, q = round(x * 2^e), three balanced base-256
-// digits, each a vector of its own in the loop above; up to four rows a pass.
-//
-// e is the largest integer with absmax * 2^e <= 8355711 = 127 * (1 + 256 + 65536), so every |q| is
-// within three digits of [-128, 127], and absmax * 2^(e + 1) > 8355711: an input is off by at most
-// 2^-e / 2 < absmax / 8355711 = absmax * 2^-22.994. Integer-valued inputs up to 2^22 are exact.
-// sum(level * q) <= 2^24 * 2^23 is exact in float64, where digits, scale and bias are combined.
+// packed_gemv_float_4x4: rows as fixed point (fixed_point.h), each digit a vector of its own in the
+// loop above; up to four rows a pass.
 //
 // prepared:
 //   digits  (row groups, num_spans, 3, rows of the group, 128) int8, zero past K
@@ -760,8 +309,6 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 //           minus the sum of a lane's q
 //   units   (rows,) float64, 2^-e
 
-constexpr int kDigits = 3;
-constexpr int32_t kFixedPointMax = 8355711;
 constexpr int64_t kFixedRowGroup = 4;
 constexpr int64_t kFixedMaxRows = 16;
 
@@ -787,25 +334,6 @@ float AbsMax(const float* x, int64_t count) {
   float absmax;
   memcpy(&absmax, &largest, sizeof absmax);
   return absmax;
-}
-
-double PowerOfTwo(int exponent) {  // -1022 <= exponent <= 1023
-  const uint64_t bits = (uint64_t)(exponent + 1023) << 52;
-  double value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-// e as above; 0 for a row of zeros, and some number for NaN and inf, which the op sends elsewhere.
-int FixedPointExponent(float absmax) {
-  if (!(absmax > 0.0f)) return 0;
-  const double wide = (double)absmax;  // normal in float64, also where absmax is denormal
-  uint64_t bits;
-  memcpy(&bits, &wide, sizeof bits);
-  const int exponent = (int)(bits >> 52) - 1023;  // absmax = 1.f * 2^exponent
-  if (exponent > 127) return 0;
-  const int e = 22 - exponent;
-  return wide * PowerOfTwo(e) <= (double)kFixedPointMax ? e : e - 1;
 }
 
 void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepared) {
@@ -1018,7 +546,7 @@ extern const Kernel packed_gemm_int8_8x4_avx512vnni = {
     IndexFormat::packed,
     Activation::int8,
     Isa::avx512vnni,
-    avx512vnni::AcceptsInt8,
+    avx512vnni::Accepts,
     /*max_rows=*/avx512vnni::kInt8MaxRows,
     /*column_step=*/avx512vnni::kTile,
     avx512vnni::Depth,
@@ -1034,7 +562,7 @@ extern const Kernel packed_gemv_float_4x4_avx512vnni = {
     IndexFormat::packed,
     Activation::float32,
     Isa::avx512vnni,
-    avx512vnni::AcceptsFloat,
+    avx512vnni::Accepts,
     /*max_rows=*/avx512vnni::kFixedMaxRows,
     /*column_step=*/avx512vnni::kTile,
     avx512vnni::Depth,

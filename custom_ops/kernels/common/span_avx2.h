@@ -16,9 +16,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../kernel.h"
+#include "../../layer.h"
 #include "quantize_absmax.h"
 #include "quantize_row.h"
+#include "scalar.h"
 
 // Keeps an accumulator of a long loop in its register: gcc 12 regroups additions across iterations
 // and spills (eight rows of int8: 152 instead of 169 GMAC/s, Zen 5).
@@ -37,26 +38,6 @@ constexpr int64_t kSpanBytes = 32;  // codes of one column
 constexpr int64_t kTile = 4;        // columns
 constexpr int64_t kTileSpanBytes = kTile * kSpanBytes;
 constexpr int64_t kGemmMaxRows = 64;
-
-inline size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
-inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-inline bool AcceptsFloat(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32;
-}
-
-inline bool AcceptsInt8(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->activation == Activation::int8;
-}
-
-// As QuantizeActivationRow, compiled for this instruction set where it is a matter of absmax.
-inline float QuantizeRow(const Layer* layer, const float* x, int8_t* q) {
-  const bool absmax = layer->activation_rule == ActivationRule::absmax_division ||
-                      layer->activation_rule == ActivationRule::absmax_reciprocal;
-  return (absmax ? QuantizeAbsmaxRow : QuantizeActivationRow)(layer, x, q);
-}
-
-inline bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
 
 inline int64_t NumSpans(const Layer* layer) {
   return (layer->num_k_blocks * layer->block_size + kSpan - 1) / kSpan;

@@ -21,8 +21,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "span_avx512.h"
+#include "common/span_avx512.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace avx512 {
@@ -45,10 +45,6 @@ constexpr int64_t kMaxRows = 64;
 constexpr int64_t kChunkBytes = 320 << 10;
 
 static_assert((kTableRow * 4) == (1 << kOffsetShift), "an offset is a shifted pattern");
-
-bool AcceptsFloat(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32;
-}
 
 int64_t RowBlocks(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
 
@@ -367,26 +363,6 @@ void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
   }
 }
 
-void RowMagnitudes(const float* x, int64_t count, int32_t* largest_bits, double* sum) {
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  __m512i max_bits = _mm512_setzero_si512();
-  __m512d total = _mm512_setzero_pd();
-  for (int64_t k = 0; k < count;) {
-    __m512 part = _mm512_setzero_ps();
-    for (int64_t i = 0; i < 4 && k < count; ++i, k += kLanes) {
-      const __m512i bits =
-          _mm512_and_si512(_mm512_maskz_loadu_epi32(FirstSixteen(count - k), x + k), magnitude);
-      max_bits = _mm512_max_epi32(max_bits, bits);
-      part = _mm512_add_ps(part, _mm512_castsi512_ps(bits));
-    }
-    const __m256 halves =
-        _mm256_add_ps(_mm512_castps512_ps256(part), _mm512_extractf32x8_ps(part, 1));
-    total = _mm512_add_pd(total, _mm512_cvtps_pd(halves));
-  }
-  *largest_bits = _mm512_reduce_max_epi32(max_bits);
-  *sum = _mm512_reduce_add_pd(total);
-}
-
 int64_t LookupDepth(const Layer* layer) {
   const int64_t inputs = PerGroup(layer) ? layer->group_size : NumSpans(layer) * kSpan;
   return Min(inputs, NumSpans(layer) * kSpan) / 4 + 2;
@@ -395,14 +371,12 @@ int64_t LookupDepth(const Layer* layer) {
 }  // namespace
 }  // namespace avx512
 
-extern const RowMagnitudesFunction row_magnitudes_avx512bw = avx512::RowMagnitudes;
-
 extern const Kernel packed_gemm_float_16x8_avx512bw = {
     "packed_gemm_float_16x8_avx512bw",
     IndexFormat::packed,
     Activation::float32,
     Isa::avx512bw,
-    avx512::AcceptsFloat,
+    /*accepts=*/nullptr,
     /*max_rows=*/avx512::kMaxRows,
     /*column_step=*/avx512::kTile,
     avx512::LookupDepth,

@@ -22,8 +22,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "span_avx2.h"
+#include "common/fixed_point.h"
+#include "common/span_avx2.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace avx2 {
@@ -397,21 +398,13 @@ void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 }
 
 // ---------------------------------------------------------------------------------------------
-// packed_gemv_float_1x4: one row as 24-bit fixed point, q = round(x * 2^e), three balanced base-256
-// digits, the decode loop above three times over one unpack.
-//
-// e is the largest integer with absmax * 2^e <= 8355711 = 127 * (1 + 256 + 65536), so every |q| is
-// within three digits of [-128, 127], and absmax * 2^(e + 1) > 8355711: an input is off by at most
-// 2^-e / 2 < absmax / 8355711 = absmax * 2^-22.994. Integer-valued inputs up to 2^22 are exact.
-// sum(level * q) <= 2^24 * 2^23 is exact in float64, where digits, scale and bias are combined.
+// packed_gemv_float_1x4: one row as fixed point (fixed_point.h), the decode loop above three times
+// over one unpack.
 //
 // prepared, per row:
 //   digits  (num_spans, 3, 128) int8
 //   sums    (3,) int32; with scales per group (padded units,), of q itself
 //   unit    float64, 2^-e
-
-constexpr int kDigits = 3;
-constexpr int32_t kFixedPointMax = 8355711;
 
 struct FixedRow {
   size_t sums_offset, unit_offset, bytes;
@@ -449,25 +442,6 @@ float AbsMax(const float* x, int64_t count) {
   float absmax;
   memcpy(&absmax, &largest, sizeof absmax);
   return absmax;
-}
-
-double PowerOfTwo(int exponent) {  // -1022 <= exponent <= 1023
-  const uint64_t bits = (uint64_t)(exponent + 1023) << 52;
-  double value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-// e as above; 0 for a row of zeros, and some number for NaN and inf, which the op sends elsewhere.
-int FixedPointExponent(float absmax) {
-  if (!(absmax > 0.0f)) return 0;
-  const double wide = (double)absmax;  // normal in float64, also where absmax is denormal
-  uint64_t bits;
-  memcpy(&bits, &wide, sizeof bits);
-  const int exponent = (int)(bits >> 52) - 1023;  // absmax = 1.f * 2^exponent
-  if (exponent > 127) return 0;
-  const int e = 22 - exponent;
-  return wide * PowerOfTwo(e) <= (double)kFixedPointMax ? e : e - 1;
 }
 
 void PrepareGemvFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
@@ -813,57 +787,18 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
   }
 }
 
-// ---------------------------------------------------------------------------------------------
-
-void RowMagnitudes(const float* x, int64_t count, int32_t* largest_bits, double* sum) {
-  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-  __m256i max_bits = _mm256_setzero_si256();
-  __m256d total = _mm256_setzero_pd();
-  int32_t largest = 0;
-  int64_t k = 0;
-  for (; k + 32 <= count; k += 32) {
-    __m256 part = _mm256_setzero_ps();
-    for (int64_t i = 0; i < 32; i += 8) {
-      const __m256i bits = _mm256_and_si256(LoadU(x + k + i), magnitude);
-      max_bits = _mm256_max_epi32(max_bits, bits);
-      part = _mm256_add_ps(part, _mm256_castsi256_ps(bits));
-    }
-    total = _mm256_add_pd(total, _mm256_cvtps_pd(_mm_add_ps(_mm256_castps256_ps128(part),
-                                                            _mm256_extractf128_ps(part, 1))));
-  }
-  double sums[4];
-  int32_t lanes[8];
-  _mm256_storeu_pd(sums, total);
-  _mm256_storeu_si256((__m256i*)lanes, max_bits);
-  for (int i = 0; i < 8; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
-  double rest = 0.0;
-  for (; k < count; ++k) {
-    int32_t bits;
-    memcpy(&bits, x + k, sizeof bits);
-    bits &= 0x7fffffff;
-    largest = bits > largest ? bits : largest;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    rest += (double)value;
-  }
-  *largest_bits = largest;
-  *sum = sums[0] + sums[1] + sums[2] + sums[3] + rest;
-}
-
 // Integer sums; float64 where scales are per group.
 int64_t ExactDepth(const Layer*) { return 0; }
 
 }  // namespace
 }  // namespace avx2
 
-extern const RowMagnitudesFunction row_magnitudes_avx2 = avx2::RowMagnitudes;
-
 extern const Kernel packed_gemv_int8_1x4_avx2 = {
     "packed_gemv_int8_1x4_avx2",
     IndexFormat::packed,
     Activation::int8,
     Isa::avx2,
-    avx2::AcceptsInt8,
+    /*accepts=*/nullptr,
     /*max_rows=*/2,
     /*column_step=*/avx2::kTile,
     avx2::ExactDepth,
@@ -879,7 +814,7 @@ extern const Kernel packed_gemm_int8_8x4_avx2 = {
     IndexFormat::packed,
     Activation::int8,
     Isa::avx2,
-    avx2::AcceptsInt8,
+    /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
     /*column_step=*/avx2::kTile,
     avx2::ExactDepth,
@@ -895,7 +830,7 @@ extern const Kernel packed_gemv_float_1x4_avx2 = {
     IndexFormat::packed,
     Activation::float32,
     Isa::avx2,
-    avx2::AcceptsFloat,
+    /*accepts=*/nullptr,
     /*max_rows=*/4,
     /*column_step=*/avx2::kTile,
     avx2::ExactDepth,

@@ -13,7 +13,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../kernel.h"
+#include "../../layer.h"
+#include "quantize_row.h"
 
 namespace onnx_ternary {
 namespace {
@@ -50,6 +51,13 @@ inline float QuantizeAbsmaxRow(const Layer* layer, const float* x, int8_t* q) {
     q[k] = (int8_t)v;
   }
   return s;
+}
+
+// As QuantizeActivationRow, compiled for this instruction set where it is a matter of absmax.
+inline float QuantizeRow(const Layer* layer, const float* x, int8_t* q) {
+  const bool absmax = layer->activation_rule == ActivationRule::absmax_division ||
+                      layer->activation_rule == ActivationRule::absmax_reciprocal;
+  return (absmax ? QuantizeAbsmaxRow : QuantizeActivationRow)(layer, x, q);
 }
 
 }  // namespace

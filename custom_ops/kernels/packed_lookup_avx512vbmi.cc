@@ -3,7 +3,7 @@
 // inputs whose weights are bits, fill two registers; a permutation (vpermi2d) looks the patterns of
 // sixteen columns up in them: 48 or 80 products an instruction, and one addition. Codes are read
 // once for all rows of a tile, so this pays from a few rows on, where the tables of
-// packed_avx512.cc, whose lanes are rows, would stay half empty.
+// packed_lookup_avx512bw.cc, whose lanes are rows, would stay half empty.
 //
 // Layout: docs/index_format.md sections 2.1 and 2.3, read in spans of 128 inputs.
 // Ternary patterns (any storage, span_avx512.h): 32 bytes of codes a column, eight dwords, field j
@@ -32,8 +32,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "span_avx512.h"
+#include "common/span_avx512.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace avx512vbmi {
@@ -75,10 +75,7 @@ constexpr int64_t kSumsBytes = 640 << 10;
 constexpr int64_t kMostColumns = 4096;
 
 // A group of scales must be whole spans.
-bool Accepts(const Layer* layer) {
-  return layer->index_format == IndexFormat::packed && layer->activation == Activation::float32 &&
-         (!PerGroup(layer) || layer->group_size % kSpan == 0);
-}
+bool Accepts(const Layer* layer) { return !PerGroup(layer) || layer->group_size % kSpan == 0; }
 
 bool TakesBits(const Layer* layer) {
   return layer->storage == Storage::one_bit && layer->block_size == kSpan;

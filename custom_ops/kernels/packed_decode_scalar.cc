@@ -6,8 +6,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "kernels.h"
-#include "quantize_row.h"
+#include "common/quantize_row.h"
+#include "common/scalar.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace {
@@ -34,18 +35,6 @@ void DecodeBlock(const Layer& layer, const uint8_t* bytes, int8_t* levels) {
   }
 }
 
-float GroupScale(const Layer& layer, int64_t group, int64_t n) {
-  switch (layer.scale_kind) {
-    case ScaleKind::per_tensor:
-      return layer.scale[0];
-    case ScaleKind::per_column:
-      return layer.scale[n];
-    case ScaleKind::per_group:
-      break;
-  }
-  return layer.scale[group * layer.N + n];
-}
-
 // Walks the columns [begin, end). add(m, k_begin, count, levels) takes a block's products,
 // close(m, group_scale) ends a scale group, finish(m, n) a column.
 template <typename Add, typename Close, typename Finish>
@@ -63,7 +52,7 @@ void ForEachColumn(const Layer& layer, int64_t rows, int64_t begin, int64_t end,
       for (int64_t m = 0; m < rows; ++m) add(m, k_begin, count, levels);
       const int64_t k_end = k_begin + count;
       if (k_end == layer.K || k_end % group_size == 0) {
-        const float scale = GroupScale(layer, k_begin / group_size, n);
+        const float scale = GroupScale(&layer, k_begin / group_size, n);
         for (int64_t m = 0; m < rows; ++m) close(m, scale);
       }
     }
@@ -122,13 +111,6 @@ void ComputeInt8(const Layer* layer, const float*, int64_t rows, const void* pre
       });
 }
 
-bool Accepts(const Layer* layer) { return layer->index_format == IndexFormat::packed; }
-bool AcceptsFloat(const Layer* layer) {
-  return Accepts(layer) && layer->activation == Activation::float32;
-}
-bool AcceptsInt8(const Layer* layer) {
-  return Accepts(layer) && layer->activation == Activation::int8;
-}
 int64_t NoFloat32Additions(const Layer*) { return 0; }
 size_t NothingPrepared(const Layer*, int64_t) { return 0; }
 void PrepareNothing(const Layer*, const float*, int64_t, void*) {}
@@ -141,7 +123,7 @@ extern const Kernel packed_reference_float_scalar = {
     IndexFormat::packed,
     Activation::float32,
     Isa::scalar,
-    AcceptsFloat,
+    /*accepts=*/nullptr,
     kMaxRows,
     /*column_step=*/4,
     NoFloat32Additions,
@@ -157,7 +139,7 @@ extern const Kernel packed_reference_int8_scalar = {
     IndexFormat::packed,
     Activation::int8,
     Isa::scalar,
-    AcceptsInt8,
+    /*accepts=*/nullptr,
     kMaxRows,
     /*column_step=*/4,
     NoFloat32Additions,
