@@ -118,12 +118,15 @@ def configuration(shape: Shape) -> dict[str, Any]:
 
 
 def build(arguments: list[str]) -> None:
-    """Run 'onnx-ternary build' and print how long it took and the most memory it had."""
+    """Run 'onnx-ternary build' and print what it took of time, processors and memory."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "onnx_ternary", "build", *arguments], check=True)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"{seconds:.0f} s, peak memory {peak:.0f} MB")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"{seconds:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of processors, peak memory "
+        f"{used.ru_maxrss / 1024:.0f} MB"
+    )
 
 
 class Model:

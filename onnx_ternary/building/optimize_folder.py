@@ -71,6 +71,7 @@ def optimize_folder(
     config = _read_config(folder)
     decoder = _decoder(config, folder)
     model = folder / str(decoder["filename"])
+    load.load(model)  # whatever is wrong with the file is said in this package's words
     if inputs is None:
         inputs = decoder_inputs(load_model(model, load_external_data=False), decoder)
 

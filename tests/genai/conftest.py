@@ -13,7 +13,7 @@ NEEDED = ("accelerate", "onnxruntime_genai", "safetensors", "tokenizers", "torch
 collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["test_*.py"]
 sys.path.append(str(Path(__file__).parents[2] / "examples/chat"))
 
-STEPS = 60
+STEPS = 80
 
 
 class Trained:

