@@ -65,9 +65,11 @@ def read_matrix(
 
 
 def unpack_levels(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """Levels (N, K) of layout 1; the unused code 3 becomes 2."""
-    quarters = [((packed >> np.uint8(2 * i)) & np.uint8(3)).view(np.int8) for i in range(4)]
-    levels: NDArray[np.int8] = np.concatenate(quarters)
+    """Levels (K, N) of layout 1; the unused code 3 becomes 2."""
+    # Turned while there are four levels a byte: it is what takes longest.
+    turned = np.ascontiguousarray(packed.T)
+    quarters = [((turned >> np.uint8(2 * i)) & np.uint8(3)).view(np.int8) for i in range(4)]
+    levels: NDArray[np.int8] = np.concatenate(quarters, axis=1)
     levels -= 1
     return levels
 
@@ -81,7 +83,7 @@ def _packed(checkpoint: Checkpoint, name: str, quantized: Quantization | None) -
     packed = checkpoint.read(name)
     if packed.ndim != 2:
         raise ModelError(f"Tensor '{name}' has shape {packed.shape}, expected (N / 4, K).")
-    levels = np.ascontiguousarray(unpack_levels(packed).T)
+    levels = unpack_levels(packed)
     if levels.max() > 1:
         raise ModelError(
             f"Tensor '{name}' holds the code 3, which no level has; the file is damaged or packed "

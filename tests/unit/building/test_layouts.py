@@ -32,14 +32,14 @@ def read(
 
 
 def test_packing_is_undone() -> None:
-    np.testing.assert_array_equal(unpack_levels(pack_levels(LEVELS)), LEVELS)
+    np.testing.assert_array_equal(unpack_levels(pack_levels(LEVELS)), LEVELS.T)
 
 
 def test_packed_bytes_have_the_layout_of_transformers() -> None:
     # The example in the documentation of transformers' unpack_weights.
     packed = np.array([[0b10100001, 0b00011000], [0b10010000, 0b00001010]], np.uint8)
     expected = [[0, -1], [-1, 1], [-1, 1], [-1, 1], [1, 0], [0, -1], [1, -1], [1, -1]]
-    np.testing.assert_array_equal(unpack_levels(packed), expected)
+    np.testing.assert_array_equal(unpack_levels(packed).T, expected)
 
 
 @pytest.mark.parametrize(("quantization", "scale"), [(BITLINEAR, 1 / 0.75), (AUTOBITLINEAR, 0.75)])
