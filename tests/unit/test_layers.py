@@ -34,6 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "graph_passes.rules graph_passes.rewrite graph_passes.functions",
         "graph_passes graph_passes.pipeline",
         "conversion exporting",
+        "building",
         "bench",
         "onnx_ternary",
         "cli",
