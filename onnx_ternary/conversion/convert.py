@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.conversion.optimize import optimize_in_place
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import (
     ModelError,
@@ -16,7 +16,7 @@ from onnx_ternary.errors import (
     RequirementError,
     VerificationError,
 )
-from onnx_ternary.model_files.load import data_files, file_bytes
+from onnx_ternary.model_files.load import load
 from onnx_ternary.model_files.save import copy_model, save
 from onnx_ternary.model_files.targets import check_target
 from onnx_ternary.model_files.tensors import Spool, external_tensors, release
@@ -128,9 +128,10 @@ def _convert(
     progress: Callable[[str, int, int], None] | None,
     scratch: Path,
 ) -> Conversion:
-    result = optimize(source, options, progress=progress, spool=Spool(scratch))
+    file = load(source)
+    result = optimize_in_place(file.model, source, options, progress=progress, spool=Spool(scratch))
     report = result.report
-    bytes_before = file_bytes(source)
+    bytes_before = file.num_bytes
     skipped = _why_not_verified(verify_result, report.changed, bytes_before)
     bytes_after = bytes_before
     verification: VerificationReport | None = None
@@ -138,13 +139,13 @@ def _convert(
     def done(files: tuple[Path, ...]) -> Conversion:
         return Conversion(report, files, bytes_before, bytes_after, verification, skipped)
 
-    def accept(staged: Path) -> None:
+    def accept(staged: Path, num_bytes: int) -> None:
         nonlocal bytes_after, verification
-        bytes_after = file_bytes(staged)
+        bytes_after = num_bytes
         _check_requirements(requirements, source, done(()))
         if not skipped:
             verification = verify(
-                source,
+                file,
                 staged,
                 inputs=inputs,
                 weight_tolerance=result.options.tolerance,
@@ -157,20 +158,18 @@ def _convert(
     try:
         if target is None:
             staged = scratch / source.name
-            save(result.model, staged, external_data=result.external_data)
-            accept(staged)
+            save(result.model, staged, external_data=result.external_data, accept=accept)
             files: tuple[Path, ...] = ()
         elif report.changed:
-            in_place = target.resolve() == source.resolve()
             files = save(
                 result.model,
                 target,
                 external_data=result.external_data,
                 accept=accept,
-                protected=() if in_place else data_files(source),
+                source=file,
             )
         else:
-            files = copy_model(source, target, accept=accept)
+            files = copy_model(file, target, accept=accept)
     except (RequirementError, VerificationError) as error:
         error.conversion = done(())
         raise

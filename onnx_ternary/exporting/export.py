@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnx_ternary.errors import ModelError, VerificationError
 from onnx_ternary.exporting.exporter import ExportedProduct, Exporter, Form
-from onnx_ternary.model_files.load import data_files, file_bytes, from_bytes, from_proto, load
+from onnx_ternary.model_files.load import AnyModel, ModelFile, any_model, load
 from onnx_ternary.model_files.save import copy_model, to_proto
 from onnx_ternary.model_files.save import save as save_model
 from onnx_ternary.model_files.tensors import constant_bytes
@@ -79,7 +79,7 @@ class ExportedFile:
 
 
 def export(
-    model: str | PathLike[str] | bytes | onnx.ModelProto | ir.Model,
+    model: AnyModel,
     *,
     to: Form = "float",
     bits: Literal[2, 4] = 2,
@@ -104,22 +104,28 @@ def export(
         IndexFormatError: if an index is damaged.
         ValueError: for an unknown choice.
     """
+    _check_choice(to, bits, accuracy_level)
+    return _export_in_place(any_model(model), to, bits, accuracy_level, progress)
+
+
+def _check_choice(to: str, bits: int, accuracy_level: int) -> None:
     if to not in get_args(Form):
         raise ValueError(f"to = {to!r}, expected one of: {', '.join(get_args(Form))}")
     if bits not in (2, 4):
         raise ValueError(f"bits = {bits!r}, expected 2 or 4")
     if accuracy_level not in range(5):
         raise ValueError(f"accuracy_level = {accuracy_level!r}, expected from 0 to 4")
-    if isinstance(model, ir.Model):
-        exported = model.clone()
-    elif isinstance(model, onnx.ModelProto):
-        exported = from_proto(model)
-    elif isinstance(model, bytes):
-        exported = from_bytes(model)
-    else:
-        exported = load(model)
-    products = Exporter(exported, to, bits, accuracy_level).run(progress)
-    return ExportResult(exported, tuple(products))
+
+
+def _export_in_place(
+    model: ir.Model,
+    to: Form,
+    bits: Literal[2, 4],
+    accuracy_level: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> ExportResult:
+    products = Exporter(model, to, bits, accuracy_level).run(progress)
+    return ExportResult(model, tuple(products))
 
 
 def export_file(
@@ -162,33 +168,31 @@ def export_file(
         ValueError: for an unknown choice.
     """
     source, target = Path(source), Path(target)
-    result = export(source, to=to, bits=bits, accuracy_level=accuracy_level, progress=progress)
-    bytes_before = file_bytes(source)
+    _check_choice(to, bits, accuracy_level)
+    file = load(source)
+    result = _export_in_place(file.model, to, bits, accuracy_level, progress)
     skipped = _why_not_verified(verify_result, result)
     checked: dict[str, Any] = {"verification": None, "bytes_after": 0}
 
-    def accept(staged: Path) -> None:
-        checked["bytes_after"] = file_bytes(staged)
+    def accept(staged: Path, num_bytes: int) -> None:
+        checked["bytes_after"] = num_bytes
         if not skipped:
-            checked["verification"] = _verified(
-                staged, source, inputs, custom_op_libraries, progress
-            )
+            checked["verification"] = _verified(staged, file, inputs, custom_op_libraries, progress)
 
     if result.products:
-        in_place = target.resolve() == source.resolve()
         files = save_model(
             result.model,
             target,
             external_data=external_data,
             accept=accept,
-            protected=() if in_place else data_files(source),
+            source=file,
         )
     else:
-        files = copy_model(source, target, accept=accept)
+        files = copy_model(file, target, accept=accept)
     return ExportedFile(
         result.products,
         files,
-        bytes_before,
+        file.num_bytes,
         checked["bytes_after"],
         checked["verification"],
         skipped,
@@ -205,7 +209,7 @@ def _why_not_verified(asked: bool | None, result: ExportResult) -> str:
 
 def _verified(
     exported: Path,
-    converted: Path,
+    converted: ModelFile,
     inputs: Inputs | None,
     custom_op_libraries: Sequence[str | PathLike[str]],
     progress: Callable[[str, int, int], None] | None,
@@ -221,7 +225,7 @@ def _verified(
         )
     except ModelError as error:
         raise ModelError(
-            f"The exported model (here the original) cannot be compared with '{converted}': "
+            f"The exported model (here the original) cannot be compared with '{converted.path}': "
             f"{error} Without verification (--no-verify) it is written all the same."
         ) from error
     if not report.passed:
