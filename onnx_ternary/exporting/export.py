@@ -6,21 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import onnx
 import onnx_ir as ir
 
+from onnx_ternary.conversion.accepted import Acceptance, Verifying
 from onnx_ternary.errors import ModelError, VerificationError
 from onnx_ternary.exporting.exporter import ExportedProduct, Exporter, Form
 from onnx_ternary.model_files.load import AnyModel, ModelFile, any_model, load
-from onnx_ternary.model_files.save import copy_model, to_proto
 from onnx_ternary.model_files.save import save as save_model
+from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.model_files.tensors import constant_bytes
 from onnx_ternary.options import ExternalData
 from onnx_ternary.verification.inputs import Inputs
 from onnx_ternary.verification.report import VerificationReport
-from onnx_ternary.verification.verify import DEFAULT_TOLERANCES, MAX_VERIFIED_BYTES, verify
+from onnx_ternary.verification.verify import DEFAULT_TOLERANCES, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,63 +172,49 @@ def export_file(
     _check_choice(to, bits, accuracy_level)
     file = load(source)
     result = _export_in_place(file.model, to, bits, accuracy_level, progress)
-    skipped = _why_not_verified(verify_result, result)
-    checked: dict[str, Any] = {"verification": None, "bytes_after": 0}
-
-    def accept(staged: Path, num_bytes: int) -> None:
-        checked["bytes_after"] = num_bytes
-        if not skipped:
-            checked["verification"] = _verified(staged, file, inputs, custom_op_libraries, progress)
-
-    if result.products:
-        files = save_model(
-            result.model,
-            target,
-            external_data=external_data,
-            accept=accept,
-            source=file,
-        )
-    else:
-        files = copy_model(file, target, accept=accept)
+    verifying = Verifying(verify_result, inputs, custom_op_libraries, progress)
+    skipped = verifying.why_not(
+        "" if result.products else "nothing was exported",
+        constant_bytes(result.model),
+        "the result is larger than {}; use --verify to do it",
+    )
+    found = Acceptance(file)
+    found.save(
+        result.model if result.products else None,
+        target,
+        external_data=external_data,
+        check=lambda: None,  # an export may take any size
+        compare=None if skipped else lambda staged: _compared(staged, file, verifying),
+        judge=_judge,
+    )
     return ExportedFile(
         result.products,
-        files,
+        found.files,
         file.num_bytes,
-        checked["bytes_after"],
-        checked["verification"],
+        found.bytes_after,
+        found.verification,
         skipped,
     )
 
 
-def _why_not_verified(asked: bool | None, result: ExportResult) -> str:
-    if not result.products:
-        return "nothing was exported"
-    if asked is None and constant_bytes(result.model) > MAX_VERIFIED_BYTES:
-        return f"the result is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it"
-    return "" if asked is None or asked else "not asked for"
-
-
-def _verified(
-    exported: Path,
-    converted: ModelFile,
-    inputs: Inputs | None,
-    custom_op_libraries: Sequence[str | PathLike[str]],
-    progress: Callable[[str, int, int], None] | None,
-) -> VerificationReport:
+def _compared(exported: Path, converted: ModelFile, verifying: Verifying) -> VerificationReport:
     """The comparison: what the exported model computes is what the op is held against."""
     try:
-        report = verify(
+        return verify(
             exported,
             converted,
-            inputs=inputs,
-            custom_op_libraries=custom_op_libraries,
-            progress=progress,
+            inputs=verifying.inputs,
+            custom_op_libraries=verifying.custom_op_libraries,
+            progress=verifying.progress,
         )
     except ModelError as error:
         raise ModelError(
             f"The exported model (here the original) cannot be compared with '{converted.path}': "
             f"{error} Without verification (--no-verify) it is written all the same."
         ) from error
+
+
+def _judge(report: VerificationReport) -> None:
     if not report.passed:
         raise VerificationError(f"The exported model gives other answers: {report.summary()}")
     for product in report.products:
@@ -238,4 +225,3 @@ def _verified(
                 f"The exported product '{product.node}' differs from the converted one by "
                 f"{product.max_difference_from_original:.3g} relative, at most {limit:g} is right."
             )
-    return report
