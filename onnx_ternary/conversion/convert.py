@@ -5,21 +5,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.conversion.accepted import Acceptance, Verifying
+from onnx_ternary.conversion.optimize import optimize_in_place
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import (
     ModelError,
-    NotComparedError,
     OnnxTernaryError,
     RequirementError,
     VerificationError,
 )
-from onnx_ternary.model_files.load import data_files, file_bytes
-from onnx_ternary.model_files.save import copy_model, save
+from onnx_ternary.model_files.load import load
 from onnx_ternary.model_files.targets import check_target
 from onnx_ternary.model_files.tensors import Spool, external_tensors, release
 from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
@@ -27,12 +25,6 @@ from onnx_ternary.reports.markdown import summarize
 from onnx_ternary.reports.outcome import Conversion, Outcome
 from onnx_ternary.verification.inputs import Inputs
 from onnx_ternary.verification.report import VerificationReport
-from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES, verify
-
-_TOO_LARGE = (
-    f"the whole models were not compared, as the original is larger than "
-    f"{MAX_VERIFIED_BYTES / 1e9:g} GB: --verify does it, in the memory of both"
-)
 
 
 def convert(
@@ -98,11 +90,13 @@ def convert(
                     target,
                     options,
                     requirements or Requirements(),
-                    verify_result,
-                    inputs,
-                    verification or VerificationOptions(),
-                    custom_op_libraries,
-                    progress,
+                    Verifying(
+                        verify_result,
+                        inputs,
+                        verification or VerificationOptions(),
+                        custom_op_libraries,
+                        progress,
+                    ),
                     scratch,
                 )
         except OnnxTernaryError as error:
@@ -134,74 +128,40 @@ def _convert(
     target: Path | None,
     options: OptimizeOptions | None,
     requirements: Requirements,
-    verify_result: bool | None,
-    inputs: Inputs | None,
-    verification_options: VerificationOptions,
-    custom_op_libraries: Sequence[str | PathLike[str]],
-    progress: Callable[[str, int, int], None] | None,
+    verifying: Verifying,
     scratch: Path,
 ) -> Conversion:
-    result = optimize(source, options, progress=progress, spool=Spool(scratch))
-    report = result.report
-    bytes_before = file_bytes(source)
-    skipped = _why_not_verified(verify_result, report.changed)
-    alone = bytes_before > MAX_VERIFIED_BYTES and not (
-        verify_result or verification_options.require_whole
+    file = load(source)
+    result = optimize_in_place(
+        file.model, source, options, progress=verifying.progress, spool=Spool(scratch)
     )
-    if skipped and report.changed and verification_options.require_whole:
-        raise RequirementError(
-            f"A verification of the whole model is required, but it is {skipped}."
-        )
-    bytes_after = bytes_before
-    verification: VerificationReport | None = None
+    report = result.report
+    skipped = verifying.why_not("" if report.changed else "nothing was rewritten")
+    found = Acceptance(file)
 
     def done(files: tuple[Path, ...]) -> Conversion:
-        return Conversion(report, files, bytes_before, bytes_after, verification, skipped)
+        return Conversion(
+            report,
+            files,
+            file.num_bytes,
+            found.bytes_after,
+            found.verification,
+            skipped or found.not_verified,
+        )
 
-    def accept(staged: Path) -> None:
-        nonlocal bytes_after, verification, skipped
-        bytes_after = file_bytes(staged)
-        _check_requirements(requirements, source, done(()))
-        try:
-            if not skipped:
-                verification = verify(
-                    source,
-                    staged,
-                    verification_options,
-                    inputs=None if alone else inputs,
-                    weight_tolerance=result.options.tolerance,
-                    products_only=alone,
-                    custom_op_libraries=custom_op_libraries,
-                    progress=progress,
-                )
-        except NotComparedError as error:
-            if verify_result:
-                raise
-            skipped = str(error)
-        if verification is not None and alone:
-            verification = replace(
-                verification, not_whole=_TOO_LARGE, notes=(*verification.notes, _TOO_LARGE)
-            )
-        if verification is not None and not verification.passed:
-            raise VerificationError(verification.summary())
+    def compare(staged: Path) -> VerificationReport:
+        return verifying.compare(file, staged, file.num_bytes, result.options.tolerance)
 
     try:
-        if target is None:
-            staged = scratch / source.name
-            save(result.model, staged, external_data=result.external_data)
-            accept(staged)
-            files: tuple[Path, ...] = ()
-        elif report.changed:
-            in_place = target.resolve() == source.resolve()
-            files = save(
-                result.model,
-                target,
-                external_data=result.external_data,
-                accept=accept,
-                protected=() if in_place else data_files(source),
-            )
-        else:
-            files = copy_model(source, target, accept=accept)
+        found.save(
+            result.model if report.changed or target is None else None,
+            scratch / source.name if target is None else target,
+            external_data=result.external_data,
+            check=lambda: _check_requirements(requirements, source, done(())),
+            compare=None if skipped else compare,
+            judge=_judge,
+            required=bool(verifying.asked),
+        )
     except (RequirementError, VerificationError) as error:
         error.conversion = done(())
         raise
@@ -209,7 +169,12 @@ def _convert(
         # Windows removes no file that is mapped.
         for tensor in external_tensors(result.model):
             release(tensor)
-    return done(files)
+    return done(() if target is None else found.files)
+
+
+def _judge(verification: VerificationReport) -> None:
+    if not verification.passed:
+        raise VerificationError(verification.summary())
 
 
 def _check_requirements(requirements: Requirements, source: Path, found: Conversion) -> None:
@@ -233,12 +198,6 @@ def _check_requirements(requirements: Requirements, source: Path, found: Convers
             f"'{source}' would go from {before} to {after} bytes, {after / before:.3f} of its "
             f"size; at most {limit:g} is required."
         )
-
-
-def _why_not_verified(asked: bool | None, changed: bool) -> str:
-    if not changed:
-        return "nothing was rewritten"
-    return "" if asked is None or asked else "not asked for"
 
 
 @contextmanager
