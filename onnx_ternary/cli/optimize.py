@@ -150,6 +150,7 @@ def optimize_command(
             requirements=requirements,
             verify_result=run_verify,
             inputs=inputs,
+            verification=verification,
             custom_op_libraries=libraries,
             report_path=report_path,
             summary_path=summary_path,

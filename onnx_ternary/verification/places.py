@@ -129,6 +129,11 @@ class Scope:
         return found
 
     @cached_property
+    def attributes(self) -> Mapping[int, OpAttributes]:
+        """Of each product, by the node's id."""
+        return {id(node): node_attributes(node) for node in self.products}
+
+    @cached_property
     def places(self) -> Mapping[int, Place]:
         """Where each product stands in the original, by the node's id."""
         return find_places(self.after, self.products, self.known)

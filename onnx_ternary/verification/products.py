@@ -15,7 +15,7 @@ from onnx_ternary.verification.body import Bodies
 from onnx_ternary.verification.loaded_model import LoadedModel
 from onnx_ternary.verification.original import original_product, run_alone, run_exposed
 from onnx_ternary.verification.pieces import BATCH_BYTES
-from onnx_ternary.verification.places import Scope, node_attributes, node_name
+from onnx_ternary.verification.places import Scope, node_name
 from onnx_ternary.verification.report import ProductCheck
 from onnx_ternary.verification.trial import Trial, run_trials
 
@@ -123,7 +123,7 @@ def _alone(
     strict: bool,
 ) -> tuple[NDArray[Any], NDArray[Any]] | ProductCheck:
     """Random numbers at a product's place and what the original makes of them, or why not."""
-    place, attributes = scope.places[id(node)], node_attributes(node)
+    place, attributes = scope.places[id(node)], scope.attributes[id(node)]
     between = f"the original's nodes from '{place.source}' to '{place.target}'"
     named = (node_name(node), node.output[0], (attributes.K, attributes.N))
     missing = [name for name in (place.source, place.target) if name not in scope.known]
@@ -150,7 +150,7 @@ def check_in_place(comparison: Comparison, feeds: Mapping[str, NDArray[Any]]) ->
     num_rows = max(map(_num_rows, feeds.values()), default=1)
     checks = _Checks(comparison)
     for scope in comparison.scopes:
-        for batch in _batches(scope.products, num_rows, comparison.max_exposed_bytes):
+        for batch in _batches(scope, num_rows, comparison.max_exposed_bytes):
             values = _values(comparison, scope, batch, feeds)
             for node in batch:
                 place = scope.places[id(node)]
@@ -191,14 +191,12 @@ def _num_rows(feed: NDArray[Any]) -> int:
     return int(feed.size if feed.dtype.kind in "iu" else np.prod(feed.shape[:-1]))
 
 
-def _batches(
-    nodes: Sequence[NodeProto], rows: int, max_bytes: int
-) -> Iterator[Sequence[NodeProto]]:
+def _batches(scope: Scope, rows: int, max_bytes: int) -> Iterator[Sequence[NodeProto]]:
     """Runs of nodes whose inputs and outputs take about max_bytes together, one node at least."""
     batch: list[NodeProto] = []
     num_bytes = 0
-    for node in nodes:
-        attributes = node_attributes(node)
+    for node in scope.products:
+        attributes = scope.attributes[id(node)]
         needed = 4 * max(rows, 1) * (attributes.K + attributes.N)
         if batch and num_bytes + needed > max_bytes:
             yield batch

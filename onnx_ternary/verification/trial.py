@@ -34,7 +34,7 @@ from onnx_ternary.verification.original import (
     product_piece,
 )
 from onnx_ternary.verification.pieces import Answer, Piece, batches, run_pieces
-from onnx_ternary.verification.places import Place, Scope, node_attributes, node_name
+from onnx_ternary.verification.places import Place, Scope, node_name
 from onnx_ternary.verification.report import ProductCheck
 
 # Rows compared are cut where the bounds would take more multiplications than this (seconds).
@@ -95,7 +95,7 @@ class Trial:
             ModelError: if a constant of the node cannot be read.
             IndexFormatError: if the node's index breaks its format.
         """
-        place, attributes = scope.places[id(node)], node_attributes(node)
+        place, attributes = scope.places[id(node)], scope.attributes[id(node)]
         tensors = after.constants(scope.constants, node.input[1:], node_name(node))
         validate_index(attributes, *tensors, node=node_name(node))
         integer = attributes.activation != "float"

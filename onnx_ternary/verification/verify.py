@@ -40,7 +40,6 @@ from onnx_ternary.verification.places import (
     find_scopes,
     is_product,
     nested_nodes,
-    node_attributes,
 )
 from onnx_ternary.verification.products import (
     Comparison,
@@ -313,11 +312,11 @@ class _Whole:
                 f"{len(requantized)} products were quantized by onnxruntime (--remaining), so the "
                 "outputs are reported without a verdict"
             )
-        nodes = [node for scope in self.comparison.scopes for node in scope.products]
+        kinds = [each for scope in self.comparison.scopes for each in scope.attributes.values()]
         if (
             self.num_rounding > 0
             or bool(requantized)
-            or any(node_attributes(node).activation != "float" for node in nodes)
+            or any(attributes.activation != "float" for attributes in kinds)
             or any(
                 node.op_type in ROUNDING_OPS for node in (*before.graph.node, *nested_nodes(before))
             )
