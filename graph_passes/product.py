@@ -199,6 +199,7 @@ def finish(
         absorbed=(*product.before, *product.after),
         pattern=pattern,
         x=product.x,
+        rank=product.rank,
         perm_x=product.perm_x,
         perm_y=product.perm_y,
         weight=weight,
@@ -303,7 +304,8 @@ def per_column(
     Args:
         constant: as `small_constant` returns it.
         num_columns: N.
-        rank: of the value it is combined with, None if unknown (then at least 1).
+        rank: of the value it is combined with, None if unknown (then at least 1, the rank of the
+            operands and the result of a product).
     """
     shape = constant.shape
     if len(shape) > (1 if rank is None else rank):
@@ -342,7 +344,8 @@ def _absorb_before(product: Product, context: Context, scale: NDArray[np.float32
         if _private(product.x, product.node.graph) is not user:
             return
         for x in node.inputs:
-            rank = None if x is None or x.shape is None else len(x.shape)
+            # Unknown, x may be a scalar that the constant gives an axis.
+            rank = 0 if x is None or x.shape is None else len(x.shape)
             factor = None if x is None else _factor(node, x, 1, rank)
             if x is not None and factor is not None:
                 break

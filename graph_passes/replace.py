@@ -387,7 +387,7 @@ class Replacer:
                 attributes=[ir.AttrInt64s("perm", match.perm_x)],
                 name=node_name("transpose"),
             )
-        product_shape = _output_shape(inputs[0].shape, attributes.N)
+        product_shape = _output_shape(inputs[0].shape, attributes.N, match.rank)
         known = product_shape if match.perm_y is None else _permuted(product_shape, match.perm_y)
         output = ir.Value(
             name=old.name,
@@ -623,8 +623,13 @@ def _attributes(attributes: OpAttributes) -> list[ir.Attr]:
     return made
 
 
-def _output_shape(shape: ir.Shape | None, num_columns: int) -> ir.Shape | None:
-    return None if shape is None else ir.Shape([*shape[:-1], num_columns])
+def _output_shape(
+    shape: ir.Shape | None, num_columns: int, rank: int | None = None
+) -> ir.Shape | None:
+    """The shape of a product with x; Gemm and Einsum tell the rank of an x of unknown shape."""
+    if shape is None:
+        return ir.Shape([*[None] * (rank - 1), num_columns]) if rank else None
+    return ir.Shape([*shape[:-1], num_columns])
 
 
 def _permuted(shape: ir.Shape | None, perm: tuple[int, ...]) -> ir.Shape | None:
