@@ -37,6 +37,7 @@ from onnx import TensorProto, TypeProto, helper
 from onnx_ternary.nodes import owning_functions
 
 from . import qonnx
+from .local_calls import called, real_domain, serialized
 from .weights import FOLDER, Constant, NotConstant, call_attribute, leaf, resolve
 
 MAX_TENSOR_BYTES = 1 << 32
@@ -194,7 +195,7 @@ class _Folder:
     def _forbidden(self, node: ir.Node, calls: tuple[Any, ...] = ()) -> str:
         """Why a node has no place in a cone; empty if it has one (case 2)."""
         named = f"{node.op_type} '{node.name or node.op_type}'"
-        function = self._model.functions.get((node.domain, node.op_type, node.overload))
+        function = called(self._model, node)
         if function is not None:
             key = function.identifier()
             if key in calls:
@@ -398,6 +399,7 @@ class _Runnable:
                 graph.initializer.append(_tensor(name, array, dtype))
         for node in cone.nodes:
             proto = ir.serde.serialize_node(node)
+            proto.domain = real_domain(node)
             proto.input[:] = ["" if v is None else self._name(id(v)) for v in node.inputs]
             proto.output[:] = [self._name(id(v)) for v in node.outputs]
             graph.node.append(proto)
@@ -405,10 +407,8 @@ class _Runnable:
         graph.output.append(onnx.ValueInfoProto(name=self._output))
         function = owners.get(id(cone.nodes[-1].graph))
         imports = {**model.opset_imports, **(function.opset_imports if function else {})}
-        domains = {"", *(node.domain for node in cone.nodes)}
-        calls = any(
-            (node.domain, node.op_type, node.overload) in model.functions for node in cone.nodes
-        )
+        domains = {"", *(real_domain(node) for node in cone.nodes)}
+        calls = any(called(model, node) is not None for node in cone.nodes)
         self._proto = helper.make_model(
             graph,
             # Others may be unknown to onnxruntime: our own, in a model converted before.
@@ -418,11 +418,7 @@ class _Runnable:
                 if calls or domain in domains
             ],
             ir_version=model.ir_version,
-            functions=[
-                ir.serde.serialize_function(function)
-                for function in model.functions.values()
-                if calls
-            ],
+            functions=[serialized(function) for function in model.functions.values() if calls],
         )
 
     def _name(self, key: int) -> str:

@@ -25,6 +25,7 @@ from . import (
 )
 from .ahead import Ahead
 from .cones import folding
+from .local_calls import called, set_apart
 from .match import Context, Rejection, Rule, TernaryMatMul
 from .replace import Replaced, Replacer
 from .weights import INLINE, Constant, resolve
@@ -71,7 +72,7 @@ def run(
         progress: called before each product with its name, its index and their number.
         spool: where the tensors of indices go; None keeps them in memory.
     """
-    with folding(model, fold=options.fold), Ahead(options) as ahead:
+    with set_apart(model), folding(model, fold=options.fold), Ahead(options) as ahead:
         return _run(model, options, progress, spool, ahead)
 
 
@@ -193,8 +194,9 @@ class _Functions:
         }
         for graph in (model.graph, *(each.graph for each in local_functions(model))):
             for node in graph.all_nodes():
-                if (calls := self._calls.get(node.op_identifier())) is not None:
-                    calls.append(node)
+                function = called(model, node)
+                if function is not None and function.identifier() in self._calls:
+                    self._calls[function.identifier()].append(node)
 
     def refusal(self, node: ir.Node) -> str:
         """Why a product inside a local function stays; empty if nothing is against it."""
