@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from onnx_ternary.model_io import Spool, prefetch
+from onnx_ternary.model_io import Spool, constant_bytes, prefetch
 from onnx_ternary.nodes import local_functions, node_label, op_nodes, owning_functions
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.report import Kept
@@ -24,6 +24,7 @@ from . import (
     unhandled,
 )
 from .ahead import Ahead
+from .budget import Budget
 from .cones import folding
 from .local_calls import called, set_apart
 from .match import Context, Rejection, Rule, TernaryMatMul
@@ -44,6 +45,7 @@ RULES: tuple[Rule, ...] = (
 _MIN_OPSET = 7
 _MIN_IR_VERSION = 4
 _READ_THROUGH = ("Cast", "DequantizeLinear", "Identity", "Transpose")
+_MAX_READ_THROUGH = 8
 
 Progress = Callable[[str, int, int], None]
 
@@ -72,7 +74,8 @@ def run(
         progress: called before each product with its name, its index and their number.
         spool: where the tensors of indices go; None keeps them in memory.
     """
-    with set_apart(model), folding(model, fold=options.fold), Ahead(options) as ahead:
+    budget = Budget(options, constant_bytes(model))
+    with set_apart(model), folding(model, budget, fold=options.fold), Ahead(options) as ahead:
         return _run(model, options, progress, spool, ahead)
 
 
@@ -135,7 +138,10 @@ def _prefetch(product: ir.Node) -> None:
     """Have a product's stored weight read: the disk is the slowest part of a conversion."""
     for operand in product.inputs:
         value = operand
-        while value is not None and (step := value.producer()) and step.op_type in _READ_THROUGH:
+        for _ in range(_MAX_READ_THROUGH):
+            step = None if value is None else value.producer()
+            if step is None or step.op_type not in _READ_THROUGH or not step.inputs:
+                break
             value = step.inputs[0]
         if value is not None:
             prefetch(value.const_value)

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from onnx_ternary._cycles import find_cycle
 from onnx_ternary.errors import ModelError
 from onnx_ternary.options import ExternalData
 
@@ -100,6 +101,8 @@ def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
     except Exception as error:  # onnx_ir documents no narrower class
         cause = error.__cause__ or error
         raise ModelError(f"'{name}' is not a valid ONNX model: {cause}") from error
+    if cycle := find_cycle(model):
+        raise ModelError(f"'{name}' is not a valid ONNX model: {cycle}.")
     # The other name of the default domain.
     for imports in (
         model.opset_imports,

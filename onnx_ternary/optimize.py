@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_ternary import model_io
+from onnx_ternary._cycles import find_cycle
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
 from onnx_ternary.options import ExternalData, OptimizeOptions
@@ -86,6 +87,8 @@ def optimize(
     """
     options = options or OptimizeOptions()
     if isinstance(model, ir.Model):
+        if cycle := find_cycle(model):
+            raise ModelError(f"The model is not valid ONNX: {cycle}.")
         converted = model.clone()
     elif isinstance(model, onnx.ModelProto):
         converted = model_io.from_proto(model)
