@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import onnx
 import onnx_ir as ir
 
-from onnx_ternary.nodes import local_functions
+from onnx_ternary.op.nodes import local_functions
 
 _PREFIX = "local function of "
 

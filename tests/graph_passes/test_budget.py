@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnx_ternary.graph_passes import budget, evaluate
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from tests.models import F32, matmul, model, node, ternary
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.graph_passes.constants import budget, evaluate
+from onnx_ternary.options import OptimizeOptions
+from tests.catalogue.case import F32, matmul, model, node, ternary
 
 SIDE = 64
 ONE = np.array([1, 1], np.int64)
@@ -213,7 +214,7 @@ def test_steps_whose_sizes_are_computed_run_once(monkeypatch: pytest.MonkeyPatch
 
 
 def test_same_answer_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.cone_models import HITS
+    from tests.catalogue.cones import HITS
 
     for name, case in HITS.items():
         whole = optimize(case().model, OptimizeOptions(min_elements=0)).to_proto()

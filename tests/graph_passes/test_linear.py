@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from tests.models import node
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
+from tests.catalogue.case import node
 
 SIDE = 32
 COUNT = 150

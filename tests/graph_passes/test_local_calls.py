@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from tests.graph_passes.test_catalogue import feeds_of, run
-from tests.models import matmul, model, node, ternary
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
+from tests.catalogue.case import matmul, model, node, ternary
+from tests.support.checks import feeds_of, run
 
 ALL = OptimizeOptions(min_elements=0)
 Array = NDArray[Any]

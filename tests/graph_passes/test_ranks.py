@@ -15,10 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from tests.activation_models import absmax
-from tests.graph_passes.test_catalogue import run
-from tests.models import K, N, matmul, model, node, ternary
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
+from tests.catalogue.activations import absmax
+from tests.catalogue.case import K, N, matmul, model, node, ternary
+from tests.support.checks import run
 
 ALL = OptimizeOptions(min_elements=0)
 Array = NDArray[Any]
