@@ -40,6 +40,9 @@ class Functions:
         """Why a product inside a local function stays; empty if nothing is against it."""
         function = self._owners.get(id(node.graph))
         if function is None:
+            references = [name for name, attr in node.attributes.items() if attr.is_ref()]
+            if references:
+                return f"its attribute {references[0]} is one of a function, and it is in none"
             return ""
         name = function_name(function)
         if not self._with_body:
