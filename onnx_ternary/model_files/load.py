@@ -7,8 +7,10 @@ import operator
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -23,8 +25,48 @@ from onnx_ternary.model_files.tensors import constant_tensors, external_tensors
 SOURCE_MODE = "onnx_ternary.source_mode"
 """Metadata of a loaded model, never written: what everybody who may read its files may do."""
 
+AnyModel: TypeAlias = str | PathLike[str] | bytes | onnx.ModelProto | ir.Model
+"""What users may give as a model: its path, the model serialized, or in memory."""
 
-def load(path: str | PathLike[str]) -> ir.Model:
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model in a file, parsed once for all who ask about it.
+
+    Attributes:
+        path: the file.
+        proto: the message in it; tensors in external files are not read.
+        model: the same for editing; its tensors are those of ``proto``, and external ones are
+            mapped when they are first used.
+        data_files: resolved paths of the files it keeps tensors in, its own not among them.
+        num_bytes: size of the file and of its data files.
+    """
+
+    path: Path
+    proto: onnx.ModelProto
+    model: ir.Model
+    data_files: frozenset[Path]
+    num_bytes: int
+
+
+def any_model(model: AnyModel) -> ir.Model:
+    """A model for editing, whatever it is given as; one in memory is left as it is.
+
+    Raises:
+        ModelError: as `load`, `from_bytes` and `from_proto`.
+    """
+    if isinstance(model, ir.Model):
+        if cycle := find_cycle(model):
+            raise ModelError(f"The model is not valid ONNX: {cycle}.")
+        return model.clone()
+    if isinstance(model, onnx.ModelProto):
+        return from_proto(model)
+    if isinstance(model, bytes):
+        return from_bytes(model)
+    return load(model).model
+
+
+def load(path: str | PathLike[str]) -> ModelFile:
     """Read a model; tensors in external files are mapped when they are first used.
 
     Raises:
@@ -44,12 +86,16 @@ def load(path: str | PathLike[str]) -> ir.Model:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ModelError(f"'{path}' cannot be read: {reason}.") from error
-    model = from_bytes(content, str(path))
+    proto = _parse(content, str(path))
+    del content  # as large as the message
+    model = from_proto(proto, str(path))
     for tensor in external_tensors(model):
         tensor.base_dir = str(path.parent)
     modes = check_external_data(model, str(path), path)
     model.meta[SOURCE_MODE] = functools.reduce(operator.and_, modes, stat.S_IMODE(status.st_mode))
-    return model
+    data_files = frozenset(Path(tensor.path).resolve() for tensor in external_tensors(model))
+    num_bytes = sum(each.stat().st_size for each in {path.resolve(), *data_files})
+    return ModelFile(path, proto, model, data_files, num_bytes)
 
 
 def from_bytes(content: bytes, name: str = "model") -> ir.Model:
@@ -58,13 +104,17 @@ def from_bytes(content: bytes, name: str = "model") -> ir.Model:
     Raises:
         ModelError: if it is not an ONNX model, is cut short, or as `from_proto`.
     """
+    return from_proto(_parse(content, name), name)
+
+
+def _parse(content: bytes, name: str) -> onnx.ModelProto:
     try:
-        proto = onnx.ModelProto.FromString(content)
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(content)
     except DecodeError as error:
         raise ModelError(
             f"'{name}' is not an ONNX model, or is cut short or damaged ({error})."
         ) from error
-    return from_proto(proto, name)
+    return proto
 
 
 def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
@@ -131,7 +181,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(each)
 
 
-def why_invalid(model: str | PathLike[str] | bytes | onnx.ModelProto | ir.Model) -> str:
+def why_invalid(model: AnyModel) -> str:
     """What onnx.checker has against a model; empty if nothing, or if it cannot tell."""
     if isinstance(model, ir.Model):
         return ""
@@ -211,7 +261,7 @@ def file_bytes(path: str | PathLike[str]) -> int:
     Raises:
         ModelError: as `load`.
     """
-    return sum(each.stat().st_size for each in {Path(path).resolve(), *data_files(path)})
+    return load(path).num_bytes
 
 
 def data_files(path: str | PathLike[str]) -> frozenset[Path]:
@@ -220,4 +270,4 @@ def data_files(path: str | PathLike[str]) -> frozenset[Path]:
     Raises:
         ModelError: as `load`.
     """
-    return frozenset(Path(tensor.path).resolve() for tensor in external_tensors(load(path)))
+    return load(path).data_files

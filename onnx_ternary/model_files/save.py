@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -18,7 +19,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from onnx_ternary.errors import ModelError
-from onnx_ternary.model_files.load import SOURCE_MODE, data_files, load
+from onnx_ternary.model_files.load import SOURCE_MODE, ModelFile
 from onnx_ternary.model_files.targets import (
     check_link,
     check_target,
@@ -35,6 +36,8 @@ MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
 # What the system maps is page-aligned, so the kernels read such tensors in place.
 ALIGNMENT = 4096
 _MIN_EXTERNAL_BYTES = 1024
+# Given a complete model that has not taken its name yet, and the bytes of its files.
+Accept: TypeAlias = Callable[[Path, int], None]
 _UNKNOWN_DOMAIN = "onnx_ternary.unknown"
 # In the default domain; ONNX has none, or has it in later opsets only.
 _ONNXRUNTIME_OPERATORS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
@@ -50,29 +53,27 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def copy_model(
-    source: str | PathLike[str],
+    source: ModelFile,
     target: str | PathLike[str],
     *,
-    accept: Callable[[Path], None] | None = None,
+    accept: Accept | None = None,
 ) -> tuple[Path, ...]:
     """Copy a model as it is; one with external data is written again, beside its new data file.
 
     Args:
-        source: the model.
-        target: its new name; the same as ``source`` leaves the file alone.
+        source: the model; nobody has changed ``source.model``.
+        target: its new name; the same as ``source.path`` leaves the file alone.
         accept: as in `save`.
 
     Returns:
         The files written, the model first.
 
     Raises:
-        ModelError: as `load` and `save`.
+        ModelError: as `save`.
     """
-    source, target = Path(source), Path(target)
-    model = load(source)
-    others = data_files(source)
-    if others and source.resolve() != target.resolve():
-        return save(model, target, external_data="always", accept=accept, protected=others)
+    target = Path(target)
+    if source.data_files and source.path.resolve() != target.resolve():
+        return save(source.model, target, external_data="always", accept=accept, source=source)
     check_target(target)
     try:
         real = target.resolve()
@@ -81,12 +82,12 @@ def copy_model(
             tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=real.parent) as folder,
         ):
             if accept is not None:
-                accept(source)
-            if target.exists() and target.samefile(source):
+                accept(source.path, source.num_bytes)
+            if target.exists() and target.samefile(source.path):
                 return (target,)
             staged = Path(folder) / target.name
-            shutil.copyfile(source, staged)
-            staged.chmod(_mode(staged, real, model))
+            shutil.copyfile(source.path, staged)
+            staged.chmod(_mode(staged, real, source.model))
             staged.replace(real)
     except OSError as error:
         raise ModelError(f"'{target}' cannot be written: {error.strerror or error}.") from error
@@ -98,8 +99,8 @@ def save(
     path: str | PathLike[str],
     *,
     external_data: ExternalData = "auto",
-    accept: Callable[[Path], None] | None = None,
-    protected: Collection[Path] = (),
+    accept: Accept | None = None,
+    source: ModelFile | None = None,
 ) -> tuple[Path, ...]:
     """Write a model, all of it or nothing.
 
@@ -118,9 +119,10 @@ def save(
         model: what to write.
         path: where to.
         external_data: ``auto``, ``always`` or ``never``.
-        accept: called with the path of the complete staged model before it takes the target's
-            name; what it raises stops the writing.
-        protected: resolved paths that must not be replaced or removed, as `data_files` gives them.
+        accept: called with the complete staged model before it takes the target's name; what it
+            raises stops the writing.
+        source: the file the model was read from. Unless ``path`` is that file, its data files are
+            protected: they are neither replaced nor removed.
 
     Returns:
         The files written, the model first.
@@ -143,6 +145,8 @@ def save(
         check_link(path)
     # Links in the target's place keep pointing where they do.
     target = path.resolve()
+    in_place = source is not None and source.path.resolve() == target
+    protected = frozenset() if source is None or in_place else source.data_files
     try:
         with (
             locked(target),
@@ -157,8 +161,9 @@ def save(
             names = _stage(model, staged, target, protected, external=external)
             _check(staged)
             if accept is not None:
-                accept(staged)
-            old = old_data(target).difference(protected, (target.parent / each for each in names))
+                accept(staged, sum((Path(temporary) / name).stat().st_size for name in names))
+            old = old_data(target, source if in_place else None)
+            old = old.difference(protected, (target.parent / each for each in names))
             _move(Path(temporary), target.parent, names)
             for each in old:
                 with suppress(OSError):  # the new model has its name

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from onnx_ternary.errors import ModelError
-from onnx_ternary.model_files.load import data_files
+from onnx_ternary.model_files.load import ModelFile, data_files
 
 if sys.platform != "win32":
     import fcntl
@@ -131,16 +131,22 @@ def _is_equal(path: Path, other: Path) -> bool:
     return filecmp.cmp(path, other, shallow=False)
 
 
-def old_data(target: Path) -> frozenset[Path]:
+def old_data(target: Path, present: ModelFile | None) -> frozenset[Path]:
     """Data files that only the model at ``target`` reads, as far as its folder tells.
 
     They are named for it, it reads them, no other name leads to them, and no other file of the
     folder is a model that reads them.
+
+    Args:
+        target: resolved path of the model.
+        present: the model that lies there, if it has been read already.
     """
-    try:
-        read = data_files(target) if target.exists() else frozenset()
-    except ModelError:
-        return frozenset()  # whatever it is, it opens no data file
+    read: frozenset[Path] = frozenset()
+    if present is not None:
+        read = present.data_files
+    elif target.exists():
+        with suppress(ModelError):  # whatever it is, it opens no data file
+            read = data_files(target)
     pattern = re.compile(rf"{re.escape(target.name)}\.(?:[0-9a-z]+\.)?data")
     named = [
         path

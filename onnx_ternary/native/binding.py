@@ -15,7 +15,7 @@ _NO_KERNEL = 2  # the status for a kernel that is missing or cannot run
 
 
 class Node(ctypes.Structure):
-    """OtnNode of custom_ops/c_api.h."""
+    """OtnNode of custom_ops/node.h."""
 
     _fields_ = (
         ("K", ctypes.c_int64),

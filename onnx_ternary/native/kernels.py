@@ -35,7 +35,7 @@ class SelectionEntry(TypedDict):
 
 
 class KernelList(TypedDict):
-    """What `onnx-ternary info` prints; custom_ops/kernel_registry.h."""
+    """What `onnx-ternary info` prints; custom_ops/dispatch/kernels_json.h."""
 
     cpu: list[str]
     kernels: list[KernelEntry]
