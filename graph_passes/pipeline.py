@@ -13,6 +13,7 @@ from onnx_ternary.op.nodes import local_functions, node_label, op_nodes
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import Kept
 
+from .attributes import check_attributes
 from .constants.ahead import Ahead
 from .constants.budget import Budget
 from .constants.cones import folding
@@ -58,6 +59,7 @@ def run(
         progress: called before each product with its name, its index and their number.
         spool: where the tensors of indices go; None keeps them in memory.
     """
+    check_attributes(model)
     budget = Budget(options, constant_bytes(model))
     with set_apart(model), folding(model, budget, fold=options.fold), Ahead(options) as ahead:
         return _run(model, options, progress, spool, ahead)

@@ -23,6 +23,9 @@ _SIZES = ((2, 8), (1, 8), (1, 1))
 _PAST_SIZE = 4
 _IMAGE_SIZE = 32
 _NUM_INTEGERS = 8
+MAX_GENERATED_BYTES = 1 << 28
+"""Of the inputs that are generated for one run, together."""
+_MAX_DIGITS = 19
 _WORDS = ("the", "a", "model", "answers", "reads", "text", "small", "and", "Zürich", "42", ".", "?")
 _NUM_WORDS = 8
 
@@ -109,6 +112,7 @@ def _generate(wanted: Sequence[ValueInfoProto], seed: int, refusals: Refusals) -
     """
     attempts: list[Feeds] = []
     for batch, other in _SIZES:
+        _check_size(wanted, batch, other)
         rng = np.random.default_rng(seed)
         feeds = {value.name: _random(value, rng, batch, other) for value in wanted}
         if not any(_same_shapes(feeds, tried) for tried in attempts):
@@ -126,31 +130,67 @@ def _same_shapes(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[An
     return all(one[name].shape == other[name].shape for name in one)
 
 
-def _random(
-    value: ValueInfoProto, rng: np.random.Generator, batch: int, other: int
-) -> NDArray[Any]:
+def _declared(
+    value: ValueInfoProto, batch: int, other: int
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape, with sizes for what has a name, and the type of an input.
+
+    Raises:
+        ModelError: if it has none that arrays can have.
+    """
     if not value.type.HasField("tensor_type"):
         raise ModelError(f"Input '{value.name}' is not a tensor; give inputs of your own.")
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         raise ModelError(f"Input '{value.name}' has no shape; give inputs of your own.")
-    shape = [
+    shape = tuple(
         dim.dim_value
         if dim.HasField("dim_value")
         else _symbolic_size(dim.dim_param, axis, batch, other)
         for axis, dim in enumerate(tensor.shape.dim)
-    ]
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    )
+    if any(size < 0 for size in shape):
+        raise ModelError(
+            f"Input '{value.name}' has shape {shape}, expected sizes of 0 or more; give inputs of "
+            "your own."
+        )
+    try:
+        return shape, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    except (KeyError, ValueError) as error:
+        raise ModelError(
+            f"Input '{value.name}' has the unknown type {tensor.elem_type}; give inputs of your "
+            "own."
+        ) from error
+
+
+def _check_size(wanted: Sequence[ValueInfoProto], batch: int, other: int) -> None:
+    declared = [_declared(value, batch, other) for value in wanted]
+    num_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in declared)
+    if num_bytes > MAX_GENERATED_BYTES:
+        names = ", ".join(
+            f"'{value.name}' {shape}" for value, (shape, _) in zip(wanted, declared, strict=True)
+        )
+        raise ModelError(
+            f"Inputs of the declared shapes ({names}) take {num_bytes} bytes, more than the "
+            f"{MAX_GENERATED_BYTES} that are generated; give inputs of your own (--inputs), or "
+            "leave the verification out (--no-verify)."
+        )
+
+
+def _random(
+    value: ValueInfoProto, rng: np.random.Generator, batch: int, other: int
+) -> NDArray[Any]:
+    shape, dtype = _declared(value, batch, other)
     if dtype.kind == "f":
         return np.asarray(rng.standard_normal(shape), dtype)
     name = value.name.lower()
     if dtype.kind == "b" or (dtype.kind in "iu" and "mask" in name):
         return np.ones(shape, dtype)
-    if tensor.elem_type == TensorProto.STRING:
+    if value.type.tensor_type.elem_type == TensorProto.STRING:
         texts = [" ".join(rng.choice(_WORDS, _NUM_WORDS)) for _ in range(math.prod(shape))]
         return np.array(texts, dtype=object).reshape(shape)
     if dtype.kind not in "iu":
-        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+        kind = TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
         raise ModelError(
             f"Input '{value.name}' is {kind}, which cannot be generated; give inputs of your own."
         )
@@ -166,7 +206,10 @@ def _symbolic_size(name: str, axis: int, batch: int, other: int) -> int:
     if "+" in name:
         terms = [part.strip() for part in name.split("+")]
         return sum(
-            int(term) if term.isdigit() else _symbolic_size(term, 1, batch, other) for term in terms
+            int(term)
+            if term.isdecimal() and len(term) < _MAX_DIGITS
+            else _symbolic_size(term, 1, batch, other)
+            for term in terms
         )
     lower = name.lower()
     if "total" in lower:

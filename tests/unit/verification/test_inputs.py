@@ -90,3 +90,32 @@ def test_inputs_that_cannot_be_generated(products: list[Product]) -> None:
     original.graph.input.append(signal)
     with pytest.raises(ModelError, match="Input 'signal' is complex64, which cannot be generated"):
         verify(original, converted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 10**6, 130), "take 520000000 bytes, more than the 268435456 that are generated"),
+        ((10**5, 10**6, 130), "--inputs"),
+        ((1, -3, 130), r"has shape \(1, -3, 130\), expected sizes of 0 or more"),
+        (("batch", "n+99999999999", 130), "more than the 268435456"),
+    ],
+)
+def test_sizes_of_generated_inputs_are_judged_first(
+    products: list[Product], shape: tuple[int | str, ...], message: str
+) -> None:
+    models = [original_model(products), converted_model(products)]
+    for model in models:
+        (value,) = model.graph.input
+        value.CopyFrom(helper.make_tensor_value_info("X", TensorProto.FLOAT, shape))
+        del model.graph.value_info[:]
+    with pytest.raises(ModelError, match=message):
+        verify(*models)
+
+
+def test_input_of_unknown_type(products: list[Product]) -> None:
+    models = [original_model(products), converted_model(products)]
+    for model in models:
+        model.graph.input[0].type.tensor_type.elem_type = 0
+    with pytest.raises(ModelError, match="unknown type 0"):
+        verify(*models)
