@@ -1,4 +1,4 @@
-"""Attributes the pass reads have the types their operators declare, in every model it is given."""
+"""What the pass takes for granted: attributes of their operators' types, and nodes with results."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files.cycles import DOMAINS_OF_OPERATORS
 from onnx_ternary.op.nodes import local_functions, node_label
 
 _OPERATORS = frozenset(
@@ -29,14 +30,17 @@ _EXPECTED = {name: kind for kind, names in _TYPES.items() for name in names}
 
 
 def check_attributes(model: ir.Model) -> None:
-    """Look at the types of all attributes the pass may read.
+    """Look at the types of all attributes the pass may read, and for results.
 
     Raises:
         ModelError: naming the node and the attribute.
     """
     for graph in (model.graph, *(each.graph for each in local_functions(model))):
         for node in ir.traversal.RecursiveGraphIterator(graph):
-            if node.op_type in _OPERATORS and (reason := _wrong(node)):
+            reason = _wrong(node) if node.op_type in _OPERATORS else ""
+            if node.domain in DOMAINS_OF_OPERATORS and not node.outputs:
+                reason = "has no result"
+            if reason:
                 raise ModelError(
                     f"The model is not valid ONNX: {node.op_type} '{node_label(node)}' {reason}."
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -15,7 +15,7 @@ from onnx_ternary.reports.report import Kept
 
 from .attributes import check_attributes
 from .constants.ahead import Ahead
-from .constants.budget import Budget
+from .constants.budget import LEAST_EXPANSION, Budget, OverBudget
 from .constants.cones import folding
 from .constants.constant import Constant
 from .constants.resolve import resolve
@@ -62,7 +62,7 @@ def run(
     check_attributes(model)
     budget = Budget(options, constant_bytes(model))
     with set_apart(model), folding(model, budget, fold=options.fold), Ahead(options) as ahead:
-        return _run(model, options, progress, spool, ahead)
+        return _run(model, options, progress, spool, ahead, _Charges(budget))
 
 
 def _run(
@@ -71,6 +71,7 @@ def _run(
     progress: Progress | None,
     spool: Spool | None,
     ahead: Ahead,
+    charges: _Charges,
 ) -> PassResult:
     context = Context(options, ahead)
     replacer = Replacer(model, options, spool)
@@ -92,6 +93,8 @@ def _run(
         found = Rejection(node, refusal) if refusal else match_product(node, context)
         if not refusal and isinstance(found, Rejection):
             found = functions.explained(found)
+        if isinstance(found, TernaryMatMul):
+            found = charges.refusal(found) or found
         refused = replacer.replace(found, where) if isinstance(found, TernaryMatMul) else found
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
@@ -103,6 +106,31 @@ def _run(
             rejections.append(Kept(name, op_type, where, refused.weight, reason))
         ahead.drop(node)
     return PassResult(replacer.finish(), tuple(rejections), tuple(requantised), tuple(already))
+
+
+class _Charges:
+    """What the budget is charged for indices of weights no file holds.
+
+    Every graph that uses an expression gets an index, so a few kilobytes could ask for gigabytes.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._charged: set[Hashable] = set()
+
+    def refusal(self, match: TernaryMatMul) -> Rejection | None:
+        """Why a product stays; None if it may be replaced."""
+        weight = match.weight
+        num_bytes = weight.size * weight.dtype.itemsize
+        key = (id(match.product.graph), weight.key)
+        if num_bytes <= LEAST_EXPANSION * weight.stored_bytes or key in self._charged:
+            return None
+        try:
+            self._budget.make(int(num_bytes), f"{match.product.op_type} '{match.product.name}'")
+        except OverBudget as refusal:
+            return Rejection(match.product, str(refusal), weight.name)
+        self._charged.add(key)
+        return None
 
 
 def _requantize(
