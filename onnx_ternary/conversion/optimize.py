@@ -13,12 +13,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnx_ternary import _onnxruntime
+from onnx_ternary._machine import cpu_name
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
 from onnx_ternary.model_files.load import from_bytes, from_proto, load, why_invalid
 from onnx_ternary.model_files.save import save as save_model
 from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.model_files.tensors import Spool, constant_bytes, external_tensors
+from onnx_ternary.native.kernels import list_kernels
 from onnx_ternary.options import ExternalData, OptimizeOptions
 from onnx_ternary.reports.report import Kept, Report
 from onnx_ternary.schema import FORMAT_VERSION
@@ -133,7 +136,13 @@ def optimize(
             "onnx": onnx.__version__,
             "onnx-ir": ir.__version__,
             "numpy": np.__version__,
+            "onnxruntime": _onnxruntime.version(),
             "python": platform.python_version(),
+        },
+        machine={
+            "cpu": cpu_name(),
+            "features": ", ".join(list_kernels()["cpu"]),
+            "system": f"{platform.system()} {platform.machine()}",
         },
     )
     return OptimizeResult(converted, report, options, external_data)
