@@ -82,7 +82,7 @@ def quantize(node: ir.Node, bits: int) -> Quantized | str:
         return f"its weight is {weight.dtype.name}, expected FLOAT or FLOAT16"
     if node.attributes.get_int("transB", 0):
         weight = weight.transposed()
-    quantizer = _quantizer(bits)
+    quantizer = block_quantizer(bits)
     parts = [quantizer.qbits_block_quant(columns) for columns in _columns(weight)]
     codes, scales, zero_points = (np.concatenate(each) for each in zip(*parts, strict=True))
     return Quantized(weight, bits, codes, scales, zero_points)
@@ -171,7 +171,12 @@ def _columns(weight: Constant) -> Iterator[NDArray[Any]]:
     weight.release()
 
 
-def _quantizer(bits: int) -> Any:
+def block_quantizer(bits: int) -> Any:
+    """The quantizer of onnxruntime; ``qbits_block_quant`` takes (K, N) floats.
+
+    Raises:
+        OnnxTernaryError: if onnxruntime has none for these bits.
+    """
     try:
         from onnxruntime.quantization.matmul_nbits_quantizer import (
             DefaultWeightOnlyQuantConfig,

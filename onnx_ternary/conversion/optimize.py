@@ -17,7 +17,7 @@ from onnx_ternary import _onnxruntime
 from onnx_ternary._machine import cpu_name
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
-from onnx_ternary.model_files.load import from_bytes, from_proto, load, why_invalid
+from onnx_ternary.model_files.load import AnyModel, any_model, why_invalid
 from onnx_ternary.model_files.save import save as save_model
 from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.model_files.tensors import Spool, constant_bytes, external_tensors
@@ -79,7 +79,7 @@ class OptimizeResult:
 
 
 def optimize(
-    model: str | PathLike[str] | bytes | onnx.ModelProto | ir.Model,
+    model: AnyModel,
     options: OptimizeOptions | None = None,
     *,
     progress: Callable[[str, int, int], None] | None = None,
@@ -96,15 +96,30 @@ def optimize(
     Raises:
         ModelError: if the model cannot be read or is not valid.
     """
+    return optimize_in_place(any_model(model), model, options, progress=progress, spool=spool)
+
+
+def optimize_in_place(
+    converted: ir.Model,
+    source: AnyModel,
+    options: OptimizeOptions | None = None,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+    spool: Spool | None = None,
+) -> OptimizeResult:
+    """The same for a model that may be edited; it is the result's model.
+
+    Args:
+        converted: the model.
+        source: what it was read from, which onnx.checker judges if a rule fails.
+        options: as in `optimize`.
+        progress: as in `optimize`.
+        spool: as in `optimize`.
+
+    Raises:
+        ModelError: if the model is not valid.
+    """
     options = options or OptimizeOptions()
-    if isinstance(model, ir.Model):
-        converted = model.clone()
-    elif isinstance(model, onnx.ModelProto):
-        converted = from_proto(model)
-    elif isinstance(model, bytes):
-        converted = from_bytes(model)
-    else:
-        converted = load(model)
     try:
         bytes_before = constant_bytes(converted)
         had_external_data = any(external_tensors(converted))
@@ -113,7 +128,7 @@ def optimize(
         raise
     except Exception as error:
         # Rules take a valid model for granted; whether it is one is looked at only when they fail.
-        if reason := why_invalid(model):
+        if reason := why_invalid(source):
             raise ModelError(f"The model is not valid ONNX: {reason}") from error
         raise
     bytes_after = constant_bytes(converted)

@@ -176,7 +176,7 @@ def test_convert_writes_and_verifies_what_only_the_quantizer_changed(tmp_path: P
     path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
     onnx.save(tied(), path)
     done = onnx_ternary.convert(path, out, OptimizeOptions(remaining="int8"))
-    assert any(each.op_type == "MatMulNBits" for each in load(out).graph)
+    assert any(each.op_type == "MatMulNBits" for each in load(out).model.graph)
     assert done.verification is not None
     assert done.verification.passed
     assert all(check.tolerance is None for check in done.verification.outputs)
