@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 import onnx_ternary
+from onnx_ternary import _onnxruntime
 from onnx_ternary.cli.bench import bench_command
 from onnx_ternary.cli.build import build_command
 from onnx_ternary.cli.export import export_command
@@ -51,6 +52,7 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; an error of this package becomes its exit code."""
+        _onnxruntime.without_telemetry()
         try:
             with _cleaned_up_on_sigterm():
                 return super().invoke(ctx)
