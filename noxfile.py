@@ -16,14 +16,16 @@ nox.options.error_on_missing_interpreters = False
 
 TESTS = (
     "tests/kernels/test_op_session.py",
-    "tests/unit/test_golden_models.py",
+    "tests/golden/test_golden_models.py",
     "tests/e2e/test_cli.py",
-    "tests/e2e/test_function_body.py",
-    "tests/e2e/test_runtime.py",
-    "tests/e2e/test_verify.py",
+    "tests/unit/op/test_function_body.py",
+    "tests/unit/test_runtime.py",
+    "tests/unit/verification/test_inputs.py",
+    "tests/unit/verification/test_judge.py",
+    "tests/unit/verification/test_verify.py",
 )
 # All rules on the oldest and the newest; between them what loads, converts and runs.
-ALL_RULES = ("tests/graph_passes", "tests/e2e/test_export.py")
+ALL_RULES = ("tests/graph_passes", "tests/unit/exporting", "tests/e2e/test_export.py")
 OLDEST = "1.17.3"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from harness import Candidate, conditions, measure
+from measure.harness import Candidate, conditions, measure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table

@@ -8,7 +8,7 @@ skipped with a line.
 
     python benchmarks/bench_kernel.py --json benchmarks/results/kernel.json  # everything, 12 min
     python benchmarks/bench_kernel.py --quick                                # a look, 1 minute
-    python benchmarks/update_readme.py                                       # README, docs, plot
+    python benchmarks/pages/update_readme.py                                 # README, docs, plot
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bandwidth import read_bandwidth
-from harness import Candidate, Timing, available_bytes, conditions, measure
+from measure.bandwidth import read_bandwidth
+from measure.harness import Candidate, Timing, available_bytes, conditions, measure
 from numpy.typing import NDArray
 from peers import (
     Layer,
@@ -197,7 +197,7 @@ def row(
 def memory() -> list[dict[str, Any]]:
     """Peak resident memory and file size of the cold shape, by how the model is stored."""
     import onnx
-    from session_memory import measured
+    from measure.session_memory import measured
 
     import onnx_ternary
     from onnx_ternary.options import OptimizeOptions

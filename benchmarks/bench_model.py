@@ -27,14 +27,15 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-from harness import Candidate, Timing, conditions, measure
 from make_bitnet import PRESETS, Form, Shape, write_model
-from model_process import Case, MeasurementError, Remote, conversion, started
+from measure.harness import Candidate, Timing, conditions, measure
+from measure.model_process import Case, MeasurementError, Remote, conversion, started
 from numpy.typing import NDArray
 
 import onnx_ternary
-from onnx_ternary import OptimizeOptions, model_io
-from onnx_ternary.nodes import index_tensors, op_nodes, read_attributes
+from onnx_ternary import OptimizeOptions
+from onnx_ternary.model_files.load import data_files, file_bytes, load
+from onnx_ternary.op.nodes import index_tensors, op_nodes, read_attributes
 
 LAYERS_ALONE = 2048
 """A vocabulary so small that the float head hides nothing."""
@@ -307,7 +308,7 @@ def measure_loads(plan: Plan, part: Part, rows: list[dict[str, Any]]) -> Iterato
                     row = {
                         "candidate": contestant.name,
                         "case": str(case),
-                        "file": model_io.file_bytes(path),
+                        "file": file_bytes(path),
                         **_linear_bytes(path, contestant),
                         "loads_s": [],
                         "private_after_loading_MB": remote.loaded_memory.get("private"),
@@ -321,7 +322,7 @@ def measure_loads(plan: Plan, part: Part, rows: list[dict[str, Any]]) -> Iterato
 
 def read(path: Path) -> None:
     """Bring a model's files into the page cache."""
-    for each in (path, *model_io.data_files(path)):
+    for each in (path, *data_files(path)):
         with each.open("rb", buffering=0) as file:
             while file.read(1 << 24):
                 pass
@@ -331,7 +332,7 @@ def _linear_bytes(path: Path, contestant: Contestant) -> dict[str, int]:
     """Bytes of the ternary weights, as float32 and as they are stored; for a model of ours."""
     if contestant.options is None:
         return {}
-    nodes = list(op_nodes(model_io.load(path)))
+    nodes = list(op_nodes(load(path)))
     shapes = [(each.K, each.N) for each in map(read_attributes, nodes)]
     stored = sum(array.nbytes for node in nodes for array in index_tensors(node)[:3])
     return {"linear": stored, "linear_float32": sum(4 * K * N for K, N in shapes)}
@@ -346,9 +347,9 @@ def measure_conversions(plan: Plan, part: Part, rows: list[dict[str, Any]]) -> I
             target = Path(folder) / "model.onnx"
             row = {
                 "candidate": contestant.name,
-                "source": model_io.file_bytes(source),
+                "source": file_bytes(source),
                 **conversion(source, target, contestant.options),
-                "result": model_io.file_bytes(target),
+                "result": file_bytes(target),
             }
         rows.append(row)
         say(f"{part.name}: {row}")

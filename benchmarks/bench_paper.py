@@ -27,17 +27,18 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import paper_pages
-from c_code import compiled
-from harness import GIB, Candidate, available_bytes, conditions, measure
+from measure.c_code import compiled
+from measure.harness import GIB, Candidate, available_bytes, conditions, measure
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from pages import paper
 
-from onnx_ternary import _native
 from onnx_ternary.index import Index, build_index, rsr
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.native import layer as native_layer
+from onnx_ternary.native import packers
 from onnx_ternary.options import INT8_RULE
 from onnx_ternary.schema import Algorithm, Alphabet, OpAttributes, Storage
-from onnx_ternary.ternary import TernaryWeight
 
 NO_BIAS = np.zeros((), np.float32)
 ONE = np.ones((), np.float32)
@@ -175,7 +176,7 @@ def product(
     attributes = index.attributes
     if activation == "int8":
         attributes = replace(attributes, **INT8_RULE)
-    layer = _native.Layer(attributes, index.codes, index.aux, index.scale, NO_BIAS)
+    layer = native_layer.Layer(attributes, index.codes, index.aux, index.scale, NO_BIAS)
     out = np.empty((x.shape[0], attributes.N), np.float32)
     _, kernel = layer.run(x, out=out)
     about = {
@@ -227,7 +228,7 @@ def numpy_rsr(
     """RSR and RSR++ in numpy, all column blocks of a binary matrix at once."""
     K, N = levels.shape
     width = rsr.optimal_block_width(K, N, "planes", algorithm)
-    permutation, offsets = _native.pack_rsr(
+    permutation, offsets = packers.pack_rsr(
         levels, storage="planes", alphabet="binary_01", block_width=width, group_size=0
     )
     rows = permutation[0].astype(np.int64)
@@ -416,7 +417,7 @@ def widths(n: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def index_bytes(K: int, N: int, alphabet: Alphabet, storage: Storage, algorithm: Algorithm) -> int:
-    """docs/index_format.md section 3; tests/unit/test_paper.py compares it with built ones."""
+    """docs/index_format.md section 3; tests/docs/test_paper.py compares it with built ones."""
     width = rsr.optimal_block_width(K, N, storage, algorithm)
     attributes = OpAttributes(
         K=K,
@@ -559,10 +560,10 @@ def main() -> None:
             os.environ.update(dict.fromkeys(THREADS, "1"))
             os.execv(sys.executable, [sys.executable, *sys.argv])
         result = measured(arguments)
-    for name, content in paper_pages.tables(result).items():
+    for name, content in paper.tables(result).items():
         print(f"\n{name}\n{content}")
     if arguments.docs:
-        paper_pages.write(result, arguments.docs)
+        paper.write(result, arguments.docs)
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -9,8 +9,10 @@
 #include <utility>
 #include <vector>
 
+#include "dispatch/kernel_registry.h"
+#include "dispatch/kernels_json.h"
+#include "dispatch/select.h"
 #include "index_view.h"
-#include "kernel_registry.h"
 #include "pack.h"
 #include "run.h"
 
@@ -84,8 +86,7 @@ const Kernel* NamedKernel(const std::string& name, const Layer& layer) {
     throw RunError("kernel '" + name + "' needs " + IsaName(kernel->isa) +
                    "; this CPU has: " + CpuFeatures() + ".");
   }
-  if (kernel->index_format != layer.index_format || kernel->activation != layer.activation ||
-      !kernel->accepts(&layer)) {
+  if (!Accepts(*kernel, layer)) {
     throw RunError("kernel '" + name + "' cannot serve this node's format.");
   }
   return kernel;

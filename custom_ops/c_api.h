@@ -1,11 +1,13 @@
-// C functions beside RegisterCustomOps, reached by onnx_ternary/_native.py through ctypes: packers,
-// kernel lists, and one kernel run without a session. Functions that can fail return 0 on success;
-// otherwise they write a message of at most error_bytes (terminated) to error and return 2 where a
-// kernel is missing or cannot run, 1 for anything else.
+// C functions beside RegisterCustomOps, reached by onnx_ternary/native/binding.py through ctypes:
+// packers, kernel lists, and one kernel run without a session. Functions that can fail return 0 on
+// success; otherwise they write a message of at most error_bytes (terminated) to error and return 2
+// where a kernel is missing or cannot run, 1 for anything else.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
+
+#include "node.h"
 
 #if defined(_WIN32)
 #define OTN_EXPORT __declspec(dllexport)
@@ -17,7 +19,7 @@
 extern "C" {
 #endif
 
-// Raised when a function here changes; _native.py refuses another number.
+// Raised when a function here changes; onnx_ternary/native/binding.py refuses another number.
 #define OTN_ABI_VERSION 2
 OTN_EXPORT int32_t otn_abi_version(void);
 
@@ -25,39 +27,6 @@ OTN_EXPORT int32_t otn_abi_version(void);
 OTN_EXPORT const char* otn_kernels_json(void);
 OTN_EXPORT int32_t otn_force_isa(const char* isa, char* error, size_t error_bytes);
 OTN_EXPORT int32_t otn_force_kernel(const char* kernel, char* error, size_t error_bytes);
-
-// One TernaryIndexedMatMul node: attributes by the names and values of docs/op_spec.md, tensors as
-// in docs/index_format.md. codes_element_bytes is 1, 2 or 4.
-typedef struct OtnNode {
-  int64_t K;
-  int64_t N;
-  const char* index_format;
-  const char* storage;
-  const char* alphabet;
-  int64_t block_size;
-  int64_t block_width;
-  const char* algorithm;
-  int64_t group_size;
-  const char* activation;
-  const char* activation_rule;
-  float activation_epsilon;
-  int64_t activation_qmin;
-  int64_t activation_qmax;
-  int64_t format_version;
-  const void* codes;
-  const int64_t* codes_shape;
-  size_t codes_rank;
-  size_t codes_element_bytes;
-  const uint32_t* aux;
-  const int64_t* aux_shape;
-  size_t aux_rank;
-  const float* scale;
-  const int64_t* scale_shape;
-  size_t scale_rank;
-  const float* bias;
-  const int64_t* bias_shape;
-  size_t bias_rank;
-} OtnNode;
 
 // Validates a node exactly as kernel creation does in a session.
 OTN_EXPORT int32_t otn_validate(const OtnNode* node, char* error, size_t error_bytes);

@@ -1,315 +1,18 @@
 #include "index_view.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
-#include <initializer_list>
-#include <limits>
-#include <utility>
 
-#include "kernel_registry.h"
+#include "dispatch/kernel_registry.h"
 #include "pack.h"
-#include "run.h"
+#include "unsigned.h"
 
 namespace onnx_ternary {
 namespace {
 
-constexpr int64_t kFormatVersion = 1;
-constexpr int64_t kMaxK = (int64_t{1} << 24) - 1;  // int8 sums stay exact in int32
-constexpr int64_t kMaxUint8K = int64_t{1} << 17;   // and those of q - 128 in float32
-constexpr int64_t kMaxN = std::numeric_limits<int32_t>::max();
-
-std::string ShapeText(const int64_t* shape, size_t rank) {
-  std::string text = "(";
-  for (size_t i = 0; i < rank; ++i) {
-    text += std::to_string(shape[i]);
-    text += i + 1 < rank ? ", " : (rank == 1 ? "," : "");
-  }
-  return text + ")";
-}
-
-std::string FloatText(float value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%g", static_cast<double>(value));
-  return text;
-}
-
 template <typename T>
 bool Aligned(const T* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % alignof(T) == 0;
-}
-
-class Checker {
- public:
-  Checker(const OtnNode& node, const std::string& node_name) : node_(node), name_(node_name) {}
-
-  [[noreturn]] void Fail(const std::string& what, const std::string& found,
-                         const std::string& expected) const {
-    throw IndexError(IndexErrorText(name_, what, found, expected));
-  }
-
-  void RequireInt(const char* name, int64_t value, bool holds, const std::string& expected) const {
-    if (!holds) Fail(std::string("attribute ") + name, std::to_string(value), expected);
-  }
-
-  void RequireFloat(const char* name, float value, bool holds, const std::string& expected) const {
-    if (!holds) Fail(std::string("attribute ") + name, FloatText(value), expected);
-  }
-
-  // The value whose name the attribute gives.
-  template <typename T>
-  T Choose(const char* name, const char* value,
-           std::initializer_list<std::pair<const char*, T>> choices,
-           const char* suffix = "") const {
-    std::string expected;
-    for (const auto& choice : choices) {
-      if (value != nullptr && std::strcmp(value, choice.first) == 0) return choice.second;
-      expected += (expected.empty() ? "" : " or ") + std::string(choice.first);
-    }
-    Fail(std::string("attribute ") + name, "'" + std::string(value ? value : "") + "'",
-         expected + suffix);
-  }
-
-  void RequireShape(const char* name, const int64_t* shape, size_t rank,
-                    std::initializer_list<int64_t> expected) const {
-    const bool same =
-        rank == expected.size() && std::equal(expected.begin(), expected.end(), shape);
-    if (!same) {
-      Fail(std::string(name) + " shape", ShapeText(shape, rank),
-           ShapeText(expected.begin(), expected.size()));
-    }
-  }
-
-  Layer Attributes() const;
-  void CheckPermutation(const Layer& layer) const;
-  void CheckSegmentOffsets(const Layer& layer) const;
-  void CheckScale(Layer* layer) const;
-  void CheckBias(Layer* layer) const;
-
- private:
-  void FormatAttributes(Layer* layer) const;
-  void ActivationAttributes(Layer* layer) const;
-
-  const OtnNode& node_;
-  const std::string& name_;
-};
-
-Layer Checker::Attributes() const {
-  Layer layer{};
-  RequireInt("format_version", node_.format_version, node_.format_version == kFormatVersion,
-             std::to_string(kFormatVersion));
-  RequireInt("K", node_.K, 1 <= node_.K && node_.K <= kMaxK, "from 1 to " + std::to_string(kMaxK));
-  RequireInt("N", node_.N, 1 <= node_.N && node_.N <= kMaxN, "from 1 to " + std::to_string(kMaxN));
-  layer.K = node_.K;
-  layer.N = node_.N;
-  RequireInt("group_size", node_.group_size, 0 <= node_.group_size && node_.group_size <= kMaxK,
-             "from 0 to " + std::to_string(kMaxK));
-  layer.group_size = node_.group_size ? node_.group_size : node_.K;
-  layer.num_groups = CeilDiv(layer.K, layer.group_size);
-  FormatAttributes(&layer);
-  ActivationAttributes(&layer);
-  return layer;
-}
-
-void Checker::FormatAttributes(Layer* layer) const {
-  layer->index_format =
-      Choose<IndexFormat>("index_format", node_.index_format,
-                          {{"packed", IndexFormat::packed}, {"rsr", IndexFormat::rsr}});
-  if (layer->index_format == IndexFormat::packed) {
-    layer->storage = Choose<Storage>(
-        "storage", node_.storage,
-        {{"2bit", Storage::two_bit}, {"dense", Storage::dense}, {"1bit", Storage::one_bit}});
-  } else {
-    layer->storage = Choose<Storage>("storage", node_.storage,
-                                     {{"planes", Storage::planes}, {"base3", Storage::base3}});
-  }
-  if (layer->storage == Storage::one_bit) {
-    layer->alphabet =
-        Choose<Alphabet>("alphabet", node_.alphabet,
-                         {{"binary_pm", Alphabet::binary_pm}, {"binary_01", Alphabet::binary_01}});
-  } else if (layer->storage == Storage::base3) {
-    layer->alphabet =
-        Choose<Alphabet>("alphabet", node_.alphabet, {{"ternary", Alphabet::ternary}});
-  } else {
-    layer->alphabet = Choose<Alphabet>("alphabet", node_.alphabet,
-                                       {{"ternary", Alphabet::ternary},
-                                        {"binary_pm", Alphabet::binary_pm},
-                                        {"binary_01", Alphabet::binary_01}});
-  }
-  const int64_t block_size = node_.block_size;
-  const int64_t block_width = node_.block_width;
-  if (layer->index_format == IndexFormat::packed) {
-    RequireInt("block_size", block_size,
-               block_size == 16 || block_size == 32 || block_size == 64 || block_size == 128,
-               "16, 32, 64 or 128");
-    RequireInt("block_width", block_width, block_width == 0, "0 for packed");
-    layer->algorithm = Choose<Algorithm>("algorithm", node_.algorithm,
-                                         {{"auto", Algorithm::automatic}}, " for packed");
-    RequireInt("group_size", node_.group_size, node_.group_size % block_size == 0,
-               "a multiple of block_size " + std::to_string(block_size));
-    layer->block_size = block_size;
-    layer->block_bytes = PackedBlockBytes(layer->storage, block_size);
-    layer->num_k_blocks = CeilDiv(layer->K, block_size);
-    layer->num_column_tiles = CeilDiv(layer->N, 4);
-    return;
-  }
-  RequireInt("block_size", block_size, block_size == 0, "0 for rsr");
-  const int64_t widest = layer->storage == Storage::base3 ? 10 : 16;
-  RequireInt("block_width", block_width, 1 <= block_width && block_width <= widest,
-             "from 1 to " + std::to_string(widest));
-  layer->algorithm = Choose<Algorithm>(
-      "algorithm", node_.algorithm, {{"rsr", Algorithm::rsr}, {"rsr++", Algorithm::rsr_plus_plus}});
-  layer->block_width = block_width;
-  layer->num_blocks = CeilDiv(layer->N, block_width);
-  layer->num_planes =
-      layer->storage == Storage::planes && layer->alphabet == Alphabet::ternary ? 2 : 1;
-  layer->num_patterns = 1;
-  for (int64_t c = 0; c < block_width; ++c) {
-    layer->num_patterns *= layer->storage == Storage::base3 ? 3 : 2;
-  }
-}
-
-void Checker::ActivationAttributes(Layer* layer) const {
-  layer->activation = Choose<Activation>(
-      "activation", node_.activation,
-      // Kernels get q - 128.
-      {{"float", Activation::float32}, {"int8", Activation::int8}, {"uint8", Activation::int8}});
-  const float epsilon = node_.activation_epsilon;
-  const int64_t qmin = node_.activation_qmin;
-  const int64_t qmax = node_.activation_qmax;
-  if (layer->activation == Activation::float32) {
-    layer->activation_rule = Choose<ActivationRule>("activation_rule", node_.activation_rule,
-                                                    {{"none", ActivationRule::none}}, " for float");
-    RequireFloat("activation_epsilon", epsilon, epsilon == 0.0f, "0 for float");
-    RequireInt("activation_qmin", qmin, qmin == 0, "0 for float");
-    RequireInt("activation_qmax", qmax, qmax == 0, "0 for float");
-    return;
-  }
-  if (std::strcmp(node_.activation, "uint8") == 0) {
-    layer->activation_rule = Choose<ActivationRule>(
-        "activation_rule", node_.activation_rule,
-        {{"dynamic_quantize_linear", ActivationRule::dynamic_quantize_linear}}, " for uint8");
-    RequireInt("K", layer->K, layer->K <= kMaxUint8K,
-               "at most " + std::to_string(kMaxUint8K) + " for uint8");
-    RequireInt("group_size", node_.group_size, node_.group_size == 0, "0 for uint8");
-    RequireFloat("activation_epsilon", epsilon, epsilon == 0.0f, "0 for uint8");
-    RequireInt("activation_qmin", qmin, qmin == 0, "0 for uint8");
-    RequireInt("activation_qmax", qmax, qmax == 255, "255 for uint8");
-    return;
-  }
-  layer->activation_rule =
-      Choose<ActivationRule>("activation_rule", node_.activation_rule,
-                             {{"absmax_division", ActivationRule::absmax_division},
-                              {"absmax_reciprocal", ActivationRule::absmax_reciprocal}},
-                             " for int8");
-  RequireFloat("activation_epsilon", epsilon, epsilon >= 1e-30f && epsilon < 1e30f,
-               "from 1e-30 to below 1e30");
-  RequireInt("activation_qmax", qmax, 0 < qmax && qmax <= 127, "from 1 to 127");
-  RequireInt("activation_qmin", qmin, -128 <= qmin && qmin < 0, "from -128 to -1");
-  layer->activation_epsilon = epsilon;
-  layer->activation_qmin = static_cast<int32_t>(qmin);
-  layer->activation_qmax = static_cast<int32_t>(qmax);
-}
-
-std::string Position(std::initializer_list<int64_t> indices) {
-  std::string text;
-  for (const int64_t index : indices) text += (text.empty() ? "" : ", ") + std::to_string(index);
-  return "[" + text + "]";
-}
-
-// A permutation of each group's rows.
-void Checker::CheckPermutation(const Layer& layer) const {
-  std::vector<uint8_t> seen(static_cast<size_t>(layer.K));
-  int64_t base = 0;
-  for (int64_t plane = 0; plane < layer.num_planes; ++plane) {
-    for (int64_t block = 0; block < layer.num_blocks; ++block, base += layer.K) {
-      std::fill(seen.begin(), seen.end(), uint8_t{0});
-      for (int64_t begin = 0; begin < layer.K; begin += layer.group_size) {
-        const int64_t end = std::min(layer.K, begin + layer.group_size);
-        for (int64_t k = begin; k < end; ++k) {
-          const int64_t row = layer.permutation_u16
-                                  ? layer.permutation_u16[base + k]
-                                  : static_cast<int64_t>(layer.permutation_u32[base + k]);
-          if (row < begin || row >= end || seen[static_cast<size_t>(row)]) {
-            Fail("permutation" + Position({plane, block, k}), std::to_string(row),
-                 "each row from " + std::to_string(begin) + " to " + std::to_string(end - 1) +
-                     " once");
-          }
-          seen[static_cast<size_t>(row)] = 1;
-        }
-      }
-    }
-  }
-}
-
-// Offsets cut each group's rows in num_patterns segments.
-void Checker::CheckSegmentOffsets(const Layer& layer) const {
-  const uint32_t* offsets = layer.segment_offsets;
-  for (int64_t plane = 0; plane < layer.num_planes; ++plane) {
-    for (int64_t block = 0; block < layer.num_blocks; ++block) {
-      for (int64_t group = 0; group < layer.num_groups; ++group) {
-        const int64_t begin = group * layer.group_size;
-        const int64_t end = std::min(layer.K, begin + layer.group_size);
-        int64_t smallest = begin;
-        for (int64_t p = 0; p <= layer.num_patterns; ++p, ++offsets) {
-          const int64_t offset = *offsets;
-          if (p == layer.num_patterns) smallest = end;
-          const int64_t largest = p == 0 ? begin : end;
-          if (offset < smallest || offset > largest) {
-            Fail("segment_offsets" + Position({plane, block, group, p}), std::to_string(offset),
-                 smallest == largest
-                     ? std::to_string(smallest)
-                     : "from " + std::to_string(smallest) + " to " + std::to_string(largest));
-          }
-          smallest = offset;
-        }
-      }
-    }
-  }
-}
-
-void Checker::CheckScale(Layer* layer) const {
-  int64_t count = 1;
-  if (node_.group_size > 0) {
-    RequireShape("scale", node_.scale_shape, node_.scale_rank, {layer->num_groups, layer->N});
-    layer->scale_kind = ScaleKind::per_group;
-    count = layer->num_groups * layer->N;
-  } else if (node_.scale_rank == 0) {
-    layer->scale_kind = ScaleKind::per_tensor;
-  } else {
-    if (node_.scale_rank != 1 || node_.scale_shape[0] != layer->N) {
-      Fail("scale shape", ShapeText(node_.scale_shape, node_.scale_rank),
-           "() or (" + std::to_string(layer->N) + ",)");
-    }
-    layer->scale_kind = ScaleKind::per_column;
-    count = layer->N;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    float value;
-    std::memcpy(&value, node_.scale + i, sizeof value);
-    if (!(value >= 0.0f && value <= std::numeric_limits<float>::max())) {
-      std::string what = "scale";
-      if (layer->scale_kind == ScaleKind::per_column) what += Position({i});
-      if (layer->scale_kind == ScaleKind::per_group) what += Position({i / layer->N, i % layer->N});
-      Fail(what, FloatText(value), "a finite number of at least 0");
-    }
-  }
-  layer->scale = node_.scale;
-}
-
-void Checker::CheckBias(Layer* layer) const {
-  layer->bias = nullptr;
-  if (node_.bias_rank == 0) {
-    float value;
-    std::memcpy(&value, node_.bias, sizeof value);
-    if (value != 0.0f) Fail("bias", FloatText(value), "0, or one value a column");
-    return;
-  }
-  if (node_.bias_rank != 1 || node_.bias_shape[0] != layer->N) {
-    Fail("bias shape", ShapeText(node_.bias_shape, node_.bias_rank),
-         "() or (" + std::to_string(layer->N) + ",)");
-  }
-  layer->bias = node_.bias;
 }
 
 // Points *pointer at a copy in `owned` where it is not aligned for T.
@@ -345,85 +48,69 @@ std::vector<float> BlockScales(const Layer& layer) {
   return scales;
 }
 
-const char* DtypeText(size_t element_bytes) {
-  return element_bytes == 1 ? "uint8" : element_bytes == 2 ? "uint16" : "uint32";
+int64_t NumScales(const Layer& layer) {
+  switch (layer.scale_kind) {
+    case ScaleKind::per_tensor:
+      return 1;
+    case ScaleKind::per_column:
+      return layer.N;
+    case ScaleKind::per_group:
+      break;
+  }
+  return layer.num_groups * layer.N;
 }
 
 }  // namespace
 
-std::string IndexErrorText(const std::string& node_name, const std::string& what,
-                           const std::string& found, const std::string& expected) {
-  return "TernaryIndexedMatMul" + (node_name.empty() ? "" : " '" + node_name + "'") + ": " + what +
-         " = " + found + ", expected " + expected +
-         "; convert the model again with 'onnx-ternary optimize'.";
+void IndexView::TakePackedCodes(const NodeChecker& checker, const OtnNode& node) {
+  checker.CheckPackedShapes(layer_);
+  layer_.codes = static_cast<const uint8_t*>(node.codes);
+  if (layer_.storage == Storage::dense) {
+    ExpandDense(layer_, &expanded_codes_);
+    layer_.storage = Storage::two_bit;
+    layer_.block_bytes = PackedBlockBytes(Storage::two_bit, layer_.block_size);
+    layer_.codes = expanded_codes_.data();
+  }
+}
+
+void IndexView::TakeRsrCodes(const NodeChecker& checker, const OtnNode& node) {
+  checker.CheckRsrShapes(layer_);
+  if (node.codes_element_bytes == 2) {
+    layer_.permutation_u16 = static_cast<const uint16_t*>(node.codes);
+  } else {
+    layer_.permutation_u32 = static_cast<const uint32_t*>(node.codes);
+  }
+  layer_.segment_offsets = node.aux;
+  const int64_t num_entries = layer_.num_planes * layer_.num_blocks * layer_.K;
+  const int64_t num_offsets =
+      layer_.num_planes * layer_.num_blocks * layer_.num_groups * (layer_.num_patterns + 1);
+  CopyIfMisaligned(&layer_.permutation_u16, num_entries, &permutation_u16_);
+  CopyIfMisaligned(&layer_.permutation_u32, num_entries, &permutation_u32_);
+  CopyIfMisaligned(&layer_.segment_offsets, num_offsets, &segment_offsets_);
+  checker.CheckPermutation(layer_);
+  checker.CheckSegmentOffsets(layer_);
 }
 
 IndexView::IndexView(const OtnNode& node, const std::string& node_name) {
-  const Checker checker(node, node_name);
+  const NodeChecker checker(node, node_name);
   layer_ = checker.Attributes();
   if (layer_.index_format == IndexFormat::packed) {
-    if (node.codes_element_bytes != 1) {
-      checker.Fail("codes dtype", DtypeText(node.codes_element_bytes), "uint8");
-    }
-    checker.RequireShape("codes", node.codes_shape, node.codes_rank,
-                         {layer_.num_column_tiles, layer_.num_k_blocks, 4, layer_.block_bytes});
-    checker.RequireShape("aux", node.aux_shape, node.aux_rank, {1});
-    layer_.codes = static_cast<const uint8_t*>(node.codes);
-    if (layer_.storage == Storage::dense) {
-      ExpandDense(layer_, &expanded_codes_);
-      layer_.storage = Storage::two_bit;
-      layer_.block_bytes = PackedBlockBytes(Storage::two_bit, layer_.block_size);
-      layer_.codes = expanded_codes_.data();
-    }
+    TakePackedCodes(checker, node);
   } else {
-    if (node.codes_element_bytes == 1 || (node.codes_element_bytes == 2 && layer_.K > 65536)) {
-      checker.Fail("codes dtype", DtypeText(node.codes_element_bytes),
-                   layer_.K > 65536 ? "uint32" : "uint16 or uint32");
-    }
-    checker.RequireShape("codes", node.codes_shape, node.codes_rank,
-                         {layer_.num_planes, layer_.num_blocks, layer_.K});
-    checker.RequireShape(
-        "aux", node.aux_shape, node.aux_rank,
-        {layer_.num_planes, layer_.num_blocks, layer_.num_groups, layer_.num_patterns + 1});
-    if (node.codes_element_bytes == 2) {
-      layer_.permutation_u16 = static_cast<const uint16_t*>(node.codes);
-    } else {
-      layer_.permutation_u32 = static_cast<const uint32_t*>(node.codes);
-    }
-    layer_.segment_offsets = node.aux;
-    const int64_t num_entries = layer_.num_planes * layer_.num_blocks * layer_.K;
-    CopyIfMisaligned(&layer_.permutation_u16, num_entries, &permutation_u16_);
-    CopyIfMisaligned(&layer_.permutation_u32, num_entries, &permutation_u32_);
-    CopyIfMisaligned(
-        &layer_.segment_offsets,
-        layer_.num_planes * layer_.num_blocks * layer_.num_groups * (layer_.num_patterns + 1),
-        &segment_offsets_);
-    checker.CheckPermutation(layer_);
-    checker.CheckSegmentOffsets(layer_);
+    TakeRsrCodes(checker, node);
   }
   checker.CheckScale(&layer_);
   checker.CheckBias(&layer_);
-  const int64_t num_scales = layer_.scale_kind == ScaleKind::per_tensor ? 1
-                             : layer_.scale_kind == ScaleKind::per_column
-                                 ? layer_.N
-                                 : layer_.num_groups * layer_.N;
-  CopyIfMisaligned(&layer_.scale, num_scales, &scale_);
+  CopyIfMisaligned(&layer_.scale, NumScales(layer_), &scale_);
   CopyIfMisaligned(&layer_.bias, layer_.N, &bias_);
   if (layer_.index_format == IndexFormat::packed && layer_.scale_kind == ScaleKind::per_group &&
       IsaSupported(Isa::avx512vnni)) {
     block_scales_ = BlockScales(layer_);
     if (!block_scales_.empty()) layer_.block_scales = block_scales_.data();
   }
-  if (layer_.activation_rule != ActivationRule::dynamic_quantize_linear) return;
-  static constexpr float kOne = 1.0f;
-  layer_.output_scale = layer_.scale;
-  layer_.output_scale_kind = layer_.scale_kind;
-  layer_.output_bias = layer_.bias;
-  layer_.scale = &kOne;
-  layer_.scale_kind = ScaleKind::per_tensor;
-  layer_.bias = nullptr;
-  column_sums_ = ColumnSums(layer_);
-  layer_.column_sums = column_sums_.data();
+  if (layer_.activation_rule == ActivationRule::dynamic_quantize_linear) {
+    MakeUnsigned(&layer_, &column_sums_);
+  }
 }
 
 }  // namespace onnx_ternary

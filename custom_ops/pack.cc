@@ -118,7 +118,17 @@ void EncodePanel(const uint8_t* panel, Storage storage, int64_t block_size, int6
   }
 }
 
-// Levels of one block of one column; 2-bit code 3 gives 2. levels: (block_size,).
+size_t CodesBytes(int64_t K, int64_t N, Storage storage, int64_t block_size) {
+  Require(K > 0 && N > 0, "K and N must be positive");
+  Require(block_size == 16 || block_size == 32 || block_size == 64 || block_size == 128,
+          "block_size = " + std::to_string(block_size) + ", expected 16, 32, 64 or 128");
+  const int64_t block_bytes = PackedBlockBytes(storage, block_size);
+  Require(block_bytes > 0, "the storage is not one of packed");
+  return CheckedProduct({CeilDiv(N, 4), CeilDiv(K, block_size), 4, block_bytes});
+}
+
+}  // namespace
+
 void DecodeBlock(const uint8_t* bytes, Storage storage, Alphabet alphabet, int64_t block_size,
                  int64_t block_bytes, int8_t* levels) {
   static constexpr int kPowers[] = {1, 3, 9, 27, 81};
@@ -137,17 +147,6 @@ void DecodeBlock(const uint8_t* bytes, Storage storage, Alphabet alphabet, int64
     }
   }
 }
-
-size_t CodesBytes(int64_t K, int64_t N, Storage storage, int64_t block_size) {
-  Require(K > 0 && N > 0, "K and N must be positive");
-  Require(block_size == 16 || block_size == 32 || block_size == 64 || block_size == 128,
-          "block_size = " + std::to_string(block_size) + ", expected 16, 32, 64 or 128");
-  const int64_t block_bytes = PackedBlockBytes(storage, block_size);
-  Require(block_bytes > 0, "the storage is not one of packed");
-  return CheckedProduct({CeilDiv(N, 4), CeilDiv(K, block_size), 4, block_bytes});
-}
-
-}  // namespace
 
 int64_t PackedBlockBytes(Storage storage, int64_t block_size) {
   switch (storage) {

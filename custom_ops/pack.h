@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernel.h"
+#include "layer.h"
 
 namespace onnx_ternary {
 
@@ -14,6 +14,10 @@ inline int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 // Bytes of one packed block of one column, 0 for a storage that is not packed.
 int64_t PackedBlockBytes(Storage storage, int64_t block_size);
+
+// Levels of one block of one column; 2-bit code 3 gives 2. levels: (block_size,).
+void DecodeBlock(const uint8_t* bytes, Storage storage, Alphabet alphabet, int64_t block_size,
+                 int64_t block_bytes, int8_t* levels);
 
 // levels: (K, N) int8 in the alphabet. codes: codes_bytes, the whole tensor of section 2.
 void Pack(const int8_t* levels, int64_t K, int64_t N, Storage storage, Alphabet alphabet,

@@ -2,28 +2,16 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <memory>
 #include <thread>
 
-#include "half.h"
-#include "kernel_registry.h"
-#include "kernels/quantize_row.h"
+#include "dispatch/kernel_registry.h"
+#include "dispatch/select.h"
+#include "pack.h"
+#include "unsigned.h"
 
 namespace onnx_ternary {
 namespace {
-
-// Partial sums of larger rows could overflow float32: 2^24 * 1e31 is 1.7e38, the largest float32
-// 3.4e38.
-constexpr float kLargestMagnitude = 1e31f;
-
-// Rows whose crest factor c = absmax * K / sum |x| exceeds this do not go to fixed-point kernels.
-// Their error is at most scale * nonzeros * absmax * 2^-22.99. As nonzeros * absmax <= K * absmax =
-// c * sum |x|, that is c * 2.02 * u * (scale * sum |x|) with u = 2^-24: at c = 128 the bound of a
-// float32 dot product whose chains of additions are 259 long, what a loop over 16 lanes has at
-// K = 4144. Rows behind a squared ReLU have 50 to 90; the other kernels take several times as long
-// for one row.
-constexpr double kCrestLimit = 128.0;
 
 // A parallel item is worth its dispatch (a few microseconds) from about this many products on.
 constexpr int64_t kMinWorkPerItem = int64_t{1} << 18;
@@ -40,81 +28,7 @@ constexpr size_t kMaxRoundBytes = size_t{32} << 20;
 constexpr size_t kRoundBytesPerThread = size_t{640} << 10;
 constexpr size_t kAlignment = 64;
 
-enum class RowKind : uint8_t { ordinary, spread, ieee };
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 size_t Align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-// x: K elements of `type`.
-void LoadRow(ElementType type, const void* x, int64_t K, float* out) {
-  const uint16_t* halves = static_cast<const uint16_t*>(x);
-  switch (type) {
-    case ElementType::float32:
-      std::memcpy(out, x, static_cast<size_t>(K) * sizeof(float));
-      return;
-    case ElementType::float16:
-      for (int64_t k = 0; k < K; ++k) out[k] = Float16ToFloat(halves[k]);
-      return;
-    case ElementType::bfloat16:
-      for (int64_t k = 0; k < K; ++k) out[k] = BFloat16ToFloat(halves[k]);
-      return;
-  }
-}
-
-void StoreRow(ElementType type, const float* values, int64_t count, void* out) {
-  uint16_t* halves = static_cast<uint16_t*>(out);
-  switch (type) {
-    case ElementType::float32:
-      std::memcpy(out, values, static_cast<size_t>(count) * sizeof(float));
-      return;
-    case ElementType::float16:
-      for (int64_t n = 0; n < count; ++n) halves[n] = FloatToFloat16(values[n]);
-      return;
-    case ElementType::bfloat16:
-      for (int64_t n = 0; n < count; ++n) halves[n] = FloatToBFloat16(values[n]);
-      return;
-  }
-}
-
-void RowMagnitudes(const float* x, int64_t K, int32_t* largest_bits, double* total) {
-  constexpr int64_t kLanes = 16;
-  constexpr int64_t kChunk = 1024;
-  // Magnitudes order like their bits, NaN above infinity: an integer maximum vectorizes.
-  int32_t largest[kLanes] = {};
-  double sum = 0.0;
-  for (int64_t begin = 0; begin < K; begin += kChunk) {
-    const int64_t count = std::min(kChunk, K - begin);
-    float lanes[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const uint32_t bits = BitsOf(x[begin + i + lane]) & 0x7fffffffu;
-        largest[lane] = std::max(largest[lane], static_cast<int32_t>(bits));
-        lanes[lane] += FloatOf(bits);
-      }
-    }
-    for (; i < count; ++i) {
-      const uint32_t bits = BitsOf(x[begin + i]) & 0x7fffffffu;
-      largest[0] = std::max(largest[0], static_cast<int32_t>(bits));
-      lanes[0] += FloatOf(bits);
-    }
-    for (const float lane : lanes) sum += static_cast<double>(lane);
-  }
-  *largest_bits = *std::max_element(largest, largest + kLanes);
-  *total = sum;
-}
-
-RowKind ClassifyRow(const float* x, int64_t K) {
-  static const RowMagnitudesFunction found = FindRowMagnitudes();
-  int32_t absmax_bits = 0;
-  double sum = 0.0;
-  (found ? found : RowMagnitudes)(x, K, &absmax_bits, &sum);
-  const float absmax = FloatOf(static_cast<uint32_t>(absmax_bits));
-  if (!(absmax <= kLargestMagnitude)) return RowKind::ieee;
-  return static_cast<double>(absmax) * static_cast<double>(K) > kCrestLimit * sum
-             ? RowKind::spread
-             : RowKind::ordinary;
-}
 
 // Zeroed by nobody; freed with the call.
 class Buffer {
@@ -165,20 +79,18 @@ class Runner {
   void Run() {
     if (request_.rows == 0) return;
     if (request_.kernel != nullptr) {
-      RunRows(nullptr, request_.rows,
-              [&](int64_t, const int64_t*, int64_t) { return request_.kernel; });
+      RunRows(nullptr, request_.rows, [&](int64_t) { return request_.kernel; });
       return;
     }
     if (layer_.activation == Activation::int8) {
       // The rule itself says what becomes of every row.
-      RunRows(nullptr, request_.rows, [&](int64_t remaining, const int64_t*, int64_t) {
-        return Select(remaining, /*ordinary_rows=*/true);
-      });
+      RunRows(nullptr, request_.rows,
+              [&](int64_t remaining) { return Select(remaining, /*ordinary_rows=*/true); });
       return;
     }
     ClassifyRows();
-    // What computes a row depends on the row, not on those beside it, which tiles share depends on
-    // the number of threads.
+    // Which kernel computes a row depends on that row alone: which rows share a tile depends on the
+    // number of threads.
     std::vector<int64_t> ordinary_rows, spread_rows, ieee_rows;
     for (int64_t m = 0; m < request_.rows; ++m) {
       const RowKind kind = kinds_[static_cast<size_t>(m)];
@@ -191,42 +103,23 @@ class Runner {
       const int64_t num_rows = static_cast<int64_t>(rows.size());
       RunRows(num_rows == request_.rows ? nullptr : rows.data(), num_rows, choose);
     };
-    run(ordinary_rows, [&](int64_t remaining, const int64_t*, int64_t) {
-      return Select(remaining, /*ordinary_rows=*/true);
-    });
-    run(spread_rows, [&](int64_t remaining, const int64_t*, int64_t) {
-      return Select(remaining, /*ordinary_rows=*/false);
-    });
+    run(ordinary_rows,
+        [&](int64_t remaining) { return Select(remaining, /*ordinary_rows=*/true); });
+    run(spread_rows, [&](int64_t remaining) { return Select(remaining, /*ordinary_rows=*/false); });
     const Kernel* reference = ReferenceKernel(layer_.index_format, layer_.activation);
-    run(ieee_rows, [&](int64_t, const int64_t*, int64_t) { return reference; });
+    run(ieee_rows, [&](int64_t) { return reference; });
   }
 
-  // x_scale and x_zero_point of docs/op_spec.md from all rows of X; a minimum and a maximum do not
+  // What all rows of X have in common under dynamic_quantize_linear; minimum and maximum do not
   // depend on how many threads look for them.
-  void SetRange(Layer* layer) {
-    struct Range {
-      float lowest = 0.0f;
-      float highest = 0.0f;
-      int32_t largest_bits = 0;
-    };
-    std::vector<Range> ranges(static_cast<size_t>(NumRowParts()));
+  ActivationRange Range() {
+    std::vector<ActivationRange> ranges(static_cast<size_t>(NumRowParts()));
     ForEachRow(NumRowParts(), [&](int64_t part, int64_t, const float* x) noexcept {
-      Range& range = ranges[static_cast<size_t>(part)];
-      WidenActivationRange(x, layer_.K, &range.lowest, &range.highest, &range.largest_bits);
+      Widen(x, layer_.K, &ranges[static_cast<size_t>(part)]);
     });
-    Range all;
-    for (const Range& range : ranges) {
-      all.lowest = std::min(all.lowest, range.lowest);
-      all.highest = std::max(all.highest, range.highest);
-      all.largest_bits = std::max(all.largest_bits, range.largest_bits);
-    }
-    layer->x_scale = all.lowest == all.highest ? 1.0f : (all.highest - all.lowest) / 255.0f;
-    const float absmax = FloatOf(static_cast<uint32_t>(all.largest_bits));
-    if (!std::isfinite(absmax) || !std::isfinite(layer->x_scale)) layer->x_scale = NAN;
-    layer->x_zero_point = 0;
-    if (!(layer->x_scale > 0.0f)) return;
-    const float zero_point = std::clamp(0.0f - all.lowest / layer->x_scale, 0.0f, 255.0f);
-    layer->x_zero_point = static_cast<int32_t>(std::nearbyint(zero_point));
+    ActivationRange all;
+    for (const ActivationRange& range : ranges) Widen(range, &all);
+    return all;
   }
 
  private:
@@ -289,29 +182,12 @@ class Runner {
     });
   }
 
-  // Y of the exact integers a kernel wrote: with zero point z, sum (q - z) w is
-  // sum (q - 128) w + (128 - z) sum w. As K <= 2^17, either term is at most 2^24 in magnitude,
-  // which float32 and int32 hold, and so does int32 their sum (twice that for the unused 2-bit code
-  // 3).
-  void FinishUnsigned(float* y, int64_t rows, int64_t begin, int64_t end) const {
-    const int32_t zero_point = 128 - layer_.x_zero_point;
-    const bool per_column = layer_.output_scale_kind == ScaleKind::per_column;
-    for (int64_t m = 0; m < rows; ++m, y += layer_.N) {
-      for (int64_t n = begin; n < end; ++n) {
-        const int32_t sum = static_cast<int32_t>(y[n]) + zero_point * layer_.column_sums[n];
-        const float scale = layer_.x_scale * layer_.output_scale[per_column ? n : 0];
-        const float bias = layer_.output_bias ? layer_.output_bias[n] : 0.0f;
-        y[n] = static_cast<float>(sum) * scale + bias;
-      }
-    }
-  }
-
-  // rows: (num_rows,) positions in X, or null for all of them. choose(remaining, rows, first) gives
-  // the kernel of the tile that begins at position first.
+  // rows: (num_rows,) positions in X, or null for all of them. choose(remaining) gives the
+  // kernel of the next tile, where `remaining` rows are not computed yet.
   template <typename Choose>
   void RunRows(const int64_t* rows, int64_t num_rows, const Choose& choose) {
     for (int64_t first = 0; first < num_rows;) {
-      const Kernel* kernel = choose(num_rows - first, rows, first);
+      const Kernel* kernel = choose(num_rows - first);
       if (used_ && std::find(used_->begin(), used_->end(), kernel) == used_->end()) {
         used_->push_back(kernel);
       }
@@ -324,13 +200,13 @@ class Runner {
         int64_t count = std::min(num_rows - first, tile_rows);
         // A few rows more than whole steps are better left to a kernel for few rows.
         const int64_t tail = count % kRowStep;
-        if (count > kRowStep && tail != 0 && choose(tail, rows, first + count - tail) != kernel) {
+        if (count > kRowStep && tail != 0 && choose(tail) != kernel) {
           count -= tail;
         }
         tiles.push_back({first, count, nullptr, nullptr, nullptr});
         first += count;
       } while (static_cast<int64_t>(tiles.size()) < most && first < num_rows &&
-               choose(num_rows - first, rows, first) == kernel);
+               choose(num_rows - first) == kernel);
       RunRound(*kernel, rows, &tiles);
     }
   }
@@ -431,7 +307,7 @@ class Runner {
       const int64_t begin = item % num_parts * part_columns;
       const int64_t end = std::min(layer_.N, begin + part_columns);
       kernel.compute(&layer_, tile.x, tile.rows, tile.prepared, begin, end, tile.y, scratch);
-      if (layer_.column_sums) FinishUnsigned(tile.y, tile.rows, begin, end);
+      if (layer_.column_sums) FinishUnsigned(layer_, tile.rows, begin, end, tile.y);
       if (in_place(tile)) return;
       for (int64_t i = 0; i < tile.rows; ++i) {
         StoreRow(request_.type, tile.y + i * layer_.N + begin, end - begin,
@@ -488,28 +364,8 @@ void Run(const Layer& layer, const RunRequest& request, Host* host,
     return;
   }
   Layer call = layer;
-  Runner(layer, request, host, nullptr).SetRange(&call);
+  SetRange(Runner(layer, request, host, nullptr).Range(), &call);
   Runner(call, request, host, used).Run();
-}
-
-std::vector<int32_t> ColumnSums(const Layer& layer) {
-  Layer ones = layer;  // x = 1 becomes q - 128 = 1
-  ones.x_scale = 1.0f;
-  ones.x_zero_point = 128;
-  const std::vector<float> x(static_cast<size_t>(layer.K), 1.0f);
-  std::vector<float> y(static_cast<size_t>(layer.N));
-  RunRequest request{};
-  request.type = ElementType::float32;
-  request.x = x.data();
-  request.y = y.data();
-  request.rows = 1;
-  request.kernel = ReferenceKernel(layer.index_format, layer.activation);
-  HeapHost host;
-  Runner(ones, request, &host, nullptr).Run();
-  std::vector<int32_t> sums(y.size());
-  std::transform(y.begin(), y.end(), sums.begin(),
-                 [](float sum) { return static_cast<int32_t>(sum); });
-  return sums;
 }
 
 }  // namespace onnx_ternary

@@ -10,12 +10,9 @@
 #include <vector>
 
 #include "kernel.h"
+#include "rows.h"
 
 namespace onnx_ternary {
-
-enum class ElementType : uint8_t { float32, float16, bfloat16 };
-
-inline size_t ElementBytes(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
 
 // What a call gets from its surroundings. Allocate throws std::bad_alloc and gives memory of any
 // alignment.
@@ -59,9 +56,5 @@ struct RunRequest {
 // to `used`, each once, where it is not null.
 void Run(const Layer& layer, const RunRequest& request, Host* host,
          std::vector<const Kernel*>* used);
-
-// Sums of the levels of each column (N,), for a layer whose rule is dynamic_quantize_linear, by its
-// reference kernel.
-std::vector<int32_t> ColumnSums(const Layer& layer);
 
 }  // namespace onnx_ternary

@@ -1,4 +1,4 @@
-"""The rules that find ternary products in a model, and the one module that replaces them.
+"""The rules that find ternary products in a model, and the one folder that replaces them.
 
 Imported as ``onnx_ternary.graph_passes``. docs/writing_a_rule.md explains how the parts fit.
 """

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_ternary.index.levels import NotTernary, TernaryWeight
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.ternary import NotTernary, TernaryWeight
 
-from .ahead import Ahead
-from .weights import Constant
+from .constants.ahead import Ahead
+from .constants.constant import Constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Context:
     """What rules share while one model is converted: the options and the last weight read.
 
     Consecutive users of a shared weight (its key is the same) do not read it again; keeping more
-    than one matrix would cost memory. The next few are being read meanwhile (ahead.py).
+    than one matrix would cost memory. The next few are being read meanwhile (constants/ahead.py).
     """
 
     def __init__(self, options: OptimizeOptions, ahead: Ahead) -> None:

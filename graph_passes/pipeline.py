@@ -8,42 +8,26 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from onnx_ternary.model_io import Spool, prefetch
-from onnx_ternary.nodes import local_functions, node_label, op_nodes, owning_functions
+from onnx_ternary.model_files.tensors import Spool, prefetch
+from onnx_ternary.op.nodes import local_functions, node_label, op_nodes
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.report import Kept
+from onnx_ternary.reports.report import Kept
 
-from . import (
-    conv,
-    einsum,
-    gemm,
-    matmul,
-    matmul_integer,
-    matmul_nbits,
-    remaining,
-    unhandled,
-)
-from .ahead import Ahead
-from .cones import folding
-from .match import Context, Rejection, Rule, TernaryMatMul
-from .replace import Replaced, Replacer
-from .weights import INLINE, Constant, resolve
-
-RULES: tuple[Rule, ...] = (
-    *matmul.RULES,
-    *gemm.RULES,
-    *einsum.RULES,
-    *conv.RULES,
-    *matmul_integer.RULES,
-    *matmul_nbits.RULES,
-    *unhandled.RULES,
-)
+from .constants.ahead import Ahead
+from .constants.cones import folding
+from .constants.constant import Constant
+from .constants.resolve import resolve
+from .functions import Functions, function_name
+from .match import Context, Rejection, TernaryMatMul
+from .rewrite import remaining
+from .rewrite.finish import Replaced
+from .rewrite.replace import Replacer
+from .rules.catalogue import RULES, match_product
 
 # Gemm and Add broadcast differently before; models below IR 4 cannot hold a constant initializer.
 _MIN_OPSET = 7
 _MIN_IR_VERSION = 4
 _READ_THROUGH = ("Cast", "DequantizeLinear", "Identity", "Transpose")
-
 Progress = Callable[[str, int, int], None]
 
 
@@ -89,7 +73,7 @@ def _run(
     requantised: list[str] = []
     already = [node_label(node) for node in op_nodes(model)]
     products = list(_products(model))
-    functions = _Functions(model, with_body=options.function_body)
+    functions = Functions(model, with_body=options.function_body)
     for position, (node, where) in enumerate(products):
         if progress is not None:
             progress(node_label(node), position, len(products))
@@ -99,7 +83,7 @@ def _run(
         if not whole_model:
             context.read_ahead([each for each in following if not _excluded(each, options)])
         refusal = whole_model or functions.refusal(node) or _excluded(node, options)
-        found = Rejection(node, refusal) if refusal else _match(node, context)
+        found = Rejection(node, refusal) if refusal else match_product(node, context)
         if not refusal and isinstance(found, Rejection):
             found = functions.explained(found)
         refused = replacer.replace(found, where) if isinstance(found, TernaryMatMul) else found
@@ -161,12 +145,7 @@ def _products(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
     yield from walk(model.graph, "main graph")
     for function in local_functions(model):
         for node, _ in walk(function, ""):
-            yield node, f"function {_function_name(function)}"
-
-
-def _function_name(function: ir.Function) -> str:
-    overload = f":{function.overload}" if function.overload else ""
-    return f"{function.domain}::{function.name}{overload}"
+            yield node, f"function {function_name(function)}"
 
 
 def _refusal_of_model(model: ir.Model) -> str:
@@ -179,103 +158,6 @@ def _refusal_of_model(model: ir.Model) -> str:
     if opset < _MIN_OPSET:
         return f"the model has opset {opset}; {_MIN_OPSET} or later is needed"
     return ""
-
-
-class _Functions:
-    """What products inside local functions may not have: what differs from call to call."""
-
-    def __init__(self, model: ir.Model, *, with_body: bool) -> None:
-        self._model = model
-        self._with_body = with_body
-        self._owners = owning_functions(model)
-        self._calls: dict[ir.OperatorIdentifier, list[ir.Node]] = {
-            function.identifier(): [] for function in local_functions(model)
-        }
-        for graph in (model.graph, *(each.graph for each in local_functions(model))):
-            for node in graph.all_nodes():
-                if (calls := self._calls.get(node.op_identifier())) is not None:
-                    calls.append(node)
-
-    def refusal(self, node: ir.Node) -> str:
-        """Why a product inside a local function stays; empty if nothing is against it."""
-        function = self._owners.get(id(node.graph))
-        if function is None:
-            return ""
-        name = _function_name(function)
-        if not self._with_body:
-            return (
-                f"it is inside local function {name}, where ONNX Runtime finds the types of the op "
-                "through its function body only, and that is switched off"
-            )
-        opset, models_opset = function.opset_imports.get(""), self._model.opset_imports.get("", 0)
-        if opset not in (None, models_opset):
-            return (
-                f"local function {name} imports opset {opset}, the model {models_opset}; the op's "
-                "function body serves one opset"
-            )
-        for attribute, attr in node.attributes.items():
-            if attr.is_ref():
-                return f"its attribute {attribute} is given by every call of {name}; {INLINE}"
-        return ""
-
-    def explained(self, rejection: Rejection) -> Rejection:
-        """The rejection, or one that says that the function's calls give the weight."""
-        node = rejection.node
-        function = self._owners.get(id(node.graph))
-        values = [value for value in node.inputs if value is not None]
-        if function is None or any(isinstance(resolve(each), Constant) for each in values):
-            return rejection
-        name = _function_name(function)
-        for value in values:
-            source = _source(value)
-            if source not in function.inputs:
-                continue
-            if call := self._constant_call(function, function.inputs.index(source), ()):
-                return Rejection(
-                    node,
-                    f"weight '{source.name}' is an input of local function {name}, and every call "
-                    f"gives its own ({call}); {INLINE}",
-                )
-        return rejection
-
-    def _constant_call(
-        self, function: ir.Function, position: int, callers: tuple[ir.Function, ...]
-    ) -> str:
-        """A call that gives a constant for an input, also through other functions; or nothing."""
-        if function in callers:
-            return ""
-        for node in self._calls[function.identifier()]:
-            value = node.inputs[position] if position < len(node.inputs) else None
-            if value is None:
-                continue
-            constant = resolve(value)
-            if isinstance(constant, Constant):
-                return f"'{node_label(node)}' gives '{constant.name}'"
-            caller = self._owners.get(id(node.graph))
-            if caller is not None and value in caller.inputs:
-                at = caller.inputs.index(value)
-                if found := self._constant_call(caller, at, (*callers, function)):
-                    return found
-        return ""
-
-
-def _source(value: ir.Value) -> ir.Value:
-    """What a chain of steps with one operand each starts from, scales and shapes apart."""
-    while (producer := value.producer()) is not None:
-        source = producer.inputs[0] if producer.inputs else None
-        if source is None:
-            return value
-        value = source
-    return value
-
-
-def _match(node: ir.Node, context: Context) -> TernaryMatMul | Rejection:
-    for rule in RULES:
-        if (node.domain, node.op_type) in rule.op_types:
-            found = rule.match(node, context)
-            if found is not None:
-                return found
-    return Rejection(node, "no rule for this form")
 
 
 def _excluded(node: ir.Node, options: OptimizeOptions) -> str:

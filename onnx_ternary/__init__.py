@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-_here = Path(__file__).resolve().parent
-# In a source tree graph_passes lies beside this package; installed, it lies inside.
-if not (_here / "graph_passes").is_dir() and (_here.parent / "graph_passes/__init__.py").is_file():
-    __path__.append(str(_here.parent))
-
-# In this order: a module that is loaded first would hide the function of its name.
-from onnx_ternary._library import get_library_path  # noqa: E402
-from onnx_ternary._native import kernels as list_kernels  # noqa: E402
-from onnx_ternary._version import __version__  # noqa: E402
-from onnx_ternary.batch import Batch, convert_many  # noqa: E402
-from onnx_ternary.convert import Conversion, Requirements, convert  # noqa: E402
-from onnx_ternary.export import ExportedFile, ExportResult, export, export_file  # noqa: E402
-from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize  # noqa: E402
-from onnx_ternary.outcome import Outcome  # noqa: E402
-from onnx_ternary.runtime import InferenceSession, register  # noqa: E402
-from onnx_ternary.verify import VerificationReport, verify  # noqa: E402
+from onnx_ternary import _source_tree as _source_tree  # first: the others import graph_passes
+from onnx_ternary._version import __version__
+from onnx_ternary.conversion.batch import convert_many
+from onnx_ternary.conversion.convert import convert
+from onnx_ternary.conversion.optimize import OptimizeResult, optimize
+from onnx_ternary.exporting.export import ExportedFile, ExportResult, export, export_file
+from onnx_ternary.native.kernels import list_kernels as list_kernels
+from onnx_ternary.native.library_path import get_library_path
+from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.reports.outcome import Batch, Conversion, Outcome
+from onnx_ternary.runtime import InferenceSession, register
+from onnx_ternary.verification.report import VerificationReport
+from onnx_ternary.verification.verify import verify
 
 __all__ = [
     "Batch",

@@ -16,11 +16,12 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnx_ternary import model_io, runtime
-from onnx_ternary._verify_inputs import Feeds, Inputs, verification_inputs
-from onnx_ternary.convert import convert
+from onnx_ternary import runtime
+from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ModelError, OnnxTernaryError, VerificationError
+from onnx_ternary.model_files.load import file_bytes
 from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.verification.inputs import Feeds, Inputs, verification_inputs
 
 # onnxruntime's idle pool threads spin for a while after a run and would slow the other model.
 _SPIN_DOWN_SECONDS = 0.2
@@ -142,7 +143,7 @@ def bench(
             converted = Path(folder) / Path(original).name
             convert(original, converted, OptimizeOptions(), verify_result=False)
         paths = (Path(original), Path(converted))
-        sizes = [model_io.file_bytes(path) for path in paths]
+        sizes = [file_bytes(path) for path in paths]
         sessions, load_seconds = [], []
         for path in paths:
             start = time.perf_counter()

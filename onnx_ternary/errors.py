@@ -7,10 +7,7 @@ to do next.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from onnx_ternary.convert import Conversion
+from typing import Any, ClassVar
 
 
 class ExitCode(IntEnum):
@@ -28,12 +25,12 @@ class OnnxTernaryError(Exception):
 
     Attributes:
         exit_code: what the command line returns for it.
-        conversion: where `convert` refused to write a model it had already converted, what it did
-            and found; no file was written. None elsewhere.
+        conversion: where `convert` refused to write a model it had already converted, the
+            `onnx_ternary.Conversion` of what it did and found; no file was written. None elsewhere.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.ERROR
-    conversion: Conversion | None = None
+    conversion: Any = None
 
 
 class ModelError(OnnxTernaryError):

@@ -121,3 +121,20 @@ class OptimizeOptions:
         """The options by name, ready for JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What must hold for a conversion to count.
+
+    Attributes:
+        rewrite: At least one product is rewritten.
+        max_size_ratio: The output's size divided by the input's, at most; None for no limit.
+        complete: No product is left that could be rewritten.
+
+    A model that was converted before and has nothing left to rewrite meets all of them.
+    """
+
+    rewrite: bool = False
+    max_size_ratio: float | None = None
+    complete: bool = False

@@ -13,9 +13,9 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # ships no types
 
-from onnx_ternary import _native
-from onnx_ternary._library import get_library_path
 from onnx_ternary.errors import LibraryError
+from onnx_ternary.native import kernels as native_kernels
+from onnx_ternary.native.library_path import get_library_path
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 
 MIN_ONNXRUNTIME = (1, 17)
@@ -115,7 +115,7 @@ def _float_product_is_faster(model: str | bytes) -> bool:
     """
     if os.environ.get("ONNX_TERNARY_ISA") or os.environ.get("ONNX_TERNARY_KERNEL"):
         return False
-    kernels = _native.kernels()["kernels"]
+    kernels = native_kernels.list_kernels()["kernels"]
     if any(each["supported"] and each["isa"] not in _PLAIN_ISAS for each in kernels):
         return False
     try:

@@ -9,9 +9,9 @@ import numpy as np
 from onnx import helper
 
 from onnx_ternary.index import build_index
+from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.options import INT8_RULE
 from onnx_ternary.schema import Storage
-from onnx_ternary.ternary import TernaryWeight
 from peers import Layer, onnx_peer, serialize
 
 FLOAT, INT8 = "onnx-ternary float", "onnx-ternary int8"

@@ -30,8 +30,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "span_avx2.h"
+#include "common/span_avx2.h"
+#include "kernel_list.h"
 
 #if defined(__clang__)
 #define OTN_UNROLL8 _Pragma("unroll 8")
@@ -63,8 +63,6 @@ constexpr int64_t kChunkBytes = 320 << 10;
 constexpr int64_t kPrefetchSpans = 2;
 
 static_assert(kTableRowBytes == 1 << kOffsetShift, "an offset is a shifted pattern");
-
-int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // What the accumulators of a step begin with, and where they go: back to sums; to exact totals; or
 // to totals times the scale of their group.
@@ -649,7 +647,7 @@ extern const Kernel packed_gemm_float_8x8_avx2 = {
     IndexFormat::packed,
     Activation::float32,
     Isa::avx2,
-    avx2::AcceptsFloat,
+    /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
     /*column_step=*/avx2::kTile,
     avx2::LookupDepth,
@@ -665,7 +663,7 @@ extern const Kernel packed_gemm_int8_16x8_avx2 = {
     IndexFormat::packed,
     Activation::int8,
     Isa::avx2,
-    avx2::AcceptsInt8,
+    /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
     /*column_step=*/avx2::kTile,
     avx2::ExactDepth,

@@ -31,15 +31,17 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "quantize_row.h"
+#include "common/quantize_row.h"
+#include "common/rsr_patterns.h"
+#include "common/scalar.h"
+#include "kernel_list.h"
 
 #if defined(__GNUC__)
 #define OTN_NOINLINE __attribute__((noinline))
-#define OTN_IN_REGISTER(value) asm("" : "+r"(value))
+#define OTN_IN_GENERAL_REGISTER(value) asm("" : "+r"(value))
 #else
 #define OTN_NOINLINE
-#define OTN_IN_REGISTER(value)
+#define OTN_IN_GENERAL_REGISTER(value)
 #endif
 
 namespace onnx_ternary {
@@ -49,47 +51,11 @@ namespace {
 constexpr int64_t kMaxBlockWidth = 16;
 constexpr int64_t kGemvMaxRows = 4;
 
-int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
-
-bool AcceptsFloat(const Layer* layer) {
-  return layer->index_format == IndexFormat::rsr && layer->activation == Activation::float32;
-}
-
-bool AcceptsInt8(const Layer* layer) {
-  return layer->index_format == IndexFormat::rsr && layer->activation == Activation::int8;
-}
-
-bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
-
-float ColumnScale(const Layer* layer, int64_t n) {
-  return layer->scale[layer->scale_kind == ScaleKind::per_column ? n : 0];
-}
-
-float ColumnBias(const Layer* layer, int64_t n) { return layer->bias ? layer->bias[n] : 0.0f; }
-
 const uint16_t* PermutationOf(const Layer* layer, int64_t plane, int64_t block, uint16_t) {
   return layer->permutation_u16 + (plane * layer->num_blocks + block) * layer->K;
 }
 const uint32_t* PermutationOf(const Layer* layer, int64_t plane, int64_t block, uint32_t) {
   return layer->permutation_u32 + (plane * layer->num_blocks + block) * layer->K;
-}
-
-const uint32_t* SegmentOffsets(const Layer* layer, int64_t plane, int64_t block, int64_t group) {
-  const int64_t index = (plane * layer->num_blocks + block) * layer->num_groups + group;
-  return layer->segment_offsets + index * (layer->num_patterns + 1);
-}
-
-// What digit d of a pattern contributes: -1, 0 or 1 times its segmented sum.
-struct DigitSigns {
-  int base;
-  int sign[3];
-};
-
-DigitSigns DigitSignsOf(const Layer* layer) {
-  if (layer->storage == Storage::base3) return {3, {-1, 0, 1}};
-  if (layer->alphabet == Alphabet::binary_pm) return {2, {-1, 1, 0}};
-  return {2, {0, 1, 0}};
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -259,10 +225,10 @@ OTN_NOINLINE void RunningSums(const Index* const* permutation, int64_t begin, in
     sum1 += x[rows1[i]];
     sum2 += x[rows2[i]];
     sum3 += x[rows3[i]];
-    OTN_IN_REGISTER(sum0);
-    OTN_IN_REGISTER(sum1);
-    OTN_IN_REGISTER(sum2);
-    OTN_IN_REGISTER(sum3);
+    OTN_IN_GENERAL_REGISTER(sum0);
+    OTN_IN_GENERAL_REGISTER(sum1);
+    OTN_IN_GENERAL_REGISTER(sum2);
+    OTN_IN_GENERAL_REGISTER(sum3);
   }
   sums[0] = sum0, sums[1] = sum1, sums[2] = sum2, sums[3] = sum3;
 }
@@ -770,7 +736,7 @@ extern const Kernel rsr_gemv_float_avx2 = {
     IndexFormat::rsr,
     Activation::float32,
     Isa::avx2,
-    avx2::AcceptsFloat,
+    /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemvMaxRows,
     /*column_step=*/1,
     avx2::ExactDepth,
@@ -786,7 +752,7 @@ extern const Kernel rsr_gemv_int8_avx2 = {
     IndexFormat::rsr,
     Activation::int8,
     Isa::avx2,
-    avx2::AcceptsInt8,
+    /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemvMaxRows,
     /*column_step=*/1,
     avx2::ExactDepth,
@@ -802,7 +768,7 @@ extern const Kernel rsr_gemm_float_avx2 = {
     IndexFormat::rsr,
     Activation::float32,
     Isa::avx2,
-    avx2::AcceptsFloat,
+    /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
     /*column_step=*/1,
     avx2::GemmDepth,
@@ -818,7 +784,7 @@ extern const Kernel rsr_gemm_int8_avx2 = {
     IndexFormat::rsr,
     Activation::int8,
     Isa::avx2,
-    avx2::AcceptsInt8,
+    /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
     /*column_step=*/1,
     avx2::ExactDepth,

@@ -16,9 +16,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "lanes.h"
-#include "quantize_row.h"
+#include "common/lanes.h"
+#include "common/quantize_row.h"
+#include "common/rsr_patterns.h"
+#include "common/scalar.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace portable {
@@ -27,24 +29,6 @@ namespace {
 constexpr int kRowLanes = 16;
 constexpr int64_t kGemmMaxRows = 64;
 constexpr int64_t kGemvMaxRows = 2;
-
-bool AcceptsFloat(const Layer* layer) {
-  return layer->index_format == IndexFormat::rsr && layer->activation == Activation::float32;
-}
-
-bool AcceptsInt8(const Layer* layer) {
-  return layer->index_format == IndexFormat::rsr && layer->activation == Activation::int8;
-}
-
-bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
-
-int64_t NumGroups(const Layer* layer) { return PerGroup(layer) ? layer->num_groups : 1; }
-
-float ColumnScale(const Layer* layer, int64_t n) {
-  return layer->scale[layer->scale_kind == ScaleKind::per_column ? n : 0];
-}
-
-float ColumnBias(const Layer* layer, int64_t n) { return layer->bias ? layer->bias[n] : 0.0f; }
 
 // Row numbers of a permutation of either width.
 struct Permutation {
@@ -61,11 +45,6 @@ Permutation PermutationOf(const Layer* layer, int64_t plane, int64_t block) {
     permutation.rows_u32 = layer->permutation_u32 + offset;
   }
   return permutation;
-}
-
-const uint32_t* SegmentOffsets(const Layer* layer, int64_t plane, int64_t block, int64_t group) {
-  const int64_t index = (plane * layer->num_blocks + block) * NumGroups(layer) + group;
-  return layer->segment_offsets + index * (layer->num_patterns + 1);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -115,18 +94,6 @@ void SegmentedSums(const Index* permutation, const uint32_t* offsets, int64_t nu
     for (; i < end; ++i) sum.Add(Row::Load(x + static_cast<int64_t>(permutation[i]) * kLanes));
     sum.Store(sums + p * kLanes);
   }
-}
-
-// What digit d of a pattern contributes: -1, 0 or 1 times its segmented sum.
-struct DigitSigns {
-  int base;
-  int sign[3];
-};
-
-DigitSigns DigitSignsOf(const Layer* layer) {
-  if (layer->storage == Storage::base3) return {3, {-1, 0, 1}};
-  if (layer->alphabet == Alphabet::binary_pm) return {2, {-1, 1, 0}};
-  return {2, {0, 1, 0}};
 }
 
 // Adds sign * rows [0, count) to acc.
@@ -338,7 +305,7 @@ void Multiply(const Layer* layer, const float*, int64_t rows, const void* prepar
     for (int64_t row = 0; row < rows; row += kLanes) {
       const Value* x = static_cast<const Value*>(prepared) + row * layer->K;
       for (int64_t i = 0; i < block_width * kLanes; ++i) totals[i] = 0;
-      for (int64_t g = 0; g < NumGroups(layer); ++g) {
+      for (int64_t g = 0; g < layer->num_groups; ++g) {
         BlockProduct<Value, kLanes>(layer, block, g, x, sums, product);
         if (!PerGroup(layer)) continue;
         for (int64_t j = 0; j < num_columns; ++j) {
@@ -372,7 +339,7 @@ extern const Kernel rsr_gemm_float_portable = {
     IndexFormat::rsr,
     Activation::float32,
     Isa::portable,
-    portable::AcceptsFloat,
+    /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemmMaxRows,
     /*column_step=*/1,
     portable::FloatDepth,
@@ -388,7 +355,7 @@ extern const Kernel rsr_gemm_int8_portable = {
     IndexFormat::rsr,
     Activation::int8,
     Isa::portable,
-    portable::AcceptsInt8,
+    /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemmMaxRows,
     /*column_step=*/1,
     portable::ExactDepth,
@@ -404,7 +371,7 @@ extern const Kernel rsr_gemv_float_portable = {
     IndexFormat::rsr,
     Activation::float32,
     Isa::portable,
-    portable::AcceptsFloat,
+    /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemvMaxRows,
     /*column_step=*/1,
     portable::FloatDepth,
@@ -420,7 +387,7 @@ extern const Kernel rsr_gemv_int8_portable = {
     IndexFormat::rsr,
     Activation::int8,
     Isa::portable,
-    portable::AcceptsInt8,
+    /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemvMaxRows,
     /*column_step=*/1,
     portable::ExactDepth,

@@ -12,8 +12,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "kernels.h"
-#include "quantize_row.h"
+#include "common/quantize_row.h"
+#include "common/rsr_patterns.h"
+#include "common/scalar.h"
+#include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace {
@@ -25,30 +27,6 @@ int64_t Row(const Layer& layer, int64_t position) {
                                : static_cast<int64_t>(layer.permutation_u32[position]);
 }
 
-// Segment offsets of one plane, block and group: (num_patterns + 1,).
-const uint32_t* Offsets(const Layer& layer, int64_t plane, int64_t block, int64_t group) {
-  const int64_t index = (plane * layer.num_blocks + block) * layer.num_groups + group;
-  return layer.segment_offsets + index * (layer.num_patterns + 1);
-}
-
-float GroupScale(const Layer& layer, int64_t group, int64_t n) {
-  switch (layer.scale_kind) {
-    case ScaleKind::per_tensor:
-      return layer.scale[0];
-    case ScaleKind::per_column:
-      return layer.scale[n];
-    case ScaleKind::per_group:
-      break;
-  }
-  return layer.scale[group * layer.N + n];
-}
-
-bool AcceptsFloat(const Layer* layer) {
-  return layer->index_format == IndexFormat::rsr && layer->activation == Activation::float32;
-}
-bool AcceptsInt8(const Layer* layer) {
-  return layer->index_format == IndexFormat::rsr && layer->activation == Activation::int8;
-}
 size_t NothingPrepared(const Layer*, int64_t) { return 0; }
 void PrepareNothing(const Layer*, const float*, int64_t, void*) {}
 
@@ -59,7 +37,7 @@ void DecodePatterns(const Layer& layer, int64_t block, uint16_t* patterns) {
   for (int64_t plane = 0; plane < layer.num_planes; ++plane) {
     const int64_t base = (plane * layer.num_blocks + block) * layer.K;
     for (int64_t group = 0; group < layer.num_groups; ++group) {
-      const uint32_t* offsets = Offsets(layer, plane, block, group);
+      const uint32_t* offsets = SegmentOffsets(&layer, plane, block, group);
       for (int64_t p = 0; p < layer.num_patterns; ++p) {
         for (int64_t i = offsets[p]; i < static_cast<int64_t>(offsets[p + 1]); ++i) {
           patterns[plane * layer.K + Row(layer, base + i)] = static_cast<uint16_t>(p);
@@ -103,7 +81,7 @@ void DecodeAndMultiply(const Layer& layer, int64_t rows, int64_t begin, int64_t 
           sum +=
               static_cast<Sum>(value(m, k)) * static_cast<Sum>(Level(layer, patterns, k, divisor));
         }
-        total += term(m, GroupScale(layer, group, n), sum);
+        total += term(m, GroupScale(&layer, group, n), sum);
       }
       if (layer.bias) total += layer.bias[n];
       y[m * layer.N + n] = static_cast<float>(total);
@@ -141,7 +119,7 @@ template <typename Value, typename Sum>
 void SegmentedSum(const Layer& layer, int64_t plane, int64_t block, int64_t group, const Value* x,
                   Sum* u) {
   const int64_t base = (plane * layer.num_blocks + block) * layer.K;
-  const uint32_t* offsets = Offsets(layer, plane, block, group);
+  const uint32_t* offsets = SegmentOffsets(&layer, plane, block, group);
   for (int64_t p = 0; p < layer.num_patterns; ++p) {
     Sum sum = 0;
     for (int64_t i = offsets[p]; i < static_cast<int64_t>(offsets[p + 1]); ++i) {
@@ -242,7 +220,7 @@ void GemvFloat(const Layer* layer, const float* x, int64_t rows, const void*, in
   for (int64_t m = 0; m < rows; ++m) {
     RsrRow(*layer, x + m * layer->K, begin, end, static_cast<float*>(scratch),
            [&](int64_t n, int64_t group, float product) {
-             AddGroup(*layer, n, group, product * GroupScale(*layer, group, n), y + m * layer->N);
+             AddGroup(*layer, n, group, product * GroupScale(layer, group, n), y + m * layer->N);
            });
   }
 }
@@ -256,7 +234,7 @@ void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
   for (int64_t m = 0; m < rows; ++m) {
     RsrRow(*layer, q + m * layer->K, begin, end, static_cast<int32_t*>(scratch),
            [&](int64_t n, int64_t group, int32_t product) {
-             const float term = static_cast<float>(product) / s[m] * GroupScale(*layer, group, n);
+             const float term = static_cast<float>(product) / s[m] * GroupScale(layer, group, n);
              AddGroup(*layer, n, group, term, y + m * layer->N);
            });
   }
@@ -278,7 +256,7 @@ extern const Kernel rsr_reference_float_scalar = {
     IndexFormat::rsr,
     Activation::float32,
     Isa::scalar,
-    AcceptsFloat,
+    /*accepts=*/nullptr,
     /*max_rows=*/8,
     /*column_step=*/1,
     NoFloat32Additions,
@@ -294,7 +272,7 @@ extern const Kernel rsr_reference_int8_scalar = {
     IndexFormat::rsr,
     Activation::int8,
     Isa::scalar,
-    AcceptsInt8,
+    /*accepts=*/nullptr,
     /*max_rows=*/8,
     /*column_step=*/1,
     NoFloat32Additions,
@@ -306,14 +284,16 @@ extern const Kernel rsr_reference_int8_scalar = {
 };
 
 extern const Kernel rsr_gemv_float_scalar = {
-    "rsr_gemv_float_scalar", IndexFormat::rsr, Activation::float32, Isa::scalar,     AcceptsFloat,
+    "rsr_gemv_float_scalar", IndexFormat::rsr, Activation::float32, Isa::scalar,
+    /*accepts=*/nullptr,
     /*max_rows=*/1,
     /*column_step=*/1,       AdditionDepth,
     /*fixed_point=*/false,   NothingPrepared,  PrepareNothing,      SegmentSumBytes, GemvFloat,
 };
 
 extern const Kernel rsr_gemv_int8_scalar = {
-    "rsr_gemv_int8_scalar", IndexFormat::rsr,   Activation::int8, Isa::scalar,     AcceptsInt8,
+    "rsr_gemv_int8_scalar", IndexFormat::rsr,   Activation::int8, Isa::scalar,
+    /*accepts=*/nullptr,
     /*max_rows=*/1,
     /*column_step=*/1,      NoFloat32Additions,
     /*fixed_point=*/false,  QuantizedBytes,     QuantizeRows,     SegmentSumBytes, GemvInt8,

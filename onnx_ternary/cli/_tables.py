@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnx_ternary.cli._output import Output, print_table
-from onnx_ternary.outcome import Outcome
-from onnx_ternary.report import Report, format_size
-from onnx_ternary.summary import verdict
-from onnx_ternary.verify import VerificationReport
+from onnx_ternary.reports.markdown import verdict
+from onnx_ternary.reports.outcome import Outcome
+from onnx_ternary.reports.report import Report, format_size
+from onnx_ternary.verification.report import VerificationReport
 
 
 def print_rewrites(out: Output, report: Report) -> None:

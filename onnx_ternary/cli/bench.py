@@ -10,7 +10,7 @@ import click
 from onnx_ternary.bench import bench
 from onnx_ternary.cli._options import input_options
 from onnx_ternary.cli._output import make_console, print_table
-from onnx_ternary.report import format_size
+from onnx_ternary.reports.report import format_size
 
 
 @click.command("bench")

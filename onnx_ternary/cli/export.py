@@ -10,9 +10,10 @@ import click
 from onnx_ternary.cli._options import quiet_and_verbose, verification_options
 from onnx_ternary.cli._output import Output, print_table
 from onnx_ternary.cli._tables import print_verification
-from onnx_ternary.export import ExportedFile, ExportedProduct, Form, export_file
+from onnx_ternary.exporting.export import ExportedFile, export_file
+from onnx_ternary.exporting.exporter import ExportedProduct, Form
 from onnx_ternary.options import ExternalData
-from onnx_ternary.report import format_size
+from onnx_ternary.reports.report import format_size
 from onnx_ternary.schema import OP_TYPE
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import click
 
-from onnx_ternary import model_io
-from onnx_ternary._staged import staged_text
 from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import print_notes, print_rewrites
-from onnx_ternary.convert import check_distinct
-from onnx_ternary.nodes import check_indices
-from onnx_ternary.optimize import optimize
+from onnx_ternary.conversion.convert import check_distinct
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.conversion.staged_text import staged_text
+from onnx_ternary.model_files.load import load
+from onnx_ternary.op.nodes import check_indices
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.page import render_page
+from onnx_ternary.reports.page import render_page
 
 
 @click.command("inspect")
@@ -47,7 +47,7 @@ def inspect_command(
         with out.progress("Reading") as progress:
             report = optimize(model, options, progress=progress).report
         write_page("" if html_path is None else render_page(model.name, report))
-    checked = check_indices(model_io.load(model)) if deep else ()
+    checked = check_indices(load(model)) if deep else ()
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
         return

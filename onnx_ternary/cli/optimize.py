@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from onnx_ternary.batch import Batch, convert_many, default_target, is_pattern
 from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options, verification_options
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import (
@@ -16,9 +15,11 @@ from onnx_ternary.cli._tables import (
     print_rewrites,
     print_verification,
 )
-from onnx_ternary.convert import Conversion, Requirements, convert
-from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.report import format_size
+from onnx_ternary.conversion.batch import convert_many, default_target, is_pattern
+from onnx_ternary.conversion.convert import convert
+from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.reports.outcome import Batch, Conversion
+from onnx_ternary.reports.report import format_size
 
 
 @click.command("optimize")

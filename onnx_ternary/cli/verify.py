@@ -11,7 +11,7 @@ from onnx_ternary.cli._options import input_options, quiet_and_verbose
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import print_verification
 from onnx_ternary.errors import VerificationError
-from onnx_ternary.verify import verify
+from onnx_ternary.verification.verify import verify
 
 
 @click.command("verify")

@@ -1,6 +1,6 @@
 """The `packed` index format, docs/index_format.md section 2.
 
-`pack` and `unpack` are the executable specification; those of `_native` do the same in C++.
+`pack` and `unpack` are the executable specification; those of `native` do the same in C++.
 """
 
 from __future__ import annotations

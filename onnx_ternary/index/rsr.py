@@ -1,6 +1,7 @@
 """The `rsr` index format, docs/index_format.md section 3 (arXiv 2411.06360, sections 3 and 4).
 
-`pack` and `unpack` are the executable specification; `_native.pack_rsr` does the same in C++.
+`pack` and `unpack` are the executable specification; `pack_rsr` of `native` does the
+same in C++.
 """
 
 from __future__ import annotations

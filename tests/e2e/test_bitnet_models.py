@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 import onnx_ternary
-from onnx_ternary import model_io
-from onnx_ternary.nodes import index_tensors, op_nodes
+from onnx_ternary.model_files import tensors
+from onnx_ternary.model_files.load import load
+from onnx_ternary.op.nodes import index_tensors, op_nodes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import make_bitnet
@@ -48,8 +49,8 @@ def relative_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_holds_the_same_levels(folder: Path, form: str) -> None:
-    expected = list(op_nodes(model_io.load(folder / "float32.ternary.onnx")))
-    found = list(op_nodes(model_io.load(folder / f"{form}.ternary.onnx")))
+    expected = list(op_nodes(load(folder / "float32.ternary.onnx")))
+    found = list(op_nodes(load(folder / f"{form}.ternary.onnx")))
     assert len(found) == len(expected) == 7 * SHAPE.layers
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.name == theirs.name
@@ -98,9 +99,7 @@ def test_a_session_maps_the_codes(folder: Path, tmp_path: Path) -> None:
     maps = Path("/proc/self/maps").read_text().splitlines()
     mapped = {int(line.split()[2], 16) for line in maps if line.endswith("model.onnx.data")}
     codes = [
-        each
-        for each in model_io.external_tensors(model_io.load(path))
-        if str(each.name).endswith(".codes")
+        each for each in tensors.external_tensors(load(path)) if str(each.name).endswith(".codes")
     ]
     assert len(codes) == 7 * SHAPE.layers
     assert {each.offset for each in codes} <= mapped

@@ -20,7 +20,7 @@ import onnx_ternary
 from onnx_ternary import runtime
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.schema import OpAttributes
-from tests.single_node import attribute_variants, label, make_model, make_node
+from tests.support.single_node import attribute_variants, label, make_model, make_node
 
 extensions = pytest.importorskip("onnxruntime_extensions")
 PyOp = extensions.PyOp

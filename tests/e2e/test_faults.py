@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 import onnx_ternary
 from onnx_ternary.schema import OP_TYPE
-from tests.models import matmul, model, ternary
+from tests.catalogue.case import matmul, model, ternary
 
 WIDTH = 512
 COMMAND = (sys.executable, "-m", "onnx_ternary", "optimize", "--no-verify", "-q")

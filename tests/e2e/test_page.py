@@ -13,11 +13,11 @@ from typing import Any
 import onnx
 import pytest
 
-from onnx_ternary.optimize import optimize
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.page import render_page
-from onnx_ternary.report import Report
-from tests import models
+from onnx_ternary.reports.page import render_page
+from onnx_ternary.reports.report import Report
+from tests.catalogue.case import K, N, changed, matmul, model, ternary
 
 DIGITS = Path(__file__).parents[2] / "examples/digits_mlp.onnx"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -171,14 +171,14 @@ def test_page_contrast(browser: Any, digits_page: Path, scheme: str) -> None:
 def hostile_model(path: Path) -> Path:
     """Names, a weight's among them, that try to be markup; the first weight is not ternary."""
     names = [f"weight {name}" for name in HOSTILE]
-    weights = [models.ternary(seed=number) for number in range(len(HOSTILE))]
-    weights[0] = models.changed(weights[0], 0, 0, 7.0)
+    weights = [ternary(seed=number) for number in range(len(HOSTILE))]
+    weights[0] = changed(weights[0], 0, 0, 7.0)
     nodes = [
-        models.matmul(w=weight, y=f"y{number}", name=name)
+        matmul(w=weight, y=f"y{number}", name=name)
         for number, (weight, name) in enumerate(zip(names, HOSTILE, strict=True))
     ]
     outputs = [f"y{number}" for number in range(len(HOSTILE))]
-    made = models.model(nodes, dict(zip(names, weights, strict=True)), outputs=outputs)
+    made = model(nodes, dict(zip(names, weights, strict=True)), outputs=outputs)
     onnx.save(made, path)
     return path
 
@@ -230,5 +230,5 @@ def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_page_bytes_of_products_that_stay(tmp_path: Path) -> None:
     model = hostile_model(tmp_path / "model.onnx")
     (kept,) = optimize(model, OptimizeOptions(min_elements=0)).report.rejections
-    assert kept.weight_shape == (models.K, models.N)
-    assert kept.weight_bytes == models.K * models.N * 4
+    assert kept.weight_shape == (K, N)
+    assert kept.weight_bytes == K * N * 4

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 import onnx_ternary
-from onnx_ternary import _native
+from onnx_ternary.native import kernels as native_kernels
 from onnx_ternary.schema import OP_TYPE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -85,9 +85,11 @@ def test_float_product_is_preferred_to_portable_kernels(
     uses_library: bool,
 ) -> None:
     """A processor without hand-written kernels is made by hiding them: this machine has some."""
-    kernels = _native.kernels()
+    kernels = native_kernels.list_kernels()
     plain = [each for each in kernels["kernels"] if each["isa"] in ("scalar", "portable")]
-    monkeypatch.setattr(_native, "kernels", lambda: {**kernels, "kernels": plain})
+    monkeypatch.setattr(
+        "onnx_ternary.native.kernels.list_kernels", lambda: {**kernels, "kernels": plain}
+    )
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     options = onnx_ternary.OptimizeOptions(function_body=body)

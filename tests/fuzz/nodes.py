@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
+from onnx_ternary.native import binding, kernels, layer
 from onnx_ternary.schema import OpAttributes
-from tests.single_node import Node, attribute_variants, int8, make_node, uint8
+from tests.support.single_node import Node, attribute_variants, int8, make_node, uint8
 
 Outcome = Literal["ran", "refused"]
 FLOAT_VARIANTS = attribute_variants(100, 13)
@@ -26,7 +26,7 @@ VARIANTS = [
     *(uint8(each) for each in FLOAT_VARIANTS if not each.group_size),
 ]
 TENSORS = ("codes", "aux", "scale", "bias")
-KERNELS = [kernel["name"] for kernel in _native.kernels()["kernels"] if kernel["supported"]]
+KERNELS = [kernel["name"] for kernel in kernels.list_kernels()["kernels"] if kernel["supported"]]
 
 INTEGERS = (
     0,
@@ -91,10 +91,10 @@ def damaged(tensor: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     return np.ndarray(tensor.shape, tensor.dtype, memory.data, offset=1)
 
 
-def call(node: _native._Node, function: str, *arguments: object) -> str:
+def call(node: binding.Node, function: str, *arguments: object) -> str:
     """The error's text, or nothing."""
     error = ctypes.create_string_buffer(4096)
-    status = getattr(_native.library(), function)(ctypes.byref(node), *arguments, error, len(error))
+    status = getattr(binding.library(), function)(ctypes.byref(node), *arguments, error, len(error))
     text = error.value.decode()
     assert (status == 0) == (text == "")
     if status == 1:
@@ -113,12 +113,12 @@ def good_node(attributes: OpAttributes, per_column: bool) -> Node:
 
 def hostile_nodes(
     attributes: OpAttributes, rng: np.random.Generator
-) -> Iterator[tuple[_native._Node, list[NDArray[Any]]]]:
+) -> Iterator[tuple[binding.Node, list[NDArray[Any]]]]:
     """Nodes with up to three things wrong, and the tensors they point at."""
     good = good_node(attributes, bool(rng.integers(2)))
     while True:
         tensors = list(good.tensors)
-        with _native._node(attributes, *tensors) as node:
+        with layer._node(attributes, *tensors) as node:
             for _ in range(rng.integers(1, 4)):
                 if rng.integers(2):
                     name = str(rng.choice(list(FIELDS)))
@@ -131,16 +131,14 @@ def hostile_nodes(
                 tensors[at] = damaged(tensors[at], rng)
                 name, tensor = TENSORS[at], tensors[at]
                 setattr(node, name, tensor.ctypes.data)
-                setattr(node, f"{name}_shape", _native._shape(tensor))
+                setattr(node, f"{name}_shape", layer._shape(tensor))
                 setattr(node, f"{name}_rank", tensor.ndim)
                 if at == 0:
                     node.codes_element_bytes = tensor.itemsize
             yield node, tensors
 
 
-def try_node(
-    node: _native._Node, _tensors: list[NDArray[Any]], rng: np.random.Generator
-) -> Outcome:
+def try_node(node: binding.Node, _tensors: list[NDArray[Any]], rng: np.random.Generator) -> Outcome:
     """Validates and runs one node.
 
     Args:

@@ -18,11 +18,12 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_ternary
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.schema import OP_TYPE
+from tests.catalogue import HITS
 from tests.fuzz.nodes import FIELDS, FLOATS, VARIANTS, damaged
-from tests.models import HITS
-from tests.single_node import make_model, make_node
+from tests.support.single_node import make_model, make_node
 
 Outcome = Literal["ran", "refused"]
 Damage = Callable[[onnx.ModelProto, np.random.Generator], None]

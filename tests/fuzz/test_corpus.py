@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 import onnx_ternary
 from onnx_ternary.schema import OpAttributes
-from tests.single_node import Node, make_model, make_node
+from tests.support.single_node import Node, make_model, make_node
 
 K, N = 100, 13
 PACKED = OpAttributes(K=K, N=N)

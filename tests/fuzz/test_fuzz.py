@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tests.fuzz import nodes, sessions
-from tests.single_node import label
+from tests.support.single_node import label
 
 ATTEMPTS_A_VARIANT = 150
 

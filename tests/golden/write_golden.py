@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from onnx_ternary.index import Index, build_index
-from onnx_ternary.reference import ternary_indexed_matmul
+from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.schema import ActivationRule, Alphabet, IndexFormat, Storage
-from onnx_ternary.ternary import TernaryWeight
-from tests.strategies import LEVELS, PACKED_STORAGES, RSR_STORAGES
+from tests.support.strategies import LEVELS, PACKED_STORAGES, RSR_STORAGES
 
 FOLDER = Path(__file__).parent
 K, N, GROUP_SIZE, BLOCK_WIDTH = 133, 6, 32, 3

@@ -14,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from onnx_ternary.options import ActivationChoice
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import ActivationChoice, OptimizeOptions
 from tests.golden.write_golden import BLOCK_WIDTH, FOLDER, Case, K, N, cases
 
 MODELS = FOLDER / "models"

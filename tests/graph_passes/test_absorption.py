@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from tests.graph_passes.test_catalogue import dense, op_nodes, tensors
-from tests.models import Array, K, N, surrounded
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.op.nodes import op_nodes
+from onnx_ternary.options import OptimizeOptions
+from tests.catalogue.case import Array, K, N
+from tests.catalogue.matmul import surrounded
+from tests.support.checks import dense, tensors
 
 OPTIONS = OptimizeOptions(min_elements=0)
 

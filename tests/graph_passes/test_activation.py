@@ -13,33 +13,21 @@ import pytest
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper
 
-from onnx_ternary.nodes import read_attributes
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from onnx_ternary.reference import quantize_rows, quantize_tensor
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.op.activations import quantize_rows, quantize_tensor
+from onnx_ternary.op.nodes import op_nodes, read_attributes
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.schema import OP_TYPE, OpAttributes
-from onnx_ternary.verify import verify
-from tests.activation_models import (
-    HITS,
-    INT8,
-    KEPT,
-    absmax,
-    dynamic,
-    offline,
-    quantize_dynamic,
-)
-from tests.function_models import call, calling, constant, function, referring
-from tests.graph_passes.test_catalogue import (
-    ALL,
-    exposed,
-    feeds_of,
-    levels_and_scale,
-    op_nodes,
-    run,
-    skip_where_too_new,
-)
-from tests.models import Case, K, N, matmul, model, node, ternary
-from tests.models_quantized import codes
+from onnx_ternary.verification.verify import verify
+from tests.catalogue import activations, matmul_integer
+from tests.catalogue.activations import INT8, KEPT, absmax, dynamic, offline
+from tests.catalogue.case import Case, K, N, matmul, model, node, ternary
+from tests.catalogue.dequantize import codes
+from tests.catalogue.functions import call, calling, constant, function, referring
+from tests.catalogue.matmul_integer import quantize_dynamic
+from tests.support.checks import ALL, exposed, feeds_of, levels_and_scale, run, skip_where_too_new
 
+HITS = {**activations.HITS, **matmul_integer.HITS}
 UNFUSED = OptimizeOptions(min_elements=0, fuse_activation=False)
 Array = NDArray[Any]
 INTEGER_PRODUCTS = [

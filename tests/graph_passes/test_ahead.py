@@ -11,11 +11,13 @@ import pytest
 
 import onnx_ternary
 from onnx_ternary import OptimizeOptions
-from onnx_ternary.graph_passes import ahead, pipeline
-from onnx_ternary.graph_passes.ahead import Ahead
+from onnx_ternary.graph_passes import pipeline
+from onnx_ternary.graph_passes.constants import ahead
+from onnx_ternary.graph_passes.constants.ahead import Ahead
+from onnx_ternary.graph_passes.constants.constant import Constant
+from onnx_ternary.graph_passes.constants.resolve import resolve
 from onnx_ternary.graph_passes.match import Context
-from onnx_ternary.graph_passes.weights import Constant, resolve
-from tests.models import matmul, model, node, ternary
+from tests.catalogue.case import matmul, model, node, ternary
 
 SIZE = 256  # squared, the smallest weight that is read ahead
 

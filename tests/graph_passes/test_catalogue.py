@@ -1,150 +1,42 @@
-"""Every form of tests/models.py: converted as it should be, with the original's answers."""
+"""Every form of tests/catalogue: converted as it should be, with the original's answers."""
 
 from __future__ import annotations
-
-import dataclasses
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnx_ternary import get_library_path
+from onnx_ternary.conversion.optimize import OptimizeResult, optimize
 from onnx_ternary.errors import LibraryError
-from onnx_ternary.index import decode_index
-from onnx_ternary.nodes import constant_tensor, op_nodes, read_attributes
-from onnx_ternary.optimize import OptimizeOptions, OptimizeResult, optimize
-from onnx_ternary.reference import (
-    float_error_bound,
-    int8_error_bound,
-    quantize_rows,
-    quantize_tensor,
-    ternary_indexed_matmul,
-    uint8_error_bound,
-)
-from onnx_ternary.report import Rewrite
-from onnx_ternary.runtime import register
+from onnx_ternary.op.activations import quantize_rows, quantize_tensor
+from onnx_ternary.op.bounds import float_error_bound, int8_error_bound, uint8_error_bound
+from onnx_ternary.op.nodes import op_nodes, read_attributes
+from onnx_ternary.op.reference import ternary_indexed_matmul
+from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.reports.report import Rewrite
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OpAttributes
-from tests import (
-    activation_models,
-    cone_models,
-    function_models,
-    models,
-    models_quantized,
-    operand_models,
-    qonnx_models,
+from tests.catalogue import HITS, NEAR_MISSES
+from tests.catalogue.case import Case
+from tests.support.checks import (
+    ALL,
+    Array,
+    dense,
+    exposed,
+    feeds_of,
+    levels_and_scale,
+    options_of,
+    run,
+    skip_where_too_new,
+    tensors,
 )
-from tests.models import Case
-
-ALL = OptimizeOptions(min_elements=0)
-Array = NDArray[Any]
-CATALOGUES = (
-    models,
-    models_quantized,
-    cone_models,
-    operand_models,
-    activation_models,
-    function_models,
-    qonnx_models,
-)
-HITS = {name: made for each in CATALOGUES for name, made in each.HITS.items()}
-NEAR_MISSES = {name: made for each in CATALOGUES for name, made in each.NEAR_MISSES.items()}
 
 
 @pytest.fixture(params=HITS, ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
     return HITS[request.param]()
-
-
-def options_of(case: Case, **changes: Any) -> OptimizeOptions:
-    return dataclasses.replace(ALL, **case.options, **changes)
-
-
-def tensors(node: ir.Node) -> list[Array]:
-    """Codes, aux, scale and bias."""
-    values = []
-    for value in node.inputs[1:]:
-        tensor = constant_tensor(value)
-        assert tensor is not None
-        values.append(tensor.numpy())
-    return values
-
-
-def levels_and_scale(node: ir.Node) -> tuple[Array, Array, int]:
-    attributes = read_attributes(node)
-    codes, aux, scale, _ = tensors(node)
-    return decode_index(attributes, codes, aux), scale, attributes.group_size
-
-
-def dense(node: ir.Node) -> Array:
-    levels, scale, group_size = levels_and_scale(node)
-    scale = scale.astype(np.float64)
-    if scale.ndim == 2:
-        scale = np.repeat(scale, group_size, axis=0)[: levels.shape[0]]
-    return levels * scale
-
-
-def run(
-    model: onnx.ModelProto, feeds: dict[str, Array], *, library: bool = False
-) -> dict[str, Array]:
-    options = ort.SessionOptions()
-    if library:
-        register(options)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    names = [each.name for each in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
-
-
-def skip_where_too_new(model: onnx.ModelProto) -> None:
-    opset = {each.domain: each.version for each in model.opset_import}[""]
-    version = tuple(map(int, ort.__version__.split(".")[:2]))
-    # onnxruntime 1.17 knows opset 20 and IR version 9, 1.18 knows 21 and 10.
-    if (opset > 20 or model.ir_version > 9) and version < (1, 18):
-        pytest.skip(
-            f"onnxruntime {ort.__version__} knows no opset {opset} with IR {model.ir_version}"
-        )
-    newer = any(node.op_type == "MatMulNBits" for node in model.graph.node)
-    if (newer or opset > 24) and not models_quantized.FEW_BITS:
-        pytest.skip(f"onnxruntime {ort.__version__} does not multiply by 2-bit weights")
-    attributes = {each.name for node in model.graph.node for each in node.attribute}
-    if "output_dtype" in attributes and version < (1, 26):
-        # 1.23.2 fails in DequantizeLinear itself, 1.31.1 runs it.
-        pytest.skip(f"onnxruntime {ort.__version__} does not follow output_dtype")
-
-
-def feeds_of(model: onnx.ModelProto, *, whole_numbers: bool) -> dict[str, Array]:
-    generator = np.random.default_rng(5)
-    initializers = {each.name for each in model.graph.initializer}
-    feeds = {}
-    for value in model.graph.input:
-        if value.name in initializers:
-            continue
-        tensor = value.type.tensor_type
-        dims = [dim.dim_value or 2 for dim in tensor.shape.dim]
-        if not tensor.HasField("shape"):
-            dims = [2, 3, 48]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        numbers = generator.standard_normal(dims)
-        feeds[value.name] = (np.round(numbers * 4) if whole_numbers else numbers).astype(dtype)
-    return feeds
-
-
-def exposed(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """The model with more of its values among the outputs."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    present = {each.name for each in (*copy.graph.output, *copy.graph.input)}
-    for name in dict.fromkeys(names):
-        if name not in present:
-            copy.graph.output.add(name=name)
-    return copy
 
 
 def test_hit_structure(case: Case) -> None:
@@ -220,7 +112,7 @@ def library(request: pytest.FixtureRequest) -> bool:
 def test_hit_numerics(case: Case, library: bool) -> None:
     skip_where_too_new(case.model)
     # With a body in the model, a library that refuses a node would go unnoticed; inside local
-    # functions nodes need it, and e2e/test_verify_forms.py runs them alone.
+    # functions nodes need it, and unit/verification/test_forms.py runs them alone.
     with_body = not library or bool(case.model.functions)
     result = optimize(case.model, options_of(case, function_body=with_body))
     assert result.report.has_function_body is with_body

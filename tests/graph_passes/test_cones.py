@@ -15,10 +15,17 @@ from click.testing import CliRunner
 from onnx import helper
 
 from onnx_ternary.cli import main
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from tests.cone_models import HITS, NEAR_MISSES, QUANTISATION_CONSTANTS, broken_cone, quantization
-from tests.function_models import in_function
-from tests.models import F32, K, matmul, model
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
+from tests.catalogue.case import F32, K, matmul, model
+from tests.catalogue.cones import (
+    HITS,
+    NEAR_MISSES,
+    QUANTISATION_CONSTANTS,
+    broken_cone,
+    quantization,
+)
+from tests.catalogue.functions import in_function
 
 ALL = OptimizeOptions(min_elements=0)
 

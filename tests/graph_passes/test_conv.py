@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from onnx_ternary.cli import main
-from tests.models import ternary
-from tests.operand_models import conv
+from tests.catalogue.case import ternary
+from tests.catalogue.conv import conv
 
 
 @pytest.mark.parametrize("asked", [False, True])

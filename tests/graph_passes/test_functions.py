@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from onnx_ternary.cli import main
-from onnx_ternary.nodes import DIGEST_KEY, check_indices, op_nodes, read_attributes
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.op.nodes import DIGEST_KEY, check_indices, op_nodes, read_attributes
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.schema import DOMAIN, OP_TYPE
-from tests.function_models import HITS, SQUARE, call, calling, constant, function
-from tests.graph_passes.test_catalogue import dense, feeds_of, run
-from tests.models import K, matmul, ternary
+from tests.catalogue.case import K, matmul, ternary
+from tests.catalogue.functions import HITS, SQUARE, call, calling, constant, function
+from tests.support.checks import dense, feeds_of, run
 
 ALL = OptimizeOptions(min_elements=0)
 

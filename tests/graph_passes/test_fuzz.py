@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_ternary import get_library_path, verify
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import LibraryError
-from onnx_ternary.nodes import check_indices
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from tests.graph_passes.test_catalogue import feeds_of, run
-from tests.models import Array
+from onnx_ternary.op.nodes import check_indices
+from onnx_ternary.options import OptimizeOptions
+from tests.catalogue.case import Array
+from tests.support.checks import feeds_of, run
 
 EXAMPLES = int(os.environ.get("ONNX_TERNARY_FUZZ_EXAMPLES", "40"))
 SIZE = 32

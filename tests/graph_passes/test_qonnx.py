@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from onnx_ternary.optimize import OptimizeOptions, optimize
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.schema import OP_TYPE
-from tests.qonnx_models import activations_too
+from tests.catalogue.qonnx import activations_too
 
 
 def test_quantization_of_activations_stays() -> None:

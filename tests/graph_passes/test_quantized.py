@@ -10,12 +10,16 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from onnx_ternary.optimize import OptimizeOptions, optimize
-from onnx_ternary.report import Report
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.reports.report import Report
 from onnx_ternary.schema import OP_TYPE
-from tests.models import F32, K, N, changed, matmul, model, node
-from tests.models_quantized import HITS, codes, nbits, per_tensor, qcdq
+from tests.catalogue import dequantize, matmul_nbits
+from tests.catalogue.case import F32, K, N, changed, matmul, model, node
+from tests.catalogue.dequantize import codes, per_tensor, qcdq
+from tests.catalogue.matmul_nbits import nbits
 
+HITS = {**dequantize.HITS, **matmul_nbits.HITS}
 ALL = OptimizeOptions(min_elements=0)
 
 

@@ -11,9 +11,10 @@ import pytest
 from onnx import numpy_helper
 
 import onnx_ternary
-from onnx_ternary import OptimizeOptions, model_io
+from onnx_ternary import OptimizeOptions
+from onnx_ternary.model_files.load import load
 from onnx_ternary.options import RemainingChoice
-from tests.models import matmul, model, node, ternary
+from tests.catalogue.case import matmul, model, node, ternary
 
 pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
 
@@ -89,7 +90,7 @@ def test_float_products_are_quantized_as_onnxruntime_does(
 
 
 def test_columns_are_quantized_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnx_ternary.graph_passes import remaining
+    from onnx_ternary.graph_passes.rewrite import remaining
 
     options = OptimizeOptions(remaining="int4")
     whole = onnx_ternary.optimize(two_products(), options).to_proto()
@@ -120,7 +121,7 @@ def test_convert_writes_and_verifies_what_only_the_quantizer_changed(tmp_path: P
     path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
     onnx.save(tied(), path)
     done = onnx_ternary.convert(path, out, OptimizeOptions(remaining="int8"))
-    assert any(each.op_type == "MatMulNBits" for each in model_io.load(out).graph)
+    assert any(each.op_type == "MatMulNBits" for each in load(out).graph)
     assert done.verification is not None
     assert done.verification.passed
     assert all(check.tolerance is None for check in done.verification.outputs)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 import onnx_ternary
 from onnx_ternary import OptimizeOptions
 from onnx_ternary.errors import IndexFormatError
-from onnx_ternary.nodes import check_indices, op_nodes
-from tests.models import column_scales, matmul, model, node, ternary
+from onnx_ternary.op.nodes import check_indices, op_nodes
+from tests.catalogue.case import column_scales, matmul, model, node, ternary
 
 FUSED = OptimizeOptions(fuse_siblings=True)
 

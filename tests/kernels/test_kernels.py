@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -12,19 +12,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
 from onnx_ternary.errors import IndexFormatError, LibraryError
-from onnx_ternary.schema import OpAttributes
+from onnx_ternary.native import kernels
+from tests.support.kernel_node import BUILT, BY_NAME, LIST, SUPPORTED, Node, check_int8, make_node
 
-U = 2.0**-24
-LIST = _native.kernels()
-BUILT = LIST["kernels"]
-SUPPORTED = [kernel for kernel in BUILT if kernel["supported"]]
-BY_NAME = {kernel["name"]: kernel for kernel in BUILT}
 SUPPORTED_ISAS = {kernel["isa"] for kernel in SUPPORTED}
 # avx512bw and avx512vbmi have no kernels of their own for few rows or int8.
 VECTOR_ISAS = ("avx2", "avx512vnni")
-
 each_kernel = pytest.mark.parametrize("name", [kernel["name"] for kernel in SUPPORTED])
 each_packed_kernel = pytest.mark.parametrize(
     "name", [kernel["name"] for kernel in SUPPORTED if kernel["index_format"] == "packed"]
@@ -38,122 +32,10 @@ each_int8_kernel = pytest.mark.parametrize(
 quick = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
-
 # Around 1, the lanes, the blocks and the column tiles.
 K_VALUES = (1, 2, 3, 4, 5, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 385, 1000)
 N_VALUES = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 33, 65)
 ROWS = (1, 2, 3, 7, 8, 9, 16, 17, 64, 65)
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node with what it stands for."""
-
-    attributes: OpAttributes
-    levels: NDArray[np.int8]  # (K, N)
-    codes: NDArray[Any]
-    aux: NDArray[np.uint32]
-    scale: NDArray[np.float32]
-    bias: NDArray[np.float32]
-
-    def run(
-        self, x: NDArray[np.float32], kernel: str | None, num_parts: int = 1
-    ) -> tuple[NDArray[np.float32], str]:
-        return _native.run(
-            self.attributes,
-            self.codes,
-            self.aux,
-            self.scale,
-            self.bias,
-            x,
-            kernel=kernel,
-            num_parts=num_parts,
-        )
-
-    def row_scales(self) -> NDArray[np.float64]:
-        """Scale of every weight, (K, N)."""
-        scale = self.scale.astype(np.float64)
-        if scale.ndim == 2:
-            return np.repeat(scale, self.attributes.group_size, axis=0)[: self.attributes.K]
-        return np.broadcast_to(scale, self.levels.shape)
-
-    def bound(self, x: NDArray[np.float32], kernel: str) -> NDArray[np.float64]:
-        """The bound of docs/op_spec.md on a float kernel's error, (M, N)."""
-        weights = self.levels * self.row_scales()
-        bias = np.abs(self.bias.astype(np.float64))
-        magnitude = np.abs(x.astype(np.float64)) @ np.abs(weights) + bias
-        attributes = self.attributes
-        depth = _native.addition_depth(
-            attributes, self.codes, self.aux, self.scale, self.bias, kernel
-        )
-        # Padding adds zeros, which does not round.
-        steps = min(depth, attributes.K) + attributes.num_groups + 3
-        bound = steps * U / (1 - steps * U) * magnitude + magnitude * U
-        if BY_NAME[kernel]["fixed_point"]:
-            absmax = np.max(np.abs(x), axis=1, keepdims=True).astype(np.float64)
-            bound += np.abs(weights).sum(axis=0) * absmax * 2.0**-22.99
-        return bound + 2.0**-149 * (attributes.K + 1)
-
-
-def make_node(
-    rng: np.random.Generator,
-    index_format: str,
-    activation: str,
-    K: int,
-    N: int,
-    *,
-    alphabet: str = "ternary",
-    storage: str | None = None,
-    block_size: int = 128,
-    block_width: int = 4,
-    algorithm: str = "rsr++",
-    scale_kind: str = "column",
-    num_group_blocks: int = 1,
-    with_bias: bool = True,
-    rule: str = "absmax_division",
-    levels: NDArray[np.int8] | None = None,
-) -> Node:
-    choices = {"ternary": (-1, 0, 1), "binary_pm": (-1, 1), "binary_01": (0, 1)}[alphabet]
-    if levels is None:
-        levels = rng.choice(np.array(choices, np.int8), (K, N))
-    packed = index_format == "packed"
-    group_size = (block_size if packed else 24) * num_group_blocks if scale_kind == "group" else 0
-    integer = activation == "int8"
-    attributes = OpAttributes(
-        K=K,
-        N=N,
-        index_format=index_format,  # type: ignore[arg-type]  # drawn from the schema's values
-        storage=storage or ("2bit" if packed else "planes"),  # type: ignore[arg-type]
-        alphabet=alphabet,  # type: ignore[arg-type]
-        block_size=block_size if packed else 0,
-        block_width=0 if packed else block_width,
-        algorithm="auto" if packed else algorithm,  # type: ignore[arg-type]
-        group_size=group_size,
-        activation=activation,  # type: ignore[arg-type]
-        activation_rule=rule if integer else "none",  # type: ignore[arg-type]
-        activation_epsilon=1e-5 if integer else 0.0,
-        activation_qmin=-128 if integer else 0,
-        activation_qmax=127 if integer else 0,
-    )
-    if packed:
-        codes: NDArray[Any] = _native.pack(
-            levels, storage=attributes.storage, alphabet=attributes.alphabet, block_size=block_size
-        )
-        aux = np.zeros(1, np.uint32)
-    else:
-        codes, aux = _native.pack_rsr(
-            levels,
-            storage=attributes.storage,
-            alphabet=attributes.alphabet,
-            block_width=block_width,
-            group_size=group_size,
-        )
-    shape: tuple[int, ...] = {"tensor": (), "column": (N,)}.get(
-        scale_kind, (attributes.num_groups, N)
-    )
-    scale = rng.uniform(0.01, 2.0, shape).astype(np.float32)
-    bias = rng.normal(size=N).astype(np.float32) if with_bias else np.zeros((), np.float32)
-    return Node(attributes, levels, codes, aux, np.asarray(scale, np.float32), bias)
 
 
 @st.composite
@@ -195,46 +77,6 @@ def nodes(draw: st.DrawFn, index_format: str, activation: str) -> tuple[Node, ND
     x = rng.normal(size=(rows, K)).astype(np.float32)
     x *= np.float32(draw(st.sampled_from((1.0, 1e-3, 1e-41, 1e30))))
     return node, x
-
-
-def quantized(node: Node, x: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """q (M, K) and s (M, 1) of the int8 rule."""
-    attributes = node.attributes
-    absmax = np.maximum(np.max(np.abs(x), axis=1), np.float32(attributes.activation_epsilon))
-    qmax = np.float32(attributes.activation_qmax)
-    if attributes.activation_rule == "absmax_division":
-        s = qmax / absmax
-    else:
-        s = (np.float32(1) / absmax) * qmax
-    rounded = np.rint(x * s[:, None])
-    q = np.clip(rounded, attributes.activation_qmin, attributes.activation_qmax)
-    return q.astype(np.int64), s[:, None].astype(np.float32)
-
-
-def check_int8(node: Node, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
-    """Exact sums, then the operations docs/op_spec.md names in float32: the same bits.
-
-    With scales per group kernels add weighted integers of groups, or of lanes of them, in float32
-    or better, in any order.
-    """
-    q, s = quantized(node, x)
-    levels = node.levels.astype(np.int64)
-    if node.scale.ndim < 2:
-        with np.errstate(over="ignore"):
-            expected = (q @ levels).astype(np.float32) / s * node.scale + node.bias
-        np.testing.assert_array_equal(y, expected)
-        return
-    size = node.attributes.group_size
-    exact = np.zeros((x.shape[0], node.attributes.N)) + node.bias
-    magnitude = np.abs(exact)
-    for group, scale in enumerate(node.scale.astype(np.float64)):
-        part = slice(group * size, (group + 1) * size)
-        exact += (q[:, part] @ levels[part]) * scale / s
-        magnitude += (np.abs(q[:, part]) @ np.abs(levels[part])) * scale / s
-    steps = -(-node.attributes.K // 128) + node.attributes.num_groups + 5
-    within = np.abs(y - exact) <= steps * U / (1 - steps * U) * magnitude + 2.0**-149
-    # Terms that leave float32's range may meet as infinities.
-    assert within[magnitude <= np.finfo(np.float32).max].all()
 
 
 def check(node: Node, x: NDArray[np.float32], y: NDArray[np.float32], kernel: str) -> None:
@@ -592,7 +434,7 @@ def test_selection_forced_isa_uses_its_kernels(entry: Any) -> None:
     )
     rows = entry["rows_min"]
     isa = BY_NAME[entry["kernel"]]["isa"]
-    with _native.forced(isa=isa):
+    with kernels.forced(isa=isa):
         _, used = node.run(rng.normal(size=(rows, 128)).astype(np.float32), None)
     first = next(
         other["kernel"]
@@ -612,7 +454,7 @@ def test_forced_kernel_is_the_one_that_runs(name: str) -> None:
     rng = np.random.default_rng(11)
     kernel = BY_NAME[name]
     node = make_node(rng, kernel["index_format"], kernel["activation"], 128, 8)
-    with _native.forced(kernel=name):
+    with kernels.forced(kernel=name):
         _, used = node.run(rng.normal(size=(5, 128)).astype(np.float32), None)
     assert used == name
 
@@ -622,7 +464,7 @@ def test_forced_kernel_of_another_format_refuses() -> None:
     node = make_node(rng, "rsr", "float", 20, 8)
     x = np.ones((1, 20), np.float32)
     with (
-        _native.forced(kernel="packed_gemm_float_portable"),
+        kernels.forced(kernel="packed_gemm_float_portable"),
         pytest.raises((LibraryError, IndexFormatError), match="cannot serve this node"),
     ):
         node.run(x, None)
@@ -652,7 +494,7 @@ def test_vector_kernels_take_every_packed_layer(
         scale_kind="group",
     )
     x = rng.normal(size=(rows, 200)).astype(np.float32)
-    with _native.forced(isa="" if isa == "avx512vnni" else isa):
+    with kernels.forced(isa="" if isa == "avx512vnni" else isa):
         y, used = node.run(x, None)
     for name in used.split(","):
         assert BY_NAME[name]["isa"] in (isa, "avx512bw", "avx512vbmi")
@@ -662,8 +504,8 @@ def test_vector_kernels_take_every_packed_layer(
 @pytest.mark.parametrize(
     ("force", "message"),
     [
-        (_native.force_isa, "unknown instruction set 'nope'. Available: scalar, portable"),
-        (_native.force_kernel, "unknown kernel 'nope'. Available: packed_reference_float_scalar"),
+        (kernels.force_isa, "unknown instruction set 'nope'. Available: scalar, portable"),
+        (kernels.force_kernel, "unknown kernel 'nope'. Available: packed_reference_float_scalar"),
     ],
 )
 def test_force_unknown_name(force: Any, message: str) -> None:

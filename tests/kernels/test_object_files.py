@@ -7,6 +7,7 @@ picked for code that runs on any processor.
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,16 +18,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "custom_ops" / "kernels"
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden"]
-AVX512BW = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mbmi2"]
-AVX2 = ["-mavx2", "-mfma", "-mbmi2", "-mf16c", "-DOTN_HAVE_AVX2"]
-ISA_FLAGS = {
-    "packed_avx2": AVX2,
-    "packed_lookup_avx2": AVX2,
-    "rsr_avx2": AVX2,
-    "packed_avx512": [*AVX512BW, "-DOTN_HAVE_AVX512BW"],
-    "packed_avx512vbmi": [*AVX512BW, "-mavx512vbmi", "-DOTN_HAVE_AVX512VBMI"],
-    "packed_avx512vnni": [*AVX512BW, "-mavx512vnni", "-DOTN_HAVE_AVX512VNNI"],
-}
+X86_64_ROW = re.compile(r'^OTN_ISA\((\w+), x86_64, .*, "([^"]*)", "[^"]*"\)$', re.M)
+KERNEL_ROW = re.compile(r"^OTN_KERNEL\((\w+), (\w+), \w+\)$", re.M)
+ROW_MAGNITUDES_ROW = re.compile(r"^OTN_ROW_MAGNITUDES\((\w+)\)$", re.M)
+
+
+def isa_flags() -> dict[str, list[str]]:
+    """Flags of every file that is compiled for an instruction set of x86-64, by its path."""
+    sets = (ROOT / "custom_ops" / "dispatch" / "instruction_sets.inc").read_text()
+    rows = (KERNELS / "kernel_list.inc").read_text()
+    flags = {isa: text.split() for isa, text in X86_64_ROW.findall(sets)}
+    files = {f"{family}_{isa}.cc": isa for isa, family in KERNEL_ROW.findall(rows)}
+    files |= {f"common/row_magnitudes_{isa}.cc": isa for isa in ROW_MAGNITUDES_ROW.findall(rows)}
+    return {name: flags[isa] for name, isa in files.items() if isa in flags}
+
+
+ISA_FLAGS = isa_flags()
 SHARED = set("WwVvu")
 
 pytestmark = [
@@ -51,18 +58,18 @@ def compile_object(source: Path, target: Path, flags: list[str]) -> None:
 
 @pytest.mark.parametrize("name", sorted(ISA_FLAGS))
 def test_isa_object_has_no_shared_symbols(name: str, tmp_path: Path) -> None:
-    target = tmp_path / f"{name}.o"
-    compile_object(KERNELS / f"{name}.cc", target, ISA_FLAGS[name])
+    target = tmp_path / "kernel.o"
+    compile_object(KERNELS / name, target, ISA_FLAGS[name])
     assert shared_symbols(target) == []
 
 
-def test_every_isa_file_is_checked() -> None:
-    of_an_isa = {path.stem for path in KERNELS.glob("*.cc")} - {
-        path.stem
-        for path in KERNELS.glob("*.cc")
-        if path.stem.endswith(("_scalar", "_portable")) or path.stem == "quantize_row"
-    }
-    assert of_an_isa == set(ISA_FLAGS)
+def test_every_kernel_file_has_a_row() -> None:
+    rows = (KERNELS / "kernel_list.inc").read_text()
+    listed = {f"{family}_{isa}.cc" for isa, family in KERNEL_ROW.findall(rows)}
+    assert {path.name for path in KERNELS.glob("*.cc")} == listed
+    assert {isa for isa, _ in KERNEL_ROW.findall(rows)} >= {"scalar", "portable", "avx2"}
+    assert len(ISA_FLAGS) >= 8
+    assert all(flags for flags in ISA_FLAGS.values())
 
 
 def test_shared_symbol_is_found(tmp_path: Path) -> None:

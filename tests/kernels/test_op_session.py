@@ -14,10 +14,18 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
-from onnx_ternary._library import get_library_path
+from onnx_ternary.native import kernels, packers
+from onnx_ternary.native.library_path import get_library_path
 from onnx_ternary.schema import OpAttributes
-from tests.single_node import Node, attribute_variants, int8, label, make_model, make_node, pack
+from tests.support.single_node import (
+    Node,
+    attribute_variants,
+    int8,
+    label,
+    make_model,
+    make_node,
+    pack,
+)
 
 VARIANTS = attribute_variants(100, 13)
 NODE_NAME = "/mlp/up_proj"
@@ -289,7 +297,7 @@ def test_thread_count_does_not_change_bits(rng: np.random.Generator, rows: int, 
     node = Node(
         attributes,
         levels,
-        _native.pack(levels, storage="2bit", alphabet="ternary", block_size=128),
+        packers.pack(levels, storage="2bit", alphabet="ternary", block_size=128),
         np.zeros(1, np.uint32),
         rng.uniform(0.5, 1, (4, 1500)).astype(np.float32),
         np.zeros((), np.float32),
@@ -441,7 +449,7 @@ def test_registering_twice_fails_when_the_session_is_made(rng: np.random.Generat
 def test_forced_kernel_that_cannot_serve_is_named_when_the_session_is_made(
     rng: np.random.Generator,
 ) -> None:
-    with _native.forced(kernel="rsr_gemv_float_scalar"):
+    with kernels.forced(kernel="rsr_gemv_float_scalar"):
         message = error_of(make_model(make_node(rng, VARIANTS[0])))
     assert f"TernaryIndexedMatMul '{NODE_NAME}': " in message
     assert "'rsr_gemv_float_scalar' cannot serve" in message

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnx_ternary import _native
-from tests.kernels.test_kernels import BY_NAME, SUPPORTED, Node, check_int8, make_node
+from onnx_ternary.native import kernels
+from tests.support.kernel_node import BY_NAME, SUPPORTED, Node, check_int8, make_node
 
 Rows = NDArray[np.float32]
 
@@ -28,7 +28,7 @@ each_scale = pytest.mark.parametrize("scale_kind", ["tensor", "column", "group"]
 
 def run(node: Node, x: Rows, isa: str) -> tuple[Rows, list[str]]:
     """The op's answer with one instruction set, and the kernels that gave it."""
-    with _native.forced(isa=isa):
+    with kernels.forced(isa=isa):
         y, used = node.run(x, None, num_parts=3)
         np.testing.assert_array_equal(y.view(np.uint32), node.run(x, None)[0].view(np.uint32))
     return y, used.split(",")

@@ -12,15 +12,18 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_ternary import _native, runtime
+from onnx_ternary import runtime
 from onnx_ternary.errors import IndexFormatError
-from onnx_ternary.reference import quantize_tensor, ternary_indexed_matmul, uint8_error_bound
+from onnx_ternary.native import binding, kernels, layer, packers
+from onnx_ternary.op.activations import quantize_tensor
+from onnx_ternary.op.bounds import uint8_error_bound
+from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.schema import MAX_UINT8_K, OpAttributes
-from tests.single_node import Node, attribute_variants, label, make_model, make_node, uint8
+from tests.support.single_node import Node, attribute_variants, label, make_model, make_node, uint8
 
 KERNELS = [
     entry["name"]
-    for entry in _native.kernels()["kernels"]
+    for entry in kernels.list_kernels()["kernels"]
     if entry["supported"] and entry["activation"] == "int8"
 ]
 VARIANTS = [uint8(each) for each in attribute_variants(133, 21) if not each.group_size]
@@ -40,7 +43,7 @@ def rule(node: Node, x: Array) -> Array:
 
 
 def run(node: Node, x: Array, kernel: str | None = None, num_parts: int = 1) -> Array:
-    y, used = _native.run(node.attributes, *node.tensors, x, kernel=kernel, num_parts=num_parts)
+    y, used = layer.run(node.attributes, *node.tensors, x, kernel=kernel, num_parts=num_parts)
     assert kernel in (None, used)
     return y
 
@@ -72,7 +75,7 @@ def test_kernel_same_bits_as_the_rule(name: str, attributes: OpAttributes) -> No
                 expected = rule(node, x)
                 try:
                     np.testing.assert_array_equal(run(node, x, name), expected)
-                except _native.LibraryError as error:
+                except binding.LibraryError as error:
                     pytest.skip(str(error))
                 np.testing.assert_array_equal(run(node, x, name, num_parts=3), expected)
 
@@ -191,10 +194,10 @@ def test_largest_sums_are_exact(name: str, sign: int) -> None:
     levels = np.full((K, 2), sign, np.int8)
     levels[0, 1] = -sign
     codes, aux = (
-        _native.pack_rsr(levels, storage="planes", alphabet="ternary", block_width=3, group_size=0)
+        packers.pack_rsr(levels, storage="planes", alphabet="ternary", block_width=3, group_size=0)
         if name.startswith("rsr")
         else (
-            _native.pack(levels, storage="2bit", alphabet="ternary", block_size=128),
+            packers.pack(levels, storage="2bit", alphabet="ternary", block_size=128),
             np.zeros(1, np.uint32),
         )
     )
@@ -240,7 +243,7 @@ def test_other_attributes_are_refused(changes: dict[str, Any], message: str) -> 
     for name, value in changes.items():
         object.__setattr__(hostile, name, value)
     with pytest.raises(IndexFormatError, match=message):
-        _native.validate(hostile, *node.tensors)
+        layer.validate(hostile, *node.tensors)
 
 
 def test_damaged_codes_are_memory_safe() -> None:

@@ -1,0 +1,1 @@
+"""What writes results into README.md and docs: tables, plots and the picture of a terminal."""

@@ -1,0 +1,93 @@
+"""Copy the committed results into README.md (its `numbers` markers) and pages of docs.
+
+Usage: python benchmarks/pages/update_readme.py [--check]
+
+The pages are docs/performance.md (kernel.json) and docs/models.md (model.json). Their plots are
+drawn too (`pip install ".[bench]"`), but not by --check, which changes nothing and fails if a page
+is not what the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+ROOT = BENCHMARKS.parent
+RESULTS = BENCHMARKS / "results"
+sys.path.insert(0, str(BENCHMARKS))  # as where a program of that folder is started
+
+from pages import kernel as kernel_pages  # noqa: E402
+from pages import model as model_pages  # noqa: E402
+from pages.parts import conditions_line, table  # noqa: E402
+
+BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
+
+
+def example_section() -> str:
+    """Digits: time a call and how many times faster, by batch size and threads."""
+    rows = []
+    for threads in (1, 2):
+        results = json.loads((RESULTS / f"example_{threads}.json").read_text())
+        rows += [
+            [
+                f"{row['batch']:.0f}",
+                str(threads),
+                f"{row['float MatMul us']:.0f} us",
+                f"{row['onnx-ternary us']:.0f} us",
+                f"{row['times faster']:.2f}",
+            ]
+            for row in results["rows"]
+        ]
+    head = ["batch", "threads", "float MatMul", "onnx-ternary", "times faster"]
+    facts = {name: value for name, value in results["conditions"].items() if name != "threads"}
+    return (
+        "The digits example (`benchmarks/bench_example.py`), whole model, float activations:\n\n"
+        f"{table(head, rows)}\n\nConditions: {conditions_line(facts)}."
+    )
+
+
+def _result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return found
+
+
+def main() -> None:
+    """Rewrite the pages, or with --check fail if one is not what the results say."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check: bool = parser.parse_args().check
+    kernel, model = _result("kernel.json"), _result("model.json")
+    sections = [
+        example_section(),
+        kernel_pages.readme_section(kernel),
+        model_pages.readme_section(model),
+    ]
+    section = "\n".join([BEGIN, "\n\n".join(sections), END])
+    marked = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    contents: dict[Path, Callable[[str], str]] = {
+        ROOT / "README.md": lambda text: marked.sub(lambda _: section, text),
+        ROOT / "docs" / "performance.md": lambda text: kernel_pages.filled(text, kernel),
+        ROOT / "docs" / "models.md": lambda text: model_pages.filled(text, model),
+    }
+    for path, made in contents.items():
+        old = path.read_text(encoding="utf-8")
+        new = made(old)
+        if check and old != new:
+            raise SystemExit(
+                f"{path.name} is not what benchmarks/results say; run update_readme.py"
+            )
+        if not check:
+            path.write_text(new, encoding="utf-8")
+    if not check:
+        kernel_pages.draw(kernel, ROOT / "docs/images/kernel_time.svg")
+        model_pages.draw(model, ROOT / "docs/images/model_speed.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+// Small numbers that all kernels ask for. C headers and internal linkage only: every file that
+// includes this compiles it for its own instruction set.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../../layer.h"
+
+namespace onnx_ternary {
+namespace {
+
+inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+inline size_t RoundUp64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+inline bool PerGroup(const Layer* layer) { return layer->scale_kind == ScaleKind::per_group; }
+
+// Of any scale kind.
+inline float GroupScale(const Layer* layer, int64_t group, int64_t n) {
+  switch (layer->scale_kind) {
+    case ScaleKind::per_tensor:
+      return layer->scale[0];
+    case ScaleKind::per_column:
+      return layer->scale[n];
+    case ScaleKind::per_group:
+      break;
+  }
+  return layer->scale[group * layer->N + n];
+}
+
+// Not for scales per group.
+inline float ColumnScale(const Layer* layer, int64_t n) {
+  return layer->scale[layer->scale_kind == ScaleKind::per_column ? n : 0];
+}
+
+inline float ColumnBias(const Layer* layer, int64_t n) {
+  return layer->bias ? layer->bias[n] : 0.0f;
+}
+
+}  // namespace
+}  // namespace onnx_ternary

@@ -1,0 +1,1 @@
+"""Where the numbers of a weight come from."""

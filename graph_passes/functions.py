@@ -1,0 +1,105 @@
+"""What the calls of a local function decide about the products inside it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnx_ternary.op.nodes import local_functions, node_label, owning_functions
+
+from .constants.constant import INLINE, Constant
+from .constants.resolve import resolve
+from .match import Rejection
+
+
+def function_name(function: ir.Function) -> str:
+    """What reports call a local function: ``domain::name``, with its overload if it has one."""
+    overload = f":{function.overload}" if function.overload else ""
+    return f"{function.domain}::{function.name}{overload}"
+
+
+class Functions:
+    """What products inside local functions may not have: what differs from call to call."""
+
+    def __init__(self, model: ir.Model, *, with_body: bool) -> None:
+        self._model = model
+        self._with_body = with_body
+        self._owners = owning_functions(model)
+        self._calls: dict[ir.OperatorIdentifier, list[ir.Node]] = {
+            function.identifier(): [] for function in local_functions(model)
+        }
+        for graph in (model.graph, *(each.graph for each in local_functions(model))):
+            for node in graph.all_nodes():
+                if (calls := self._calls.get(node.op_identifier())) is not None:
+                    calls.append(node)
+
+    def refusal(self, node: ir.Node) -> str:
+        """Why a product inside a local function stays; empty if nothing is against it."""
+        function = self._owners.get(id(node.graph))
+        if function is None:
+            return ""
+        name = function_name(function)
+        if not self._with_body:
+            return (
+                f"it is inside local function {name}, where ONNX Runtime finds the types of the op "
+                "through its function body only, and that is switched off"
+            )
+        opset, models_opset = function.opset_imports.get(""), self._model.opset_imports.get("", 0)
+        if opset not in (None, models_opset):
+            return (
+                f"local function {name} imports opset {opset}, the model {models_opset}; the op's "
+                "function body serves one opset"
+            )
+        for attribute, attr in node.attributes.items():
+            if attr.is_ref():
+                return f"its attribute {attribute} is given by every call of {name}; {INLINE}"
+        return ""
+
+    def explained(self, rejection: Rejection) -> Rejection:
+        """The rejection, or one that says that the function's calls give the weight."""
+        node = rejection.node
+        function = self._owners.get(id(node.graph))
+        values = [value for value in node.inputs if value is not None]
+        if function is None or any(isinstance(resolve(each), Constant) for each in values):
+            return rejection
+        name = function_name(function)
+        for value in values:
+            source = _source(value)
+            if source not in function.inputs:
+                continue
+            if call := self._constant_call(function, function.inputs.index(source), ()):
+                return Rejection(
+                    node,
+                    f"weight '{source.name}' is an input of local function {name}, and every call "
+                    f"gives its own ({call}); {INLINE}",
+                )
+        return rejection
+
+    def _constant_call(
+        self, function: ir.Function, position: int, callers: tuple[ir.Function, ...]
+    ) -> str:
+        """A call that gives a constant for an input, also through other functions; or nothing."""
+        if function in callers:
+            return ""
+        for node in self._calls[function.identifier()]:
+            value = node.inputs[position] if position < len(node.inputs) else None
+            if value is None:
+                continue
+            constant = resolve(value)
+            if isinstance(constant, Constant):
+                return f"'{node_label(node)}' gives '{constant.name}'"
+            caller = self._owners.get(id(node.graph))
+            if caller is not None and value in caller.inputs:
+                at = caller.inputs.index(value)
+                if found := self._constant_call(caller, at, (*callers, function)):
+                    return found
+        return ""
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """What a chain of steps with one operand each starts from, scales and shapes apart."""
+    while (producer := value.producer()) is not None:
+        source = producer.inputs[0] if producer.inputs else None
+        if source is None:
+            return value
+        value = source
+    return value

@@ -1,0 +1,193 @@
+"""The one pen: new names and constants of a model, and the removal of what nobody uses any more.
+
+New tensors are initializers of the graph the node is in: ONNX Runtime 1.17 gives a custom op only
+its own graph's initializers as constants (1.31 gives it captured ones too), so a weight that two
+subgraphs share gets an index in each. Functions have no initializers: inside them, and in the
+subgraphs there, new tensors are Constant nodes, which ONNX Runtime makes initializers where it
+inlines the function, once per call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_ternary.model_files.tensors import Spool
+from onnx_ternary.op.nodes import (
+    constant_tensor,
+    local_functions,
+    owning_functions,
+)
+from onnx_ternary.schema import DOMAIN, OpAttributes
+
+from ..constants.constant import FOLDER, Constant
+from ..constants.resolve import leaf
+
+
+class ModelEditor:
+    """One model while it is edited.
+
+    Attributes:
+        model: the model.
+        opset: the ai.onnx opset the model imports.
+        functions: the local function each graph inside one belongs to, by the graph's id.
+    """
+
+    def __init__(self, model: ir.Model, spool: Spool | None = None) -> None:
+        self.model = model
+        self.opset = model.opset_imports.get("", 0)
+        self.functions = owning_functions(model)
+        self._spool = spool
+        graphs = (model.graph, *(each.graph for each in local_functions(model)))
+        self._names = {name for graph in graphs for name in _value_names(graph)}
+        self._node_names = {node.name or "" for graph in graphs for node in graph.all_nodes()}
+        self._tensors: dict[Hashable, ir.Value] = {}
+
+    def value_name(self, name: str) -> str:
+        """``name``, or it with a number behind, for a new value; from then on taken."""
+        return _unique(name, self._names)
+
+    def node_name(self, name: str) -> str:
+        """``name``, or it with a number behind, for a new node; from then on taken."""
+        return _unique(name, self._node_names)
+
+    def shared_constant(
+        self, product: ir.Node, weight: Constant, role: str, array: NDArray[Any]
+    ) -> ir.Value:
+        """A constant of the product's graph; small equal ones are shared by all nodes."""
+        small = array.size == 1 and not array.any()
+        key = (id(product.graph), None if small else weight.key, role, array.shape, array.tobytes())
+        if key not in self._tensors:
+            name = f"{DOMAIN}.{role}" if small else f"{weight.name}.{role}"
+            self._tensors[key] = self.add_constant(product, name, array)
+        return self._tensors[key]
+
+    def add_constant(self, product: ir.Node, name: str, array: NDArray[Any]) -> ir.Value:
+        """A new constant that ``product`` and the nodes behind it can read."""
+        graph = product.graph
+        assert isinstance(graph, ir.Graph)
+        name = self.value_name(name)
+        if id(graph) in self.functions:
+            node = ir.Node(
+                "",
+                "Constant",
+                [],
+                [ir.AttrTensor("value", ir.Tensor(array, name=name))],
+                outputs=[ir.Value(name=name)],
+                name=self.node_name(name),
+            )
+            graph.insert_before(product, node)
+            return node.outputs[0]
+        tensor = (
+            ir.Tensor(array, name=name) if self._spool is None else self._spool.add(array, name)
+        )
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        graph.register_initializer(value)
+        return value
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """``name``, or it with a number behind; from then on taken."""
+    unique, count = name, 1
+    while unique in taken:
+        count += 1
+        unique = f"{name}_{count}"
+    taken.add(unique)
+    return unique
+
+
+def op_attributes(attributes: OpAttributes) -> list[ir.Attr]:
+    """The attributes of a `TernaryIndexedMatMul` as a node has them."""
+    made: list[ir.Attr] = []
+    for name, value in attributes.to_dict().items():
+        if isinstance(value, str):
+            made.append(ir.AttrString(name, value))
+        elif isinstance(value, float):
+            made.append(ir.AttrFloat32(name, value))
+        else:
+            made.append(ir.AttrInt64(name, value))
+    return made
+
+
+def output_shape(shape: ir.Shape | None, num_columns: int) -> ir.Shape | None:
+    """The shape of a product of ``num_columns`` columns; None where that of X is unknown."""
+    return None if shape is None else ir.Shape([*shape[:-1], num_columns])
+
+
+def permuted_shape(shape: ir.Shape | None, perm: tuple[int, ...]) -> ir.Shape | None:
+    """The shape behind a Transpose; None where it is unknown."""
+    if shape is None or len(shape) != len(perm):
+        return None
+    return ir.Shape([shape[axis] for axis in perm])
+
+
+def stored_tensor(value: ir.Value | None) -> ir.TensorProtocol:
+    """The tensor of a constant the op reads."""
+    tensor = constant_tensor(value)
+    assert tensor is not None
+    return tensor
+
+
+def stored_array(value: ir.Value | None) -> NDArray[Any]:
+    """The numbers of a constant the op reads."""
+    return stored_tensor(value).numpy()
+
+
+def set_array(value: ir.Value | None, array: NDArray[Any]) -> None:
+    """Replace the numbers of an initializer or a Constant node."""
+    assert value is not None
+    tensor = ir.Tensor(array, name=value.name)
+    producer = value.producer()
+    if producer is not None:
+        producer.attributes["value"] = ir.AttrTensor("value", tensor)
+        return
+    value.const_value = tensor
+    value.shape = ir.Shape(array.shape)
+
+
+def _value_names(whole: ir.Graph) -> Iterator[str]:
+    for graph in (whole, *whole.subgraphs()):
+        yield from graph.initializers
+        values: Iterable[ir.Value] = (
+            *graph.inputs,
+            *(out for node in graph for out in node.outputs),
+        )
+        for value in values:
+            yield value.name or ""
+
+
+def prune(value: ir.Value) -> None:
+    """Remove a constant nobody uses any more, and what it was made from."""
+    if not isinstance(leaf(value), Constant):
+        # Without a folder no rule has looked behind what such steps make.
+        folder = FOLDER.get()
+        if folder is None or folder.status(value) is not None:
+            return
+    remove_unused(value)
+
+
+def remove_unused(value: ir.Value) -> None:
+    """Remove what makes a value nobody uses any more."""
+    unused = [value]
+    while unused:
+        each = unused.pop()
+        producer = each.producer()
+        if producer is None:
+            graph, name = each.graph, each.name or ""
+            if graph is not None and name in graph.initializers and not _seen(each):
+                del graph.initializers[name]
+        elif producer.graph is not None and not any(map(_seen, producer.outputs)):
+            unused += [operand for operand in producer.inputs if operand is not None]
+            producer.graph.remove(producer, safe=True)
+
+
+def _seen(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output() or value.is_graph_input()

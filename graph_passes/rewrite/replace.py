@@ -1,0 +1,289 @@
+"""Put a `TernaryIndexedMatMul` node where a rule found a product.
+
+The new node takes the product's name; the value behind it keeps the name of the last absorbed
+node's output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_ternary.errors import IndexFormatError
+from onnx_ternary.index import Index, build_index
+from onnx_ternary.model_files.tensors import Spool
+from onnx_ternary.op.nodes import (
+    node_label,
+)
+from onnx_ternary.options import INT8_RULE, OptimizeOptions
+from onnx_ternary.reports.report import Rewrite
+from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
+
+from ..constants.constant import Constant
+from ..match import Rejection, TernaryMatMul
+from .finish import Replaced, Replacements, finish
+from .model_editor import (
+    ModelEditor,
+    op_attributes,
+    output_shape,
+    permuted_shape,
+    prune,
+    remove_unused,
+)
+from .remaining import Quantized, requantize
+
+# Below opset 12 a body learns N from the shape of the scale or the bias only.
+_FIRST_OPSET_WITH_SCALAR_BIAS = 12
+
+
+@dataclasses.dataclass(slots=True)
+class _StoredIndex:
+    """An index that is in the graph, without its scale."""
+
+    attributes: OpAttributes
+    codes: ir.Value
+    aux: ir.Value
+    nbytes: int
+    first_user: str
+
+
+class Replacer:
+    """Edits one model, one product after the other."""
+
+    def __init__(
+        self, model: ir.Model, options: OptimizeOptions, spool: Spool | None = None
+    ) -> None:
+        self._editor = ModelEditor(model, spool)
+        self._options = options
+        self._indices: dict[Hashable, _StoredIndex] = {}
+        self._found = Replacements()
+
+    def replace(self, match: TernaryMatMul, where: str) -> Rejection | None:
+        """Replace one product, or refuse it where the index cannot be built or does not pay.
+
+        Args:
+            match: what a rule found; its nodes are still as the rule saw them.
+            where: description of the graph, for the report.
+        """
+        product, weight = match.product, match.weight
+        graph = product.graph
+        assert isinstance(graph, ir.Graph)
+        name = node_label(product)
+        stored = self._indices.get((id(graph), weight.key))
+        shared_with = None if stored is None else stored.first_user
+        if stored is None:
+            try:
+                index = self._build(match)
+            except IndexFormatError as error:
+                return Rejection(product, str(error), weight.name)
+            if self._options.min_elements and not self._pays(index, weight):
+                return Rejection(
+                    product,
+                    f"the index of weight '{weight.name}' would take {index.nbytes} bytes, the "
+                    f"weight takes {_dense_bytes(weight)}",
+                    weight.name,
+                )
+            stored = self._store(product, weight, index, name)
+        scale = self._editor.shared_constant(product, weight, "scale", match.scale)
+        attributes = dataclasses.replace(stored.attributes, **self._activation(match))
+        inputs = [match.x, stored.codes, stored.aux, scale, self._bias(match, name)]
+        node = self._insert(match, graph, inputs, attributes)
+        self._remove(match)
+        self._found.roots[id(weight.root)] = weight.root
+        row = Rewrite(
+            node=name,
+            op_type=product.op_type,
+            pattern=match.pattern,
+            graph=where,
+            input=match.x.name or "",
+            output=match.output.name or "",
+            weight=weight.name,
+            K=attributes.K,
+            N=attributes.N,
+            dtype=weight.dtype.name.lower(),
+            index_format=attributes.index_format,
+            storage=attributes.storage,
+            alphabet=attributes.alphabet,
+            scale=_scale_kind(match.scale, attributes.group_size),
+            activation=attributes.activation,
+            bytes_before=weight.stored_bytes,
+            bytes_after=stored.nbytes + match.scale.nbytes,
+            shares_index_with=shared_with,
+            max_relative_change=match.levels.max_relative_change,
+        )
+        self._found.done.append((row, node))
+        if match.note:
+            self._found.notes.setdefault(match.note, []).append(f"'{name}'")
+        return None
+
+    def requantize(self, node: ir.Node, quantized: Quantized) -> None:
+        """Put a MatMulNBits in the place of a MatMul (remaining.py)."""
+        requantize(self._editor, node, quantized)
+
+    def finish(self) -> Replaced:
+        """Add imports, metadata and the function body, if anything was replaced (finish.py)."""
+        return finish(self._editor, self._options, self._found)
+
+    def _build(self, match: TernaryMatMul) -> Index:
+        options = self._options
+        levels = dataclasses.replace(match.levels, scale=match.scale)
+        if match.scale.ndim < 2:
+            levels = dataclasses.replace(levels, group_size=0)
+        return build_index(
+            levels,
+            index_format=options.index_format,
+            storage=options.storage,
+            block_width=options.block_width,
+            algorithm=options.algorithm,
+        )
+
+    def _activation(self, match: TernaryMatMul) -> Mapping[str, Any]:
+        """The model's own rule, or the one the user asks for."""
+        if match.activation is not None:
+            return match.activation
+        return {} if self._options.activation == "keep" else INT8_RULE
+
+    @staticmethod
+    def _pays(index: Index, weight: Constant) -> bool:
+        """Padding can make the index of a very small matrix the larger one; rsr is a choice.
+
+        An index of codes that were small already is about their size, and worth its speed: it has
+        to be smaller than the floats they stand for.
+        """
+        return index.attributes.index_format != "packed" or index.nbytes < _dense_bytes(weight)
+
+    def _store(
+        self, product: ir.Node, weight: Constant, index: Index, first_user: str
+    ) -> _StoredIndex:
+        stored = _StoredIndex(
+            attributes=index.attributes,
+            codes=self._editor.add_constant(product, f"{weight.name}.codes", index.codes),
+            aux=(
+                self._editor.shared_constant(product, weight, "aux", index.aux)
+                if index.aux.size == 1
+                else self._editor.add_constant(product, f"{weight.name}.aux", index.aux)
+            ),
+            nbytes=index.codes.nbytes + index.aux.nbytes,
+            first_user=first_user,
+        )
+        self._indices[id(product.graph), weight.key] = stored
+        return stored
+
+    def _bias(self, match: TernaryMatMul, name: str) -> ir.Value:
+        if match.bias_value is not None:
+            return match.bias_value
+        if match.bias is not None:
+            return self._editor.add_constant(match.product, f"{name}.bias", match.bias)
+        needs_n = self._editor.opset < _FIRST_OPSET_WITH_SCALAR_BIAS and match.scale.ndim == 0
+        zeros = np.zeros(match.levels.levels.shape[1:] if needs_n else (), np.float32)
+        return self._editor.shared_constant(match.product, match.weight, "zero_bias", zeros)
+
+    def _insert(
+        self,
+        match: TernaryMatMul,
+        graph: ir.Graph,
+        inputs: list[ir.Value],
+        attributes: OpAttributes,
+    ) -> ir.Node:
+        product, old = match.product, match.output
+        dtype = match.weight.dtype
+        nodes: list[ir.Node] = []
+
+        def add(
+            domain: str, op_type: str, operands: list[ir.Value], output: ir.Value, **kwargs: Any
+        ) -> ir.Value:
+            nodes.append(ir.Node(domain, op_type, operands, outputs=[output], **kwargs))
+            return output
+
+        def node_name(suffix: str) -> str:
+            return self._editor.node_name(f"{node_label(product)}.{suffix}")
+
+        def temporary(suffix: str, shape: ir.Shape | None) -> ir.Value:
+            name = self._editor.value_name(f"{old.name}.{suffix}")
+            return ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
+
+        if match.perm_x is not None:
+            turned = permuted_shape(match.x.shape, match.perm_x)
+            inputs[0] = add(
+                "",
+                "Transpose",
+                [match.x],
+                temporary("transposed", turned),
+                attributes=[ir.AttrInt64s("perm", match.perm_x)],
+                name=node_name("transpose"),
+            )
+        product_shape = output_shape(inputs[0].shape, attributes.N)
+        known = (
+            product_shape if match.perm_y is None else permuted_shape(product_shape, match.perm_y)
+        )
+        output = ir.Value(
+            name=old.name,
+            shape=old.shape or known,
+            type=old.type or ir.TensorType(dtype),
+            doc_string=old.doc_string,
+            metadata_props=dict(old.metadata_props),
+        )
+        product_value = add(
+            DOMAIN,
+            OP_TYPE,
+            inputs,
+            (
+                output
+                if match.addend is None and match.perm_y is None
+                else temporary("product", output.shape if match.addend else product_shape)
+            ),
+            attributes=op_attributes(attributes),
+            name=product.name,
+            doc_string=product.doc_string,
+            metadata_props=dict(product.metadata_props),
+        )
+        if match.addend:
+            term = match.addend.value
+            if match.addend.factor != 1.0:
+                beta = np.array(match.addend.factor, dtype.numpy())
+                factor = self._editor.add_constant(product, f"{node_label(product)}.beta", beta)
+                scaled = temporary("addend", term.shape)
+                term = add("", "Mul", [term, factor], scaled, name=node_name("scale_addend"))
+            add("", "Add", [product_value, term], output, name=node_name("add"))
+        if match.perm_y is not None:
+            assert match.addend is None  # only Gemm has one
+            add(
+                "",
+                "Transpose",
+                [product_value],
+                output,
+                attributes=[ir.AttrInt64s("perm", match.perm_y)],
+                name=node_name("transpose_back"),
+            )
+        graph.insert_before(product, nodes)
+        old.replace_all_uses_with(output, replace_graph_outputs=True)
+        node = product_value.producer()
+        assert node is not None
+        return node
+
+    @staticmethod
+    def _remove(match: TernaryMatMul) -> None:
+        graph = match.product.graph
+        assert isinstance(graph, ir.Graph)
+        removed = (match.product, *match.absorbed)
+        operands = [value for node in removed for value in node.inputs if value is not None]
+        graph.remove(removed, safe=True)
+        for value in operands:
+            if match.activation is None:
+                prune(value)
+            else:
+                remove_unused(value)
+
+
+def _scale_kind(scale: NDArray[np.float32], group_size: int) -> str:
+    return ("tensor", "column", f"group of {group_size}")[scale.ndim]
+
+
+def _dense_bytes(weight: Constant) -> int:
+    """Bytes of the weight as a matrix of its own type, or as stored where that is more."""
+    return max(weight.stored_bytes, weight.size * weight.dtype.bitwidth // 8)

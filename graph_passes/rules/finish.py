@@ -1,0 +1,235 @@
+"""What every rule ends with: checks of the weight, absorbed scales and biases, the record.
+
+Activations that the graph quantizes become the op's (activation_quantization.py).
+
+Let P = X @ W. Absorbed, where the value between has no other use and is no graph output:
+
+1. before: ``Mul(X, c)`` or ``Div(X, c)``, c a scalar (not with int8 activations, whose epsilon
+   or range would then see another X);
+2. after: ``Mul(P, c)`` or ``Div(P, c)``, c a scalar or one number a column; a bias absorbed so
+   far is scaled too;
+3. after: ``Add(P, b)``, b a scalar or one number a column, if there is no bias yet.
+
+Where the product's result is transposed (a weight on the left), 2 and 3 take scalars only.
+
+Factors must be finite and positive, and the scale they lead to a normal float32; other ones stay
+where they are. Factors are multiplied in float64, so scale and bias are rounded once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_ternary.index.levels import NotTernary, TernaryWeight
+
+from ..constants.constant import call_attribute
+from ..match import Context, Rejection, TernaryMatMul
+from .activation_quantization import ONE, NotFused, Quantized, Term, limits, read
+from .product import Product, check_weight, is_finite_bias, per_column, small_constant
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def finish(
+    product: Product, context: Context, required: Quantized | None = None
+) -> TernaryMatMul | Rejection:
+    """Read the weight, absorb what surrounds the product, and make the record.
+
+    Args:
+        product: what a rule read.
+        context: the options, and the last weight read.
+        required: how the activations are quantized, where the op has to do it because the product
+            is one of integers; `product.x` is what they come from.
+    """
+    node, weight = product.node, product.weight
+    if reason := check_weight(product, context):
+        return Rejection(node, reason, weight.name)
+    levels = context.ternarize(weight)
+    if isinstance(levels, NotTernary):
+        reason = levels.reason
+        if not reason.startswith("weight "):
+            reason = f"weight {reason}"
+        return Rejection(node, reason, weight.name)
+    if _scaled(levels.scale, product.factor) is None:
+        return Rejection(
+            node, f"alpha takes the scale of weight '{weight.name}' out of float32", weight.name
+        )
+    if required is not None or context.options.fuse_activation:
+        found = required or read(product.x, weight.dtype)
+        if isinstance(found, Quantized):
+            found = fuse(product, found, levels)
+        if isinstance(found, NotFused):
+            if required is not None:
+                reason = f"its activations are integers, and {found.reason}"
+                return Rejection(node, reason, weight.name)
+            note = f"the graph goes on quantizing the activations, because {found.reason}"
+            product.note = f"{product.note}; {note}" if product.note else note
+    if product.quantized is None:
+        _absorb_before(product, context, levels.scale)
+    _absorb_after(product, levels.scale)
+    scale = _scaled(levels.scale, product.factor)
+    assert scale is not None  # kept true by every absorption
+    nodes = [*product.before, node, *product.after]
+    pattern = " -> ".join(each.op_type for each in nodes)
+    if product.quantized is not None:
+        pattern = f"{product.quantized.attributes['activation']} activations -> {pattern}"
+    return TernaryMatMul(
+        product=node,
+        absorbed=(*product.before, *product.after),
+        pattern=pattern,
+        x=product.x,
+        perm_x=product.perm_x,
+        perm_y=product.perm_y,
+        weight=weight,
+        levels=levels,
+        scale=scale,
+        bias=None if product.bias is None else product.bias.astype(np.float32),
+        bias_value=product.bias_value,
+        addend=product.addend,
+        output=product.output,
+        note=product.note,
+        activation=None if product.quantized is None else product.quantized.attributes,
+    )
+
+
+def fuse(product: Product, quantized: Quantized, levels: TernaryWeight) -> NotFused | None:
+    """Let the op quantize ``product``'s activations, or say why it cannot; then nothing changes.
+
+    Where the product's operand is whole numbers, the Casts, Muls and Divs behind it up to the one
+    that brings the activations' scale back are absorbed.
+    """
+    node, weight = product.node, product.weight
+    if product.perm_x is not None or product.perm_y is not None:
+        return NotFused(f"{node.op_type} '{node.name}' takes them transposed")
+    if reason := limits(quantized, weight.shape[0], levels.group_size):
+        return NotFused(reason)
+    term, after = quantized.term, list[ir.Node]()
+    if term.power != 1 and (product.bias is not None or product.addend is not None):
+        return NotFused(f"{node.op_type} '{node.name}' adds a bias to the sums of integers")
+    value = node.outputs[0]
+    while term.power != 1:
+        user = _private(value, node.graph)
+        factor = None if user is None else _unit_factor(user, value, product, quantized)
+        if user is None or factor is None:
+            return NotFused(f"'{value.name}' is not multiplied by the activations' scale alone")
+        term = term.times(factor)
+        after.append(user)
+        value = user.outputs[0]
+    scaled = product.factor * term.factor
+    if _scaled(levels.scale, scaled) is None:
+        return NotFused("the scales behind the product take that of the weight out of float32")
+    product.factor = scaled
+    product.after = after
+    product.x = quantized.source
+    product.quantized = quantized
+    return None
+
+
+def _unit_factor(
+    node: ir.Node, value: ir.Value, product: Product, quantized: Quantized
+) -> Term | None:
+    """What a Cast, Mul or Div does to the sums, if no more than scale them."""
+    if node.domain != "" or call_attribute(node):
+        return None
+    if node.op_type == "Cast":
+        return ONE if node.attributes.get_int("to", 0) == int(product.weight.dtype) else None
+    if not _is_scale(node) or (node.op_type == "Div" and node.inputs[0] is not value):
+        return None
+    other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+    if other is value:
+        return None
+    factor = quantized.units(other, product.num_columns, product.rank)
+    return factor.inverse() if factor is not None and node.op_type == "Div" else factor
+
+
+def _scaled(scale: NDArray[np.float32], factor: NDArray[np.float64]) -> NDArray[np.float32] | None:
+    """Scale times factor, rounded once; None where that is not a normal positive float32."""
+    with np.errstate(over="ignore", under="ignore"):
+        result = np.asarray(scale.astype(np.float64) * factor, dtype=np.float32)
+    normal = np.isfinite(result) & (result >= _TINY)
+    return result if bool(normal.all()) else None
+
+
+def _private(value: ir.Value, graph: object) -> ir.Node | None:
+    """The one user of ``value``, if nobody else can see it."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    (use,) = uses
+    # A user in a subgraph may run never, or many times.
+    return use.node if use.node.graph is graph else None
+
+
+def _is_scale(node: ir.Node) -> bool:
+    return node.domain == "" and node.op_type in ("Mul", "Div") and len(node.inputs) == 2
+
+
+def _factor(
+    node: ir.Node, value: ir.Value, num_columns: int, rank: int | None
+) -> NDArray[np.float64] | None:
+    """The positive factor (), or (N,), that a Mul or Div applies to ``value``."""
+    if node.inputs[0] is value:
+        other = node.inputs[1]
+    elif node.op_type == "Mul":
+        other = node.inputs[0]
+    else:
+        return None
+    constant = None if other is value else small_constant(other, num_columns)
+    numbers = None if constant is None else per_column(constant, num_columns, rank)
+    if numbers is None or not bool((numbers > 0).all()):
+        return None
+    return 1.0 / numbers if node.op_type == "Div" else numbers
+
+
+def _absorb_before(product: Product, context: Context, scale: NDArray[np.float32]) -> None:
+    if context.options.activation != "keep":
+        return
+    while True:
+        node = product.x.producer()
+        user = product.before[0] if product.before else product.node
+        if node is None or not _is_scale(node) or node.graph is not product.node.graph:
+            return
+        if _private(product.x, product.node.graph) is not user:
+            return
+        for x in node.inputs:
+            rank = None if x is None or x.shape is None else len(x.shape)
+            factor = None if x is None else _factor(node, x, 1, rank)
+            if x is not None and factor is not None:
+                break
+        else:
+            return
+        if _scaled(scale, product.factor * factor) is None:
+            return
+        product.factor = product.factor * factor
+        product.x = x
+        product.before.insert(0, node)
+
+
+def _absorb_after(product: Product, scale: NDArray[np.float32]) -> None:
+    # Behind a Transpose the columns lie elsewhere; one number for all of them fits anywhere.
+    N = product.num_columns if product.perm_y is None else 1
+    while product.addend is None:
+        value = product.output
+        node = _private(value, product.node.graph)
+        if node is None:
+            return
+        if _is_scale(node):
+            factor = _factor(node, value, N, product.rank)
+            if factor is None or _scaled(scale, product.factor * factor) is None:
+                return
+            if product.bias is not None:
+                bias = product.bias * factor
+                if not is_finite_bias(bias):
+                    return
+                product.bias, product.bias_value = bias, None
+            product.factor = product.factor * factor
+        elif node.domain == "" and node.op_type == "Add" and product.bias is None:
+            other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+            constant = None if other is value else small_constant(other, N)
+            if constant is None or not product.set_bias(constant):
+                return
+        else:
+            return
+        product.after.append(node)

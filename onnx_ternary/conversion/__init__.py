@@ -1,0 +1,1 @@
+"""Model in, verified model out."""

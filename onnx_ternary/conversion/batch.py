@@ -1,0 +1,202 @@
+"""Convert many models in one call: folders, patterns, several at a time, one report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from os import PathLike
+from pathlib import Path
+
+from onnx_ternary._machine import num_processors
+from onnx_ternary.conversion.convert import check_distinct
+from onnx_ternary.conversion.staged_text import staged_text
+from onnx_ternary.conversion.worker_pool import Task, convert_all, memory_needed
+from onnx_ternary.errors import ModelError
+from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.reports.markdown import summarize_batch
+from onnx_ternary.reports.outcome import Batch, Outcome
+from onnx_ternary.verification.inputs import Inputs
+
+_MAGIC = frozenset("*?[")
+
+
+def default_target(source: Path) -> Path:
+    """Where a model goes without a word: ``m.ternary.onnx`` beside ``m.onnx``, or itself."""
+    if source.name.endswith(".ternary.onnx"):
+        return source
+    return source.with_suffix(".ternary.onnx")
+
+
+def is_pattern(source: str) -> bool:
+    """Whether it names models by a pattern rather than one file or folder."""
+    return bool(_MAGIC & set(source)) and not Path(source).exists()
+
+
+def convert_many(
+    sources: Sequence[str | PathLike[str]],
+    target: str | PathLike[str] | None = None,
+    options: OptimizeOptions | None = None,
+    *,
+    in_place: bool = False,
+    dry_run: bool = False,
+    requirements: Requirements | None = None,
+    verify_result: bool | None = None,
+    inputs: Inputs | None = None,
+    custom_op_libraries: Sequence[str | PathLike[str]] = (),
+    jobs: int | None = None,
+    report_path: str | PathLike[str] | None = None,
+    summary_path: str | PathLike[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Batch:
+    """Convert models, each as `convert` does; one that fails does not keep the others from it.
+
+    Models run in processes of their own (started, not forked: a script that calls this needs the
+    ``if __name__ == "__main__"`` guard), as many at a time as ``jobs`` allows and as fit into 80 %
+    of the available memory, 200 MB and eight times the model's size each. With one job everything
+    runs in this process.
+
+    A model that was converted before is copied as it is, or left alone where its target is itself.
+
+    Args:
+        sources: Models, folders and patterns (``**`` for any folders). Of the latter two, files
+            that end in .onnx are taken, except in hidden folders, in ``target``, and where they are
+            the target of another.
+        target: A folder, made where it is missing; models of a folder or pattern keep their place
+            below it. None: beside the models, as NAME.ternary.onnx.
+        options: None for the defaults.
+        in_place: Replace each model by the converted one.
+        dry_run: Write no model.
+        requirements: As in `convert`, for each model.
+        verify_result: As in `convert`.
+        inputs: As in `convert`, the same for all.
+        custom_op_libraries: As in `convert`.
+        jobs: Models at a time, at most; None for the number of processors.
+        report_path: Where `Batch.to_dict` goes as JSON.
+        summary_path: Where the same goes as Markdown.
+        progress: Called with the model that was finished, the number of finished ones and of all;
+            before the first, with an empty name.
+
+    Raises:
+        ValueError: If two models would have the same target, or ``target`` is given in place.
+        ModelError: If a folder, the report or the summary cannot be written.
+    """
+    if in_place and target is not None:
+        raise ValueError("in_place = True and a target exclude each other")
+    found = _find(sources, None if target is None else Path(target), in_place)
+    report = None if report_path is None else Path(report_path)
+    summary = None if summary_path is None else Path(summary_path)
+    check_distinct(
+        {"report": report, "summary": summary}, [path for pair in found.items() for path in pair]
+    )
+    tasks = [
+        Task(
+            source,
+            None if dry_run else goal,
+            options,
+            requirements or Requirements(),
+            verify_result,
+            inputs,
+            tuple(custom_op_libraries),
+            memory_needed(source),
+        )
+        for source, goal in found.items()
+    ]
+    outcomes: dict[Path, Outcome] = {}
+
+    def finish(outcome: Outcome) -> None:
+        outcomes[outcome.source] = outcome
+        if progress is not None:
+            progress(str(outcome.source), len(outcomes), len(tasks))
+
+    with (
+        staged_text(report, "report") as write_report,
+        staged_text(summary, "summary") as write_summary,
+        _folders([task.target.parent for task in tasks if task.target is not None]),
+    ):
+        if progress is not None:
+            progress("", 0, len(tasks))
+        convert_all(tasks, min(jobs or num_processors(), len(tasks)), finish)
+        batch = Batch(tuple(outcomes[task.source] for task in tasks))
+        write_report(json.dumps(batch.to_dict(), indent=2) + "\n")
+        write_summary(summarize_batch(batch))
+    return batch
+
+
+def _find(
+    sources: Sequence[str | PathLike[str]], target: Path | None, in_place: bool
+) -> dict[Path, Path]:
+    """Each model's target. What names no model is kept: converting it says what is wrong."""
+    pairs: dict[Path, Path] = {}
+    for source in sources:
+        base, models = _expand(os.fspath(source))
+        exclude = None
+        if target is not None and base.resolve() in target.resolve().parents:
+            exclude = target.resolve()  # results of an earlier call
+        for model in models:
+            if exclude is not None and exclude in model.resolve().parents:
+                continue
+            if in_place:
+                goal = model
+            else:
+                goal = default_target(model) if target is None else target / _place(model, base)
+            pairs.setdefault(model, goal)
+    made = {goal.resolve() for model, goal in pairs.items() if goal.resolve() != model.resolve()}
+    found: dict[Path, Path] = {}
+    taken: dict[Path, Path] = {}
+    for model, goal in pairs.items():
+        if model.resolve() in made:
+            continue
+        other = taken.setdefault(goal.resolve(), model)
+        if other == model:
+            found[model] = goal
+        elif other.resolve() != model.resolve():
+            raise ValueError(f"'{other}' and '{model}' would both be written to '{goal}'")
+    return found
+
+
+def _expand(source: str) -> tuple[Path, list[Path]]:
+    """The models a source names, and the folder their places are counted from."""
+    path = Path(source)
+    if path.is_dir():
+        base, pattern = path, "**/*"
+    elif is_pattern(source):
+        first = next(position for position, part in enumerate(path.parts) if _MAGIC & set(part))
+        base, pattern = Path(*path.parts[:first]), "/".join(path.parts[first:])
+    else:
+        return path.parent, [path]
+    models = [
+        each
+        for each in sorted(base.glob(pattern))
+        if each.name.endswith(".onnx")
+        and each.is_file()
+        and not any(part.startswith(".") for part in each.relative_to(base).parts)
+    ]
+    return base, models or [path]
+
+
+def _place(model: Path, base: Path) -> Path:
+    return Path(model.name) if model == base else model.relative_to(base)
+
+
+@contextmanager
+def _folders(needed: Iterable[Path]) -> Iterator[None]:
+    """Makes folders; those nothing was written to are removed again."""
+    made: list[Path] = []
+    try:
+        for folder in needed:
+            missing = [each for each in (folder, *folder.parents) if not each.exists()]
+            for each in reversed(missing):
+                try:
+                    each.mkdir()
+                except OSError as error:
+                    raise ModelError(
+                        f"The folder '{each}' cannot be made: {error.strerror}."
+                    ) from error
+                made.append(each)
+        yield
+    finally:
+        for each in reversed(made):
+            with suppress(OSError):  # not empty
+                each.rmdir()

@@ -1,0 +1,232 @@
+"""Convert a file: optimize, verify, check the user's requirements, and only then write."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.conversion.staged_text import staged_text
+from onnx_ternary.errors import (
+    ModelError,
+    OnnxTernaryError,
+    RequirementError,
+    VerificationError,
+)
+from onnx_ternary.model_files.load import data_files, file_bytes
+from onnx_ternary.model_files.save import copy_model, save
+from onnx_ternary.model_files.targets import check_target
+from onnx_ternary.model_files.tensors import Spool, external_tensors, release
+from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.reports.markdown import summarize
+from onnx_ternary.reports.outcome import Conversion, Outcome
+from onnx_ternary.verification.inputs import Inputs
+from onnx_ternary.verification.report import VerificationReport
+from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES, verify
+
+
+def convert(
+    source: str | PathLike[str],
+    target: str | PathLike[str] | None,
+    options: OptimizeOptions | None = None,
+    *,
+    requirements: Requirements | None = None,
+    verify_result: bool | None = None,
+    inputs: Inputs | None = None,
+    custom_op_libraries: Sequence[str | PathLike[str]] = (),
+    report_path: str | PathLike[str] | None = None,
+    summary_path: str | PathLike[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Conversion:
+    """Convert the model in ``source`` and write it to ``target``, or write nothing.
+
+    A model with nothing to rewrite is copied as it is.
+
+    Args:
+        source: An ONNX file.
+        target: Where the result goes, ``source`` itself included; None for a dry run.
+        options: None for the defaults.
+        requirements: None for none.
+        verify_result: Compare both models in onnxruntime; None for: where the model is not larger
+            than `MAX_VERIFIED_BYTES`.
+        inputs: Inputs to verify with, by name or in an .npz file; None for generated ones.
+        custom_op_libraries: Other libraries whose operators the model uses, as `verify` takes
+            them.
+        report_path: Where `Outcome.to_dict` goes as JSON, after everything else. It says what went
+            wrong, so it is written too where this function raises one of the errors below.
+        summary_path: Where the same goes as Markdown, under the same rule.
+        progress: Called for each product with its name, its index and their number, once while
+            converting and once more while verifying.
+
+    Raises:
+        LibraryError: If a library is missing or cannot be loaded.
+        ModelError: If a file cannot be read or written, or the model is not valid.
+        RequirementError: If a requirement is not met.
+        VerificationError: If the converted model's answers are not within the stated bounds.
+    """
+    source, target = Path(source), None if target is None else Path(target)
+    report = None if report_path is None else Path(report_path)
+    summary = None if summary_path is None else Path(summary_path)
+    check_distinct({"report": report, "summary": summary}, [source, target])
+    with (
+        staged_text(report, "report") as write_report,
+        staged_text(summary, "summary") as write_summary,
+    ):
+
+        def write(outcome: Outcome) -> None:
+            write_report(outcome.to_json())
+            write_summary(summarize(outcome))
+
+        try:
+            with _scratch_folder(target) as scratch:
+                conversion = _convert(
+                    source,
+                    target,
+                    options,
+                    requirements or Requirements(),
+                    verify_result,
+                    inputs,
+                    custom_op_libraries,
+                    progress,
+                    scratch,
+                )
+        except OnnxTernaryError as error:
+            write(Outcome.of_error(source, target, error))
+            raise
+        write(Outcome(source, target, conversion))
+    return conversion
+
+
+def check_distinct(texts: Mapping[str, Path | None], models: Iterable[Path | None]) -> None:
+    """Refuses a report that would replace a model, or another report.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    taken = {model.resolve(): "the model" for model in models if model is not None}
+    for what, path in texts.items():
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise ModelError(
+                f"The {what} '{path}' would replace {taken[path.resolve()]}; give another name."
+            )
+        taken[path.resolve()] = f"the {what}"
+
+
+def _convert(
+    source: Path,
+    target: Path | None,
+    options: OptimizeOptions | None,
+    requirements: Requirements,
+    verify_result: bool | None,
+    inputs: Inputs | None,
+    custom_op_libraries: Sequence[str | PathLike[str]],
+    progress: Callable[[str, int, int], None] | None,
+    scratch: Path,
+) -> Conversion:
+    result = optimize(source, options, progress=progress, spool=Spool(scratch))
+    report = result.report
+    bytes_before = file_bytes(source)
+    skipped = _why_not_verified(verify_result, report.changed, bytes_before)
+    bytes_after = bytes_before
+    verification: VerificationReport | None = None
+
+    def done(files: tuple[Path, ...]) -> Conversion:
+        return Conversion(report, files, bytes_before, bytes_after, verification, skipped)
+
+    def accept(staged: Path) -> None:
+        nonlocal bytes_after, verification
+        bytes_after = file_bytes(staged)
+        _check_requirements(requirements, source, done(()))
+        if not skipped:
+            verification = verify(
+                source,
+                staged,
+                inputs=inputs,
+                weight_tolerance=result.options.tolerance,
+                custom_op_libraries=custom_op_libraries,
+                progress=progress,
+            )
+            if not verification.passed:
+                raise VerificationError(verification.summary())
+
+    try:
+        if target is None:
+            staged = scratch / source.name
+            save(result.model, staged, external_data=result.external_data)
+            accept(staged)
+            files: tuple[Path, ...] = ()
+        elif report.changed:
+            in_place = target.resolve() == source.resolve()
+            files = save(
+                result.model,
+                target,
+                external_data=result.external_data,
+                accept=accept,
+                protected=() if in_place else data_files(source),
+            )
+        else:
+            files = copy_model(source, target, accept=accept)
+    except (RequirementError, VerificationError) as error:
+        error.conversion = done(())
+        raise
+    finally:
+        # Windows removes no file that is mapped.
+        for tensor in external_tensors(result.model):
+            release(tensor)
+    return done(files)
+
+
+def _check_requirements(requirements: Requirements, source: Path, found: Conversion) -> None:
+    rewrites = found.report.rewrites
+    if found.report.already_converted and not rewrites:
+        return
+    if requirements.complete and rewrites:
+        raise RequirementError(
+            f"'{source}' is not converted: {len(rewrites)} of its products can be rewritten, the "
+            f"first is '{rewrites[0].node}'; convert it with 'onnx-ternary optimize'."
+        )
+    if requirements.rewrite and not rewrites:
+        raise RequirementError(
+            f"No product of '{source}' was rewritten, but a rewrite is required; "
+            f"'onnx-ternary inspect {source}' says why each one stayed."
+        )
+    limit = requirements.max_size_ratio
+    before, after = found.bytes_before, found.bytes_after
+    if limit is not None and after > limit * before:
+        raise RequirementError(
+            f"'{source}' would go from {before} to {after} bytes, {after / before:.3f} of its "
+            f"size; at most {limit:g} is required."
+        )
+
+
+def _why_not_verified(asked: bool | None, changed: bool, num_bytes: int) -> str:
+    if not changed:
+        return "nothing was rewritten"
+    if asked is None and num_bytes > MAX_VERIFIED_BYTES:
+        return (
+            f"the model is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it, or "
+            "'onnx-ternary verify --products' in bounded memory"
+        )
+    return "" if asked is None or asked else "not asked for"
+
+
+@contextmanager
+def _scratch_folder(target: Path | None) -> Iterator[Path]:
+    """A folder on the target's disk, gone afterwards; without a target, the system's."""
+    place: tuple[str | None, Path | None] = (None, None)
+    if target is not None:
+        check_target(target)
+        place = (f".{target.resolve().name}.", target.resolve().parent)
+    try:
+        folder = tempfile.TemporaryDirectory(
+            prefix=place[0], dir=place[1], ignore_cleanup_errors=True
+        )
+    except OSError as error:
+        raise ModelError(f"'{target}' cannot be written: {error.strerror}.") from error
+    with folder as name:
+        yield Path(name)

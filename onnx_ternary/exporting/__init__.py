@@ -1,0 +1,1 @@
+"""The way back: converted products as standard operators."""

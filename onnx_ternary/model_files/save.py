@@ -1,0 +1,270 @@
+"""Writing models: all of a model or nothing."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from os import PathLike
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+# The package ships no types, and its stubs are not among our development tools.
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
+
+from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files.load import data_files, load
+from onnx_ternary.model_files.targets import (
+    _other_reader,
+    check_link,
+    check_target,
+    check_unprotected,
+    check_unread,
+    data_names,
+)
+from onnx_ternary.model_files.tensors import constant_bytes, embedded, external_tensors
+from onnx_ternary.options import ExternalData
+
+# A protobuf message must stay below 2 GiB; the graph itself needs some of that.
+MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
+# What the system maps is page-aligned, so the kernels read such tensors in place.
+ALIGNMENT = 4096
+_MIN_EXTERNAL_BYTES = 1024
+_UNKNOWN_DOMAIN = "onnx_ternary.unknown"
+# In the default domain; ONNX has none, or has it in later opsets only.
+_ONNXRUNTIME_OPERATORS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(graph.node)
+
+
+def copy_model(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    accept: Callable[[Path], None] | None = None,
+) -> tuple[Path, ...]:
+    """Copy a model as it is; one with external data is written again, beside its new data file.
+
+    Args:
+        source: the model.
+        target: its new name; the same as ``source`` leaves the file alone.
+        accept: as in `save`.
+
+    Returns:
+        The files written, the model first.
+
+    Raises:
+        ModelError: as `load` and `save`.
+    """
+    source, target = Path(source), Path(target)
+    model = load(source)
+    others = data_files(source)
+    if others and source.resolve() != target.resolve():
+        return save(model, target, external_data="always", accept=accept, protected=others)
+    check_target(target)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            if accept is not None:
+                accept(source)
+            if target.exists() and target.samefile(source):
+                return (target,)
+            staged = Path(folder) / target.name
+            shutil.copyfile(source, staged)
+            staged.replace(target.resolve())
+    except OSError as error:
+        raise ModelError(f"'{target}' cannot be written: {error.strerror or error}.") from error
+    return (target,)
+
+
+def save(
+    model: ir.Model,
+    path: str | PathLike[str],
+    *,
+    external_data: ExternalData = "auto",
+    accept: Callable[[Path], None] | None = None,
+    protected: Collection[Path] = (),
+) -> tuple[Path, ...]:
+    """Write a model, all of it or nothing.
+
+    Everything is written to a temporary folder beside the target and checked with onnx.checker
+    before it takes the target's name, so converting a file in place is safe. Large tensors go to
+    ``<name>.data`` (page-aligned) if ``external_data`` says so; with ``auto``, only when the model
+    would not fit into one file. Where the model that is replaced reads that file, they go to
+    ``<name>.ternary.data``, and the old file is removed once the new model has its name, unless it
+    is protected or another model in the folder reads it.
+
+    Args:
+        model: what to write.
+        path: where to.
+        external_data: ``auto``, ``always`` or ``never``.
+        accept: called with the path of the complete staged model before it takes the target's
+            name; what it raises stops the writing.
+        protected: resolved paths that must not be replaced or removed, as `data_files` gives them.
+
+    Returns:
+        The files written, the model first.
+
+    Raises:
+        ModelError: if the target cannot be written, the model is not valid, it does not fit into
+            one file and ``external_data`` is ``never``, or its data would lie in another folder
+            than ``path``, a link. No file is left behind.
+    """
+    path = Path(path)
+    check_target(path)
+    size = constant_bytes(model)
+    external = external_data == "always" or (external_data == "auto" and size > MAX_EMBEDDED_BYTES)
+    if not external and size > MAX_EMBEDDED_BYTES:
+        raise ModelError(
+            f"'{path}' cannot be written: {size} bytes of tensors do not fit into one file; allow "
+            "external data."
+        )
+    if external:
+        check_link(path)
+    # Links in the target's place keep pointing where they do.
+    target = path.resolve()
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.",
+            dir=target.parent,
+            ignore_cleanup_errors=True,  # once the model has its name, nothing has failed
+        ) as temporary:
+            staged = Path(temporary) / target.name
+            data, old_data = data_names(target)
+            _write(model, staged, data if external else None)
+            _check(staged)
+            if accept is not None:
+                accept(staged)
+            names = [target.name]
+            if (Path(temporary) / data).exists():
+                names.append(data)
+            for name in names:
+                check_unprotected(target.parent / name, protected)
+            check_unread([target.parent / name for name in names[1:]], target)
+            _move(Path(temporary), target.parent, names)
+            removed = [
+                each
+                for each in old_data.difference(protected)
+                if _other_reader(each, target) is None
+            ]
+            for each in removed:
+                with suppress(OSError):  # the new model has its name
+                    each.unlink()
+            _forget_replaced_data(model, [target.parent / data, *removed])
+            return tuple(path.parent / name for name in (path.name, *names[1:]))
+    except OSError as error:
+        # numpy says how much of a tensor it wrote, not why it stopped.
+        reason = error.strerror or f"the disk is full or a limit was met ({error})"
+        raise ModelError(f"'{path}' cannot be written: {reason}.") from error
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as one message, external tensors included.
+
+    Raises:
+        ModelError: if its tensors take 2 GB or more, or cannot be read.
+    """
+    size = constant_bytes(model)
+    if size > MAX_EMBEDDED_BYTES:
+        raise ModelError(f"{size} bytes of tensors do not fit into one message; save the model.")
+    try:
+        with embedded(model):
+            return ir.to_proto(model)
+    except (OSError, ValueError, EncodeError, ir.serde.SerdeError) as error:
+        raise ModelError(f"The model cannot be serialized: {error}") from error
+
+
+def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
+    try:
+        with embedded(model, initializers=data_name is None):
+            if data_name is not None:
+                ir.save(
+                    model,
+                    path,
+                    format="protobuf",
+                    external_data=data_name,
+                    size_threshold_bytes=_MIN_EXTERNAL_BYTES,
+                    alignment=ALIGNMENT,
+                    align_threshold=ALIGNMENT,
+                )
+            else:
+                ir.save(model, path, format="protobuf")
+    except (EncodeError, ValueError, ir.serde.SerdeError) as error:
+        cause = error.__cause__ or error
+        raise ModelError(f"'{path.name}' cannot be written: {cause}") from error
+
+
+def _forget_replaced_data(model: ir.Model, replaced: list[Path]) -> None:
+    """Make tensors that lay in a replaced file fail when read, instead of giving other numbers."""
+    for tensor in external_tensors(model):
+        if Path(tensor.path).resolve() in replaced:
+            tensor.invalidate()
+
+
+def _check(path: Path) -> None:
+    error = _checker_error(path)
+    if error.startswith("No Op registered for"):
+        # A copy in which onnxruntime's operators are nobody's says what else is wrong.
+        stand_in = path.with_name(f"{path.name}.checked")
+        proto = onnx.load(path, load_external_data=False)
+        proto.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
+        for function in proto.functions:
+            function.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
+        for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+            for node in _all_nodes(nodes):
+                if node.domain in ("", "ai.onnx") and node.op_type in _ONNXRUNTIME_OPERATORS:
+                    node.domain = _UNKNOWN_DOMAIN
+        stand_in.write_bytes(proto.SerializeToString())
+        error = _checker_error(stand_in)
+        stand_in.unlink()
+    # Users' models have outputs of unknown rank; every runtime takes them.
+    if error and "Field 'shape' of 'type' is required but missing" not in error:
+        raise ModelError(f"The model '{path.name}' is not valid ONNX: {error}")
+
+
+def _checker_error(path: Path) -> str:
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _move(source: Path, folder: Path, names: list[str]) -> None:
+    """Give staged files their names; the model, first of ``names``, last.
+
+    A failure before the model has its name puts the replaced data file back.
+    """
+    model, *data = names
+    # Noted before they are done: an interrupt may come in between.
+    restore: list[tuple[Path, Path]] = []
+    added: list[tuple[Path, Path]] = []
+    try:
+        for name in data:
+            if (folder / name).exists():
+                kept = source / f"{name}.replaced"
+                restore.append((kept, folder / name))
+                (folder / name).replace(kept)
+            added.append((source / name, folder / name))
+            (source / name).replace(folder / name)
+        if (folder / model).exists():
+            shutil.copymode(folder / model, source / model)
+        (source / model).replace(folder / model)
+    except BaseException:  # an interrupt too
+        if (source / model).exists():  # else the new model has its name, and reads the new data
+            for staged, new in added:
+                if not staged.exists():
+                    new.unlink(missing_ok=True)
+            for kept, original in restore:
+                if kept.exists():
+                    kept.replace(original)
+        raise

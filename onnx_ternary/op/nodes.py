@@ -1,0 +1,155 @@
+"""`TernaryIndexedMatMul` nodes of a model: their attributes, their tensors and their integrity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnx_ternary.errors import IndexFormatError, ModelError
+from onnx_ternary.index import decode_index, validate_index
+from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE, OpAttributes
+
+DIGEST_KEY = "onnx_ternary.sha256"
+"""Node metadata: SHA-256 of the constant inputs' dtypes, shapes and bytes (`index_digest`)."""
+METADATA_VERSION = "onnx_ternary.version"
+"""Model metadata: the version that converted the model."""
+METADATA_OPTIONS = "onnx_ternary.options"
+"""Model metadata: the options it was converted with, as JSON."""
+
+
+def local_functions(model: ir.Model) -> Iterator[ir.Function]:
+    """The functions a model carries, the op's own body not among them."""
+    for function in model.functions.values():
+        if (function.domain, function.name) != (DOMAIN, OP_TYPE):
+            yield function
+
+
+def op_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every `TernaryIndexedMatMul` node of the main graph, its subgraphs and local functions."""
+    for graph in (model.graph, *(each.graph for each in local_functions(model))):
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            if node.domain == DOMAIN and node.op_type == OP_TYPE:
+                yield node
+
+
+def owning_functions(model: ir.Model) -> dict[int, ir.Function]:
+    """The local function each graph inside one belongs to, by the graph's id."""
+    return {
+        id(graph): function
+        for function in local_functions(model)
+        for graph in (function.graph, *function.subgraphs())
+    }
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initializer, or of a Constant node, which functions have instead."""
+    if value is None:
+        return None
+    producer = value.producer()
+    if producer is None:
+        return value.const_value
+    attr = producer.attributes.get("value")
+    if (producer.domain, producer.op_type) != ("", "Constant") or attr is None or attr.is_ref():
+        return None
+    return attr.as_tensor()
+
+
+def node_label(node: ir.Node) -> str:
+    """What reports and messages call a node: its name, or its output's where it has none."""
+    return node.name or (node.outputs[0].name if node.outputs else "") or node.op_type
+
+
+def read_attributes(node: ir.Node) -> OpAttributes:
+    """The attributes of a `TernaryIndexedMatMul` node.
+
+    Raises:
+        IndexFormatError: if one is unknown, missing, of another type or out of range.
+    """
+    values = {name: attr.value for name, attr in node.attributes.items()}
+    return OpAttributes.read(values, node_label(node))
+
+
+def index_tensors(node: ir.Node) -> tuple[NDArray[Any], ...]:
+    """Codes, aux, scale and bias of a node.
+
+    Raises:
+        IndexFormatError: if one is missing or not a constant.
+        ModelError: if its data cannot be read.
+    """
+    if len(node.inputs) != len(INPUT_NAMES):
+        raise IndexFormatError(
+            f"{OP_TYPE} '{node_label(node)}': {len(node.inputs)} inputs, expected "
+            f"{len(INPUT_NAMES)}; convert the model again with 'onnx-ternary optimize'."
+        )
+    arrays = []
+    for name, value in zip(INPUT_NAMES[1:], node.inputs[1:], strict=True):
+        tensor = constant_tensor(value)
+        if tensor is None:
+            raise IndexFormatError(
+                f"{OP_TYPE} '{node_label(node)}': input {name} is not an initializer; convert the "
+                "model again with 'onnx-ternary optimize'."
+            )
+        try:
+            arrays.append(tensor.numpy())
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"Tensor '{tensor.name}' cannot be read: {error}") from error
+    return tuple(arrays)
+
+
+def index_digest(node: ir.Node) -> str:
+    """SHA-256, in hex, of a node's constant inputs.
+
+    Raises:
+        IndexFormatError: as `index_tensors`.
+    """
+    digest = hashlib.sha256()
+    for array in index_tensors(node):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def check_digest(node: ir.Node) -> None:
+    """Compare a node's tensors with the digest it was converted with, if it has one.
+
+    Raises:
+        IndexFormatError: if they differ, and as `index_tensors`.
+    """
+    expected = node.metadata_props.get(DIGEST_KEY)
+    if expected is not None and expected != index_digest(node):
+        raise IndexFormatError(
+            f"{OP_TYPE} '{node_label(node)}': its tensors are not the ones it was converted with "
+            "(their digest differs); convert the model again with 'onnx-ternary optimize'."
+        )
+
+
+def check_indices(model: ir.Model) -> tuple[str, ...]:
+    """Check every index a model carries, code by code and against its digest.
+
+    Returns:
+        The names of the nodes checked.
+
+    Raises:
+        IndexFormatError: naming every damaged node and what is wrong with it.
+        ModelError: if a tensor's data cannot be read.
+    """
+    checked, damaged = [], []
+    for node in op_nodes(model):
+        name = node_label(node)
+        checked.append(name)
+        try:
+            attributes = read_attributes(node)
+            codes, aux, scale, bias = index_tensors(node)
+            validate_index(attributes, codes, aux, scale, bias, node=name)
+            decode_index(attributes, codes, aux, node=name)
+            check_digest(node)
+        except IndexFormatError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise IndexFormatError("\n".join(damaged))
+    return tuple(checked)

@@ -1,0 +1,1 @@
+"""What happened to models, as data, as text and as a page."""

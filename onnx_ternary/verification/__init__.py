@@ -1,0 +1,1 @@
+"""Whether a converted model gives the answers of its original."""

@@ -1,0 +1,218 @@
+"""A model that is compared: its proto, its sessions, its constants."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+
+from onnx_ternary import runtime
+from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
+from onnx_ternary.model_files.load import from_bytes
+from onnx_ternary.model_files.save import to_proto
+from onnx_ternary.schema import OP_TYPE
+from onnx_ternary.verification.places import nested_nodes
+
+Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | ir.Model"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model whose external tensors stay in their files.
+
+    `path` is None for a model that was given in memory.
+    """
+
+    proto: ModelProto
+    path: Path | None
+    role: str
+    libraries: tuple[str, ...]
+
+    @classmethod
+    def load(cls, model: Model, role: str, libraries: tuple[str, ...]) -> LoadedModel:
+        """Read a model, its external tensors apart.
+
+        Raises:
+            ModelError: if it cannot be read.
+        """
+        if isinstance(model, ModelProto):
+            return cls(model, None, role, libraries)
+        if isinstance(model, ir.Model):
+            return cls(to_proto(model), None, role, libraries)
+        if isinstance(model, bytes):
+            proto = to_proto(from_bytes(model, f"{role} model"))
+            return cls(proto, None, role, libraries)
+        path = Path(model)
+        try:
+            return cls(onnx.load(path, load_external_data=False), path, role, libraries)
+        except OSError as error:
+            raise ModelError(f"The {role} model {path} cannot be read: {error}.") from error
+        except Exception as error:  # protobuf's and onnx's decoding errors share no base
+            raise ModelError(
+                f"The {role} model {path} is not a readable ONNX model: {error}."
+            ) from error
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return f"{self.role} model" if self.path is None else f"{self.role} model {self.path}"
+
+    @property
+    def base_dir(self) -> str:
+        """The folder external data is looked for in; empty for a model in memory."""
+        return "" if self.path is None else str(self.path.parent.resolve())
+
+    def session(self, proto: ModelProto | None, *, optimized: bool) -> ort.InferenceSession:
+        """A session of the model, or of an edited copy of its proto.
+
+        Raises:
+            ModelError: if onnxruntime refuses it.
+        """
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        runtime.register_libraries(options, self.libraries)
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
+        )
+        try:
+            if proto is None and self.path is not None:
+                return runtime.InferenceSession(str(self.path), options)
+            proto = self.proto if proto is None else proto
+            if not _has_external_data(proto):
+                return runtime.InferenceSession(proto.SerializeToString(), options)
+            return self._session_with_external_data(proto, options)
+        except OnnxTernaryError:
+            raise
+        except Exception as error:  # onnxruntime raises types of its own that share no base
+            raise self._error("load", error) from error
+
+    def _session_with_external_data(
+        self, proto: ModelProto, options: ort.SessionOptions
+    ) -> ort.InferenceSession:
+        folder = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(folder, self.base_dir)
+        try:
+            return runtime.InferenceSession(proto.SerializeToString(), options)
+        except LibraryError:
+            raise
+        except Exception:  # onnxruntime below 1.21 does not know the entry
+            whole = ModelProto()
+            whole.CopyFrom(proto)
+            onnx.load_external_data_for_model(whole, self.base_dir)
+            return runtime.InferenceSession(whole.SerializeToString(), options)
+
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str], *, optimized: bool
+    ) -> dict[str, NDArray[Any]]:
+        """Outputs by name.
+
+        Raises:
+            ModelError: if onnxruntime cannot load or run the model.
+        """
+        return self.run_session(self.session(None, optimized=optimized), feeds, names)
+
+    def run_session(
+        self,
+        session: ort.InferenceSession,
+        feeds: Mapping[str, NDArray[Any]],
+        names: Sequence[str],
+    ) -> dict[str, NDArray[Any]]:
+        """Outputs of a session by name.
+
+        Raises:
+            ModelError: if onnxruntime cannot run it, or an output is no tensor.
+        """
+        try:
+            results = session.run(list(names), dict(feeds))
+        except Exception as error:  # onnxruntime raises types of its own that share no base
+            raise self._error("run", error) from error
+        for name, result in zip(names, results, strict=True):
+            if not isinstance(result, np.ndarray):
+                raise ModelError(
+                    f"Output '{name}' of the {self.name} is not a tensor; verification compares "
+                    "tensors only."
+                )
+        return dict(zip(names, results, strict=True))
+
+    def refusal(
+        self, attempts: Sequence[Mapping[str, NDArray[Any]]]
+    ) -> Iterator[ModelError | None]:
+        """Why the model does not run on each of these inputs, one at a time."""
+        session = self.session(None, optimized=False)
+        names = [output.name for output in session.get_outputs()]
+        for feeds in attempts:
+            yield self._refusal(session, feeds, names)
+
+    def _refusal(
+        self,
+        session: ort.InferenceSession,
+        feeds: Mapping[str, NDArray[Any]],
+        names: Sequence[str],
+    ) -> ModelError | None:
+        try:
+            self.run_session(session, feeds, names)
+        except ModelError as error:
+            return error
+        return None
+
+    def _error(self, action: str, error: Exception) -> ModelError:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        advice = (
+            "check it with onnx.checker.check_model, and that its operators exist in "
+            f"onnxruntime {ort.__version__} on CPU; operators of another library need --library "
+            "(custom_op_libraries)"
+            if self.role == "original"
+            else "convert it again with 'onnx-ternary optimize'"
+        )
+        return ModelError(f"onnxruntime cannot {action} the {self.name}: {first_line}; {advice}.")
+
+    def constants(self, graph: GraphProto, names: Sequence[str], node: str) -> list[NDArray[Any]]:
+        """Constant inputs of a converted node of ``graph``.
+
+        Raises:
+            ModelError: if one is not an initializer or its data file is missing.
+        """
+        by_name = {tensor.name: tensor for tensor in graph.initializer}
+        by_name.update(
+            (each.output[0], attribute.t)
+            for each in graph.node
+            if each.op_type == "Constant" and each.domain == ""
+            for attribute in each.attribute
+            if attribute.name == "value"
+        )
+        arrays = []
+        for name in names:
+            if name not in by_name:
+                raise ModelError(
+                    f"{OP_TYPE} '{node}': input '{name}' is not an initializer of the {self.name}; "
+                    "convert the model again with 'onnx-ternary optimize'."
+                )
+            try:
+                arrays.append(numpy_helper.to_array(by_name[name], self.base_dir))
+            except Exception as error:  # onnx raises a type of its own for unreadable files
+                raise ModelError(
+                    f"{OP_TYPE} '{node}': initializer '{name}' of the {self.name} cannot be read: "
+                    f"{error}."
+                ) from error
+        return arrays
+
+
+def _has_external_data(proto: ModelProto) -> bool:
+    tensors = [*proto.graph.initializer]
+    tensors += [
+        attribute.t
+        for node in (*proto.graph.node, *nested_nodes(proto))
+        for attribute in node.attribute
+        if attribute.HasField("t")
+    ]
+    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors)

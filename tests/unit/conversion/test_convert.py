@@ -1,0 +1,237 @@
+"""Converting files: what is written, and what must never be."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+
+from onnx_ternary import OptimizeOptions, convert
+from onnx_ternary.errors import ModelError
+from onnx_ternary.exporting.export import export_file
+from onnx_ternary.model_files import tensors
+from onnx_ternary.model_files.load import data_files, load
+from onnx_ternary.model_files.save import ALIGNMENT, save
+from tests.support.two_products import two_products, write_two_products
+
+ALWAYS = OptimizeOptions(external_data="always")
+
+
+@pytest.mark.parametrize(
+    ("data", "target", "options"),
+    [
+        ("new.onnx.data", "new.onnx", ALWAYS),
+        ("new.onnx", "new.onnx", OptimizeOptions()),
+        ("new.onnx.data", "new.onnx", OptimizeOptions(exclude=("*",))),
+    ],
+    ids=["data file", "model file", "copy"],
+)
+def test_data_of_the_original_is_not_replaced(
+    tmp_path: Path, data: str, target: str, options: OptimizeOptions
+) -> None:
+    path = tmp_path / "model.onnx"
+    write_two_products(path, data)
+    before = {each: each.read_bytes() for each in tmp_path.iterdir()}
+    with pytest.raises(ModelError, match="original model keeps tensors in it"):
+        convert(path, tmp_path / target, options, verify_result=False)
+    assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("external_data", ["always", "never"])
+def test_external_tensors_of_constant_nodes(tmp_path: Path, external_data: str) -> None:
+    (tmp_path / "out").mkdir()
+    path, out = tmp_path / "model.onnx", tmp_path / "out" / "model.onnx"
+    write_two_products(path, "weights.bin", constant_node=True)
+    options = OptimizeOptions(external_data=external_data)  # type: ignore[arg-type] # parametrized
+    converted = convert(path, out, options)
+    assert converted.verification is not None
+    assert converted.verification.passed
+    assert [row.node for row in converted.report.rewrites] == ["first"]
+
+
+def test_in_place_with_external_data(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    write_two_products(path, "model.onnx.data")
+    files = convert(path, path, ALWAYS).files
+    assert files == (path, tmp_path / "model.onnx.ternary.data")
+    assert set(tmp_path.iterdir()) == set(files)
+    # And back to the first name, since the second is in use now.
+    assert convert(path, path, ALWAYS).files == (path,)
+
+
+def test_interrupted_move_puts_the_old_data_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    write_two_products(path, "model.onnx.data")
+    before = {each: each.read_bytes() for each in tmp_path.iterdir()}
+    replace = Path.replace
+
+    def interrupt(source: Path, target: Path) -> Path:
+        if Path(target) == path:
+            raise KeyboardInterrupt
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert(path, path, ALWAYS, verify_result=False)
+    assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+def test_interrupt_after_the_model_has_its_name_keeps_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    write_two_products(path, "model.onnx.data")
+    replace = Path.replace
+
+    def interrupt(source: Path, target: Path) -> Path:
+        moved = replace(source, target)
+        if Path(target) == path:
+            raise SystemExit(143)
+        return moved
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(SystemExit):
+        convert(path, path, ALWAYS, verify_result=False)
+    assert data_files(path) == {tmp_path / "model.onnx.ternary.data"}
+    assert not [each for each in tmp_path.iterdir() if each.is_dir()]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+@pytest.mark.parametrize("step", ["before", "after"])
+def test_interrupted_first_move_leaves_the_old_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, step: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(two_products(), path)
+    (tmp_path / "model.onnx.data").write_text("nobody's")
+    before = {each: each.read_bytes() for each in tmp_path.iterdir()}
+    replace = Path.replace
+
+    def interrupt(source: Path, target: Path) -> Path:
+        meant = Path(source).name == name and Path(target).name == name
+        if meant and step == "before":
+            raise SystemExit(143)
+        moved = replace(source, target)
+        if meant:
+            raise SystemExit(143)
+        return moved
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(SystemExit):
+        convert(path, path, ALWAYS, verify_result=False)
+    if (name, step) == ("model.onnx", "after"):
+        assert data_files(path) == {tmp_path / "model.onnx.data"}
+    else:
+        assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("options", [OptimizeOptions(), OptimizeOptions(exclude=("*",)), ALWAYS])
+def test_data_of_the_original_is_not_removed(tmp_path: Path, options: OptimizeOptions) -> None:
+    target, source = tmp_path / "m.onnx", tmp_path / "src.onnx"
+    write_two_products(target, "m.onnx.data")
+    shutil.copyfile(target, source)
+    before = (tmp_path / "m.onnx.data").read_bytes()
+    convert(source, target, options)
+    assert (tmp_path / "m.onnx.data").read_bytes() == before
+    assert data_files(source) == {tmp_path / "m.onnx.data"}
+    load(target)
+
+
+def test_data_of_an_exported_model_is_not_removed(tmp_path: Path) -> None:
+    original, target, source = (tmp_path / name for name in ("a.onnx", "m.onnx", "src.onnx"))
+    onnx.save(two_products(), original)
+    convert(original, target, ALWAYS, verify_result=False)
+    shutil.copyfile(target, source)
+    export_file(source, target, verify_result=False)
+    assert data_files(source) == {tmp_path / "m.onnx.data"}
+    assert not data_files(target)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_data_another_model_reads_is_neither_removed_nor_replaced(
+    tmp_path: Path, damaged: bool
+) -> None:
+    path, other = tmp_path / "m.onnx", tmp_path / "other.onnx"
+    write_two_products(path, "m.onnx.data")
+    content = path.read_bytes()
+    other.write_bytes(content[:-20] if damaged else content)
+    before = (tmp_path / "m.onnx.data").read_bytes()
+    convert(path, path, ALWAYS, verify_result=False)
+    assert (tmp_path / "m.onnx.data").read_bytes() == before
+    # Now the model reads m.onnx.ternary.data, and the first name would be free but for the other.
+    kept = path.read_bytes()
+    with pytest.raises(ModelError, match=r"'.*other\.onnx' keeps tensors in it"):
+        save(load(path), path, external_data="always")
+    assert (tmp_path / "m.onnx.data").read_bytes() == before
+    assert path.read_bytes() == kept
+
+
+def test_data_that_a_model_of_a_longer_name_reads_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    write_two_products(path, "m.onnx.data")
+    write_two_products(tmp_path / "big_m.onnx", "big_m.onnx.data")
+    convert(path, path, verify_result=False)
+    names = {each.name for each in tmp_path.iterdir()}
+    assert names == {"m.onnx", "big_m.onnx", "big_m.onnx.data"}
+
+
+def test_old_data_that_cannot_be_removed_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    write_two_products(path, "m.onnx.data")
+    unlink = Path.unlink
+
+    def refuse(each: Path, missing_ok: bool = False) -> None:
+        if each.name == "m.onnx.data":
+            raise PermissionError(1, "Operation not permitted")
+        unlink(each, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert convert(path, path, verify_result=False).files == (path,)
+    assert not data_files(path)
+
+
+def test_link_to_another_folder_takes_no_external_data(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source.onnx", tmp_path / "folder"
+    folder.mkdir()
+    onnx.save(two_products(), source)
+    (tmp_path / "link.onnx").symlink_to(folder / "real.onnx")
+    with pytest.raises(ModelError, match=r"is a link to .*real\.onnx"):
+        convert(source, tmp_path / "link.onnx", ALWAYS, verify_result=False)
+    assert list(folder.iterdir()) == []
+    convert(source, tmp_path / "link.onnx")
+    assert [each.name for each in folder.iterdir()] == ["real.onnx"]
+
+
+def test_link_within_a_folder_takes_external_data(tmp_path: Path) -> None:
+    source, link = tmp_path / "source.onnx", tmp_path / "link.onnx"
+    onnx.save(two_products(), source)
+    link.symlink_to("real.onnx")
+    files = convert(source, link, ALWAYS).files
+    assert files == (link, tmp_path / "real.onnx.data")
+    assert data_files(link) == {tmp_path / "real.onnx.data"}
+
+
+def test_report_directory_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(two_products(), path)
+    with pytest.raises(ModelError, match=r"report .* cannot be written: Is a directory"):
+        convert(path, out, report_path=tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_large_external_data_stays_external(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnx_ternary.conversion.optimize.MAX_JOINED_BYTES", 0)
+    path = tmp_path / "model.onnx"
+    write_two_products(path, "weights.bin")
+    files = convert(path, tmp_path / "out.onnx").files
+    assert [each.name for each in files] == ["out.onnx", "out.onnx.data"]
+    for tensor in tensors.external_tensors(load(files[0])):
+        assert tensor.nbytes <= ALIGNMENT or tensor.offset % ALIGNMENT == 0

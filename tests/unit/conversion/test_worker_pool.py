@@ -1,0 +1,119 @@
+"""Conversions in processes of their own: how many at a time, and what the death of one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import onnx_ternary
+from onnx_ternary.conversion import worker_pool
+from onnx_ternary.errors import ExitCode
+from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.reports.outcome import Outcome
+from tests.support.folders import write
+
+ALL = OptimizeOptions(min_elements=0)
+
+
+def task(source: Path, need: int = 0) -> worker_pool.Task:
+    requirements = onnx_ternary.Requirements()
+    return worker_pool.Task(
+        source, source.with_suffix(".out.onnx"), ALL, requirements, None, None, (), need
+    )
+
+
+def die_or_name(task: worker_pool.Task) -> Outcome:
+    """Stands for a conversion in a worker; one kind of model kills its process."""
+    if "killer" in task.source.name:
+        assert task.target is not None
+        task.target.with_name(f".{task.target.name}.half").mkdir(exist_ok=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome(task.source, task.target, None)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_process_that_dies_takes_no_other_model_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnx_ternary.conversion.worker_pool.convert_one", die_or_name)
+    names = ["a", "killer", "b", "c", "d"]
+    finished: dict[str, Outcome] = {}
+    worker_pool.convert_all(
+        [task(tmp_path / f"{name}.onnx") for name in names],
+        2,
+        lambda outcome: finished.update({outcome.source.stem: outcome}),
+    )
+    assert set(finished) == set(names)
+    assert [name for name in names if finished[name].exit_code] == ["killer"]
+    assert "died" in finished["killer"].error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_staging_folders_of_a_link_are_beside_its_target(tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/a.out.onnx").symlink_to(tmp_path / "real.onnx")
+    (tmp_path / ".real.onnx.half").mkdir()
+    assert worker_pool._staging_folders(task(tmp_path / "links/a.onnx")) == {
+        tmp_path / ".real.onnx.half"
+    }
+
+
+def die_after_writing(task: worker_pool.Task) -> Outcome:
+    """Stands for a dry run whose process is killed."""
+    folder = Path(tempfile.mkdtemp())
+    task.source.write_text(str(folder))
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome(task.source, task.target, None)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_dry_run_that_dies_leaves_no_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnx_ternary.conversion.worker_pool.convert_one", die_after_writing)
+    tasks = [replace(task(tmp_path / name), target=None) for name in ("a.onnx", "b.onnx")]
+    finished: list[Outcome] = []
+    worker_pool.convert_all(tasks, 2, finished.append)
+    assert [outcome.exit_code for outcome in finished] == [ExitCode.ERROR] * 2
+    for each in tasks:
+        assert not Path(each.source.read_text()).exists()
+
+
+def overlap(task: worker_pool.Task) -> Outcome:
+    """Says in its error how many others it saw running."""
+    marker = task.source.with_suffix(".running")
+    marker.touch()
+    seen = 1
+    for _ in range(100):
+        seen = max(seen, len(list(marker.parent.glob("*.running"))))
+        if seen > 1:
+            break
+        signal.sigtimedwait([], 0.01)
+    signal.sigtimedwait([], 0.3)
+    marker.unlink()
+    return Outcome(task.source, task.target, None, error=str(seen))
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs sigtimedwait")
+@pytest.mark.parametrize(("need", "expected"), [(10, "2"), (60, "1")])
+def test_no_more_models_at_a_time_than_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need: int, expected: str
+) -> None:
+    monkeypatch.setattr("onnx_ternary.conversion.worker_pool.convert_one", overlap)
+    monkeypatch.setattr("onnx_ternary.conversion.worker_pool.available_memory", lambda: 100)
+    finished: list[Outcome] = []
+    tasks = [task(tmp_path / f"{name}.onnx", need) for name in "abc"]
+    worker_pool.convert_all(tasks, 2, finished.append)
+    assert max(outcome.error for outcome in finished) == expected
+
+
+def test_need_grows_with_the_model(tmp_path: Path) -> None:
+    write(tmp_path / "a.onnx")
+    size = (tmp_path / "a.onnx").stat().st_size
+    assert worker_pool.memory_needed(tmp_path / "a.onnx") == 200_000_000 + 8 * size
+    assert worker_pool.memory_needed(tmp_path / "missing.onnx") == 200_000_000

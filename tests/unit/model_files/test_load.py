@@ -1,0 +1,82 @@
+"""Files that are no model, or not all of one, are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files import load
+from tests.catalogue.case import simple, ternary
+from tests.support.two_products import ALL, two_products, write_two_products
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model at all", b"\x08\x08"])
+def test_load_refuses_what_is_no_model(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.onnx"):
+        optimize(path)
+
+
+def test_load_refuses_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    whole = two_products().SerializeToString()
+    for size in (len(whole) // 4, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ModelError, match="cut short or damaged"):
+            optimize(path)
+
+
+def test_load_refuses_missing_and_directory(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no file"):
+        optimize(tmp_path / "absent.onnx")
+    with pytest.raises(ModelError, match="directory"):
+        optimize(tmp_path)
+
+
+def test_external_data_missing_or_short(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    write_two_products(path, "weights.bin")
+    data = tmp_path / "weights.bin"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"weights\.bin.*cut short"):
+        optimize(path)
+    data.unlink()
+    with pytest.raises(ModelError, match=r"tensor 'w' in .*weights\.bin"):
+        optimize(path)
+
+
+def test_message_without_its_external_data(tmp_path: Path) -> None:
+    write_two_products(tmp_path / "model.onnx", "weights.bin")
+    proto = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    with pytest.raises(ModelError, match="'w' cannot be read"):
+        optimize(proto)
+
+
+def test_damaged_tensor_is_named() -> None:
+    damaged = simple(ternary())
+    damaged.graph.initializer[0].raw_data = damaged.graph.initializer[0].raw_data[:-4]
+    with pytest.raises(ModelError, match="Tensor 'w' cannot be read"):
+        optimize(damaged, ALL)
+
+
+def test_invalid_model_is_called_invalid(tmp_path: Path) -> None:
+    invalid = simple(ternary())
+    invalid.graph.node[0].op_type = "Gemm"
+    attribute = invalid.graph.node[0].attribute.add(name="alpha", s=b"text")
+    attribute.type = onnx.AttributeProto.STRING
+    with pytest.raises(ModelError, match="not valid ONNX"):
+        optimize(invalid, ALL)
+    onnx.save(invalid, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="not valid ONNX"):
+        optimize(tmp_path / "model.onnx", ALL)
+
+
+def test_file_bytes_counts_every_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    write_two_products(path, "weights.bin")
+    assert load.file_bytes(path) == sum(each.stat().st_size for each in tmp_path.iterdir())
