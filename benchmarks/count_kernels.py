@@ -90,9 +90,7 @@ def _decode() -> Iterator[Loops]:
         yield Loops(
             int8, f"{rows} rows", *I8MM, tile("MatrixOps", rows // 2), "smmla", 32, MATRIX_CORES
         )
-    yield Loops(
-        int8, "8 rows, groups", *I8MM, groups("MatrixOps", 1, 8), "smmla", 32, MATRIX_CORES
-    )
+    yield Loops(int8, "8 rows, groups", *I8MM, groups("MatrixOps", 1, 8), "smmla", 32, MATRIX_CORES)
     for rows in (2, 4, 8):
         yield Loops(
             floats,
@@ -205,8 +203,10 @@ def main() -> None:
         for core, taken in each["cycles"].items():
             share = f" ({each['bound'][core] / taken:.0%})" if core in each["bound"] else ""
             cells.append(f"{core} {taken:.1f}{share}")
-        print(f"{each['kernel']}, {each['case']}: {each['instructions']}; {', '.join(cells)}"
-              f" [{each['loops']} loops, {each['stack']} on the stack]")
+        print(
+            f"{each['kernel']}, {each['case']}: {each['instructions']}; {', '.join(cells)}"
+            f" [{each['loops']} loops, {each['stack']} on the stack]"
+        )
     if options.json:
         options.json.write_text(json.dumps(counts, indent=1) + "\n")
 

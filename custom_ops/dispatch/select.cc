@@ -6,6 +6,7 @@
 
 #include "dispatch/built.h"
 #include "dispatch/kernel_registry.h"
+#include "dispatch/self_test.h"
 
 namespace onnx_ternary {
 namespace {
@@ -159,7 +160,8 @@ const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,
     if (rows < row.rows_min || rows > row.rows_max) continue;
     if (row.kernel->fixed_point && !ordinary_rows) continue;
     if (row.layers == Layers::bits && !IsBits(layer)) continue;
-    if (IsaAllowed(row.kernel->isa, forced_isa) && Accepts(*row.kernel, layer)) return row.kernel;
+    if (!IsaAllowed(row.kernel->isa, forced_isa) || !Accepts(*row.kernel, layer)) continue;
+    if (PassesSelfTest(*row.kernel)) return row.kernel;
   }
   *error = std::string("no kernel serves index_format ") + FormatName(layer.index_format) +
            ", activation " + ActivationName(layer.activation) + ", block_size " +
