@@ -332,7 +332,7 @@ def _linear_bytes(path: Path, contestant: Contestant) -> dict[str, int]:
     """Bytes of the ternary weights, as float32 and as they are stored; for a model of ours."""
     if contestant.options is None:
         return {}
-    nodes = list(op_nodes(load(path)))
+    nodes = list(op_nodes(load(path).model))
     shapes = [(each.K, each.N) for each in map(read_attributes, nodes)]
     stored = sum(array.nbytes for node in nodes for array in index_tensors(node)[:3])
     return {"linear": stored, "linear_float32": sum(4 * K * N for K, N in shapes)}

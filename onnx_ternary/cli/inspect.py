@@ -47,7 +47,7 @@ def inspect_command(
         with out.progress("Reading") as progress:
             report = optimize(model, options, progress=progress).report
         write_page("" if html_path is None else render_page(model.name, report))
-    checked = check_indices(load(model)) if deep else ()
+    checked = check_indices(load(model).model) if deep else ()
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
         return

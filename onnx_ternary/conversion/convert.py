@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.conversion.accepted import Acceptance, Verifying
+from onnx_ternary.conversion.optimize import optimize_in_place
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import (
     ModelError,
@@ -16,8 +17,7 @@ from onnx_ternary.errors import (
     RequirementError,
     VerificationError,
 )
-from onnx_ternary.model_files.load import data_files, file_bytes
-from onnx_ternary.model_files.save import copy_model, save
+from onnx_ternary.model_files.load import load
 from onnx_ternary.model_files.targets import check_target
 from onnx_ternary.model_files.tensors import Spool, external_tensors, release
 from onnx_ternary.options import OptimizeOptions, Requirements
@@ -25,7 +25,7 @@ from onnx_ternary.reports.markdown import summarize
 from onnx_ternary.reports.outcome import Conversion, Outcome
 from onnx_ternary.verification.inputs import Inputs
 from onnx_ternary.verification.report import VerificationReport
-from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES, verify
+from onnx_ternary.verification.verify import verify
 
 
 def convert(
@@ -87,10 +87,7 @@ def convert(
                     target,
                     options,
                     requirements or Requirements(),
-                    verify_result,
-                    inputs,
-                    custom_op_libraries,
-                    progress,
+                    Verifying(verify_result, inputs, custom_op_libraries, progress),
                     scratch,
                 )
         except OnnxTernaryError as error:
@@ -122,55 +119,46 @@ def _convert(
     target: Path | None,
     options: OptimizeOptions | None,
     requirements: Requirements,
-    verify_result: bool | None,
-    inputs: Inputs | None,
-    custom_op_libraries: Sequence[str | PathLike[str]],
-    progress: Callable[[str, int, int], None] | None,
+    verifying: Verifying,
     scratch: Path,
 ) -> Conversion:
-    result = optimize(source, options, progress=progress, spool=Spool(scratch))
+    file = load(source)
+    result = optimize_in_place(
+        file.model, source, options, progress=verifying.progress, spool=Spool(scratch)
+    )
     report = result.report
-    bytes_before = file_bytes(source)
-    skipped = _why_not_verified(verify_result, report.changed, bytes_before)
-    bytes_after = bytes_before
-    verification: VerificationReport | None = None
+    skipped = verifying.why_not(
+        "" if report.changed else "nothing was rewritten",
+        file.num_bytes,
+        "the model is larger than {}; use --verify to do it, or 'onnx-ternary verify --products' "
+        "in bounded memory",
+    )
+    found = Acceptance(file)
 
     def done(files: tuple[Path, ...]) -> Conversion:
-        return Conversion(report, files, bytes_before, bytes_after, verification, skipped)
+        return Conversion(
+            report, files, file.num_bytes, found.bytes_after, found.verification, skipped
+        )
 
-    def accept(staged: Path) -> None:
-        nonlocal bytes_after, verification
-        bytes_after = file_bytes(staged)
-        _check_requirements(requirements, source, done(()))
-        if not skipped:
-            verification = verify(
-                source,
-                staged,
-                inputs=inputs,
-                weight_tolerance=result.options.tolerance,
-                custom_op_libraries=custom_op_libraries,
-                progress=progress,
-            )
-            if not verification.passed:
-                raise VerificationError(verification.summary())
+    def compare(staged: Path) -> VerificationReport:
+        return verify(
+            file,
+            staged,
+            inputs=verifying.inputs,
+            weight_tolerance=result.options.tolerance,
+            custom_op_libraries=verifying.custom_op_libraries,
+            progress=verifying.progress,
+        )
 
     try:
-        if target is None:
-            staged = scratch / source.name
-            save(result.model, staged, external_data=result.external_data)
-            accept(staged)
-            files: tuple[Path, ...] = ()
-        elif report.changed:
-            in_place = target.resolve() == source.resolve()
-            files = save(
-                result.model,
-                target,
-                external_data=result.external_data,
-                accept=accept,
-                protected=() if in_place else data_files(source),
-            )
-        else:
-            files = copy_model(source, target, accept=accept)
+        found.save(
+            result.model if report.changed or target is None else None,
+            scratch / source.name if target is None else target,
+            external_data=result.external_data,
+            check=lambda: _check_requirements(requirements, source, done(())),
+            compare=None if skipped else compare,
+            judge=_judge,
+        )
     except (RequirementError, VerificationError) as error:
         error.conversion = done(())
         raise
@@ -178,7 +166,12 @@ def _convert(
         # Windows removes no file that is mapped.
         for tensor in external_tensors(result.model):
             release(tensor)
-    return done(files)
+    return done(() if target is None else found.files)
+
+
+def _judge(verification: VerificationReport) -> None:
+    if not verification.passed:
+        raise VerificationError(verification.summary())
 
 
 def _check_requirements(requirements: Requirements, source: Path, found: Conversion) -> None:
@@ -202,17 +195,6 @@ def _check_requirements(requirements: Requirements, source: Path, found: Convers
             f"'{source}' would go from {before} to {after} bytes, {after / before:.3f} of its "
             f"size; at most {limit:g} is required."
         )
-
-
-def _why_not_verified(asked: bool | None, changed: bool, num_bytes: int) -> str:
-    if not changed:
-        return "nothing was rewritten"
-    if asked is None and num_bytes > MAX_VERIFIED_BYTES:
-        return (
-            f"the model is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it, or "
-            "'onnx-ternary verify --products' in bounded memory"
-        )
-    return "" if asked is None or asked else "not asked for"
 
 
 @contextmanager

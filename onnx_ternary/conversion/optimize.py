@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
-from onnx_ternary.model_files.load import from_bytes, from_proto, load, why_invalid
+from onnx_ternary.model_files.load import AnyModel, any_model, why_invalid
 from onnx_ternary.model_files.save import save as save_model
 from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.model_files.tensors import Spool, constant_bytes, external_tensors
@@ -52,6 +52,9 @@ class OptimizeResult:
     options: OptimizeOptions
     external_data: ExternalData = "auto"
 
+    def __repr__(self) -> str:
+        return f"<OptimizeResult: {self.report.total()}>"
+
     def save(self, path: str | PathLike[str]) -> tuple[Path, ...]:
         """Write the model, all of it or nothing; the source's own path is fine.
 
@@ -73,7 +76,7 @@ class OptimizeResult:
 
 
 def optimize(
-    model: str | PathLike[str] | bytes | onnx.ModelProto | ir.Model,
+    model: AnyModel,
     options: OptimizeOptions | None = None,
     *,
     progress: Callable[[str, int, int], None] | None = None,
@@ -90,15 +93,30 @@ def optimize(
     Raises:
         ModelError: if the model cannot be read or is not valid.
     """
+    return optimize_in_place(any_model(model), model, options, progress=progress, spool=spool)
+
+
+def optimize_in_place(
+    converted: ir.Model,
+    source: AnyModel,
+    options: OptimizeOptions | None = None,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+    spool: Spool | None = None,
+) -> OptimizeResult:
+    """The same for a model that may be edited; it is the result's model.
+
+    Args:
+        converted: the model.
+        source: what it was read from, which onnx.checker judges if a rule fails.
+        options: as in `optimize`.
+        progress: as in `optimize`.
+        spool: as in `optimize`.
+
+    Raises:
+        ModelError: if the model is not valid.
+    """
     options = options or OptimizeOptions()
-    if isinstance(model, ir.Model):
-        converted = model.clone()
-    elif isinstance(model, onnx.ModelProto):
-        converted = from_proto(model)
-    elif isinstance(model, bytes):
-        converted = from_bytes(model)
-    else:
-        converted = load(model)
     try:
         bytes_before = constant_bytes(converted)
         had_external_data = any(external_tensors(converted))
@@ -107,7 +125,7 @@ def optimize(
         raise
     except Exception as error:
         # Rules take a valid model for granted; whether it is one is looked at only when they fail.
-        if reason := why_invalid(model):
+        if reason := why_invalid(source):
             raise ModelError(f"The model is not valid ONNX: {reason}") from error
         raise
     bytes_after = constant_bytes(converted)
@@ -119,7 +137,7 @@ def optimize(
         rejections=_with_weights(converted, done.rejections),
         requantised=done.requantised,
         already_converted=done.already_converted,
-        notes=done.replaced.notes,
+        notes=(*done.replaced.notes, *_remaining_note(options, done)),
         bytes_before=bytes_before,
         bytes_after=bytes_after,
         has_function_body=done.replaced.has_function_body,
@@ -134,6 +152,15 @@ def optimize(
         },
     )
     return OptimizeResult(converted, report, options, external_data)
+
+
+def _remaining_note(options: OptimizeOptions, done: pipeline.PassResult) -> tuple[str, ...]:
+    if options.remaining == "keep":
+        return ()
+    return (
+        f"--remaining {options.remaining}: {len(done.requantised)} of {len(done.rejections)} "
+        "products that were not rewritten are quantized by onnxruntime",
+    )
 
 
 def _with_weights(model: ir.Model, rejections: Iterable[Kept]) -> tuple[Kept, ...]:

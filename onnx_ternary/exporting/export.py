@@ -6,21 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import onnx
 import onnx_ir as ir
 
+from onnx_ternary.conversion.accepted import Acceptance, Verifying
 from onnx_ternary.errors import ModelError, VerificationError
 from onnx_ternary.exporting.exporter import ExportedProduct, Exporter, Form
-from onnx_ternary.model_files.load import data_files, file_bytes, from_bytes, from_proto, load
-from onnx_ternary.model_files.save import copy_model, to_proto
+from onnx_ternary.model_files.load import AnyModel, ModelFile, any_model, load
 from onnx_ternary.model_files.save import save as save_model
+from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.model_files.tensors import constant_bytes
 from onnx_ternary.options import ExternalData
+from onnx_ternary.reports.report import format_size
 from onnx_ternary.verification.inputs import Inputs
 from onnx_ternary.verification.report import VerificationReport
-from onnx_ternary.verification.verify import DEFAULT_TOLERANCES, MAX_VERIFIED_BYTES, verify
+from onnx_ternary.verification.verify import DEFAULT_TOLERANCES, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,9 @@ class ExportResult:
 
     model: ir.Model
     products: tuple[ExportedProduct, ...]
+
+    def __repr__(self) -> str:
+        return f"<ExportResult: {len(self.products)} products exported>"
 
     def save(
         self, path: str | PathLike[str], *, external_data: ExternalData = "auto"
@@ -77,9 +82,13 @@ class ExportedFile:
     verification: VerificationReport | None
     verification_skipped: str
 
+    def __repr__(self) -> str:
+        sizes = f"{format_size(self.bytes_before)} -> {format_size(self.bytes_after)}"
+        return f"<ExportedFile: {len(self.products)} products exported, {sizes}>"
+
 
 def export(
-    model: str | PathLike[str] | bytes | onnx.ModelProto | ir.Model,
+    model: AnyModel,
     *,
     to: Form = "float",
     bits: Literal[2, 4] = 2,
@@ -104,22 +113,28 @@ def export(
         IndexFormatError: if an index is damaged.
         ValueError: for an unknown choice.
     """
+    _check_choice(to, bits, accuracy_level)
+    return _export_in_place(any_model(model), to, bits, accuracy_level, progress)
+
+
+def _check_choice(to: str, bits: int, accuracy_level: int) -> None:
     if to not in get_args(Form):
         raise ValueError(f"to = {to!r}, expected one of: {', '.join(get_args(Form))}")
     if bits not in (2, 4):
         raise ValueError(f"bits = {bits!r}, expected 2 or 4")
     if accuracy_level not in range(5):
         raise ValueError(f"accuracy_level = {accuracy_level!r}, expected from 0 to 4")
-    if isinstance(model, ir.Model):
-        exported = model.clone()
-    elif isinstance(model, onnx.ModelProto):
-        exported = from_proto(model)
-    elif isinstance(model, bytes):
-        exported = from_bytes(model)
-    else:
-        exported = load(model)
-    products = Exporter(exported, to, bits, accuracy_level).run(progress)
-    return ExportResult(exported, tuple(products))
+
+
+def _export_in_place(
+    model: ir.Model,
+    to: Form,
+    bits: Literal[2, 4],
+    accuracy_level: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> ExportResult:
+    products = Exporter(model, to, bits, accuracy_level).run(progress)
+    return ExportResult(model, tuple(products))
 
 
 def export_file(
@@ -162,68 +177,52 @@ def export_file(
         ValueError: for an unknown choice.
     """
     source, target = Path(source), Path(target)
-    result = export(source, to=to, bits=bits, accuracy_level=accuracy_level, progress=progress)
-    bytes_before = file_bytes(source)
-    skipped = _why_not_verified(verify_result, result)
-    checked: dict[str, Any] = {"verification": None, "bytes_after": 0}
-
-    def accept(staged: Path) -> None:
-        checked["bytes_after"] = file_bytes(staged)
-        if not skipped:
-            checked["verification"] = _verified(
-                staged, source, inputs, custom_op_libraries, progress
-            )
-
-    if result.products:
-        in_place = target.resolve() == source.resolve()
-        files = save_model(
-            result.model,
-            target,
-            external_data=external_data,
-            accept=accept,
-            protected=() if in_place else data_files(source),
-        )
-    else:
-        files = copy_model(source, target, accept=accept)
+    _check_choice(to, bits, accuracy_level)
+    file = load(source)
+    result = _export_in_place(file.model, to, bits, accuracy_level, progress)
+    verifying = Verifying(verify_result, inputs, custom_op_libraries, progress)
+    skipped = verifying.why_not(
+        "" if result.products else "nothing was exported",
+        constant_bytes(result.model),
+        "the result is larger than {}; use --verify to do it",
+    )
+    found = Acceptance(file)
+    found.save(
+        result.model if result.products else None,
+        target,
+        external_data=external_data,
+        check=lambda: None,  # an export may take any size
+        compare=None if skipped else lambda staged: _compared(staged, file, verifying),
+        judge=_judge,
+    )
     return ExportedFile(
         result.products,
-        files,
-        bytes_before,
-        checked["bytes_after"],
-        checked["verification"],
+        found.files,
+        file.num_bytes,
+        found.bytes_after,
+        found.verification,
         skipped,
     )
 
 
-def _why_not_verified(asked: bool | None, result: ExportResult) -> str:
-    if not result.products:
-        return "nothing was exported"
-    if asked is None and constant_bytes(result.model) > MAX_VERIFIED_BYTES:
-        return f"the result is larger than {MAX_VERIFIED_BYTES / 1e9:g} GB; use --verify to do it"
-    return "" if asked is None or asked else "not asked for"
-
-
-def _verified(
-    exported: Path,
-    converted: Path,
-    inputs: Inputs | None,
-    custom_op_libraries: Sequence[str | PathLike[str]],
-    progress: Callable[[str, int, int], None] | None,
-) -> VerificationReport:
+def _compared(exported: Path, converted: ModelFile, verifying: Verifying) -> VerificationReport:
     """The comparison: what the exported model computes is what the op is held against."""
     try:
-        report = verify(
+        return verify(
             exported,
             converted,
-            inputs=inputs,
-            custom_op_libraries=custom_op_libraries,
-            progress=progress,
+            inputs=verifying.inputs,
+            custom_op_libraries=verifying.custom_op_libraries,
+            progress=verifying.progress,
         )
     except ModelError as error:
         raise ModelError(
-            f"The exported model (here the original) cannot be compared with '{converted}': "
+            f"The exported model (here the original) cannot be compared with '{converted.path}': "
             f"{error} Without verification (--no-verify) it is written all the same."
         ) from error
+
+
+def _judge(report: VerificationReport) -> None:
     if not report.passed:
         raise VerificationError(f"The exported model gives other answers: {report.summary()}")
     for product in report.products:
@@ -234,4 +233,3 @@ def _verified(
                 f"The exported product '{product.node}' differs from the converted one by "
                 f"{product.max_difference_from_original:.3g} relative, at most {limit:g} is right."
             )
-    return report

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -16,8 +18,46 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.tensors import constant_tensors, external_tensors
 
+AnyModel: TypeAlias = str | PathLike[str] | bytes | onnx.ModelProto | ir.Model
+"""What users may give as a model: its path, the model serialized, or in memory."""
 
-def load(path: str | PathLike[str]) -> ir.Model:
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model in a file, parsed once for all who ask about it.
+
+    Attributes:
+        path: the file.
+        proto: the message in it; tensors in external files are not read.
+        model: the same for editing; its tensors are those of ``proto``, and external ones are
+            mapped when they are first used.
+        data_files: resolved paths of the files it keeps tensors in, its own not among them.
+        num_bytes: size of the file and of its data files.
+    """
+
+    path: Path
+    proto: onnx.ModelProto
+    model: ir.Model
+    data_files: frozenset[Path]
+    num_bytes: int
+
+
+def any_model(model: AnyModel) -> ir.Model:
+    """A model for editing, whatever it is given as; one in memory is left as it is.
+
+    Raises:
+        ModelError: as `load`, `from_bytes` and `from_proto`.
+    """
+    if isinstance(model, ir.Model):
+        return model.clone()
+    if isinstance(model, onnx.ModelProto):
+        return from_proto(model)
+    if isinstance(model, bytes):
+        return from_bytes(model)
+    return load(model).model
+
+
+def load(path: str | PathLike[str]) -> ModelFile:
     """Read a model; tensors in external files are mapped when they are first used.
 
     Raises:
@@ -33,11 +73,15 @@ def load(path: str | PathLike[str]) -> ir.Model:
         raise ModelError(f"There is no file '{path}'.") from error
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
-    model = from_bytes(content, str(path))
+    proto = _parse(content, str(path))
+    del content  # as large as the message
+    model = from_proto(proto, str(path))
     for tensor in external_tensors(model):
         tensor.base_dir = str(path.parent)
     check_external_data(model, str(path))
-    return model
+    data_files = frozenset(Path(tensor.path).resolve() for tensor in external_tensors(model))
+    num_bytes = sum(each.stat().st_size for each in {path.resolve(), *data_files})
+    return ModelFile(path, proto, model, data_files, num_bytes)
 
 
 def from_bytes(content: bytes, name: str = "model") -> ir.Model:
@@ -46,13 +90,17 @@ def from_bytes(content: bytes, name: str = "model") -> ir.Model:
     Raises:
         ModelError: if it is not an ONNX model, is cut short, or as `from_proto`.
     """
+    return from_proto(_parse(content, name), name)
+
+
+def _parse(content: bytes, name: str) -> onnx.ModelProto:
     try:
-        proto = onnx.ModelProto.FromString(content)
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(content)
     except DecodeError as error:
         raise ModelError(
             f"'{name}' is not an ONNX model, or is cut short or damaged ({error})."
         ) from error
-    return from_proto(proto, name)
+    return proto
 
 
 def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
@@ -102,7 +150,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(each)
 
 
-def why_invalid(model: str | PathLike[str] | bytes | onnx.ModelProto | ir.Model) -> str:
+def why_invalid(model: AnyModel) -> str:
     """What onnx.checker has against a model; empty if nothing, or if it cannot tell."""
     if isinstance(model, ir.Model):
         return ""
@@ -145,7 +193,7 @@ def file_bytes(path: str | PathLike[str]) -> int:
     Raises:
         ModelError: as `load`.
     """
-    return sum(each.stat().st_size for each in {Path(path).resolve(), *data_files(path)})
+    return load(path).num_bytes
 
 
 def data_files(path: str | PathLike[str]) -> frozenset[Path]:
@@ -154,4 +202,4 @@ def data_files(path: str | PathLike[str]) -> frozenset[Path]:
     Raises:
         ModelError: as `load`.
     """
-    return frozenset(Path(tensor.path).resolve() for tensor in external_tensors(load(path)))
+    return load(path).data_files

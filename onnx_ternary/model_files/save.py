@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from onnx_ternary.errors import ModelError
-from onnx_ternary.model_files.load import data_files, load
+from onnx_ternary.model_files.load import ModelFile
 from onnx_ternary.model_files.targets import (
     _other_reader,
     check_link,
@@ -33,6 +34,8 @@ MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
 # What the system maps is page-aligned, so the kernels read such tensors in place.
 ALIGNMENT = 4096
 _MIN_EXTERNAL_BYTES = 1024
+# Given a complete model that has not taken its name yet, and the bytes of its files.
+Accept: TypeAlias = Callable[[Path, int], None]
 _UNKNOWN_DOMAIN = "onnx_ternary.unknown"
 # In the default domain; ONNX has none, or has it in later opsets only.
 _ONNXRUNTIME_OPERATORS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
@@ -48,38 +51,36 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def copy_model(
-    source: str | PathLike[str],
+    source: ModelFile,
     target: str | PathLike[str],
     *,
-    accept: Callable[[Path], None] | None = None,
+    accept: Accept | None = None,
 ) -> tuple[Path, ...]:
     """Copy a model as it is; one with external data is written again, beside its new data file.
 
     Args:
-        source: the model.
-        target: its new name; the same as ``source`` leaves the file alone.
+        source: the model; nobody has changed ``source.model``.
+        target: its new name; the same as ``source.path`` leaves the file alone.
         accept: as in `save`.
 
     Returns:
         The files written, the model first.
 
     Raises:
-        ModelError: as `load` and `save`.
+        ModelError: as `save`.
     """
-    source, target = Path(source), Path(target)
-    model = load(source)
-    others = data_files(source)
-    if others and source.resolve() != target.resolve():
-        return save(model, target, external_data="always", accept=accept, protected=others)
+    target = Path(target)
+    if source.data_files and source.path.resolve() != target.resolve():
+        return save(source.model, target, external_data="always", accept=accept, source=source)
     check_target(target)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             if accept is not None:
-                accept(source)
-            if target.exists() and target.samefile(source):
+                accept(source.path, source.num_bytes)
+            if target.exists() and target.samefile(source.path):
                 return (target,)
             staged = Path(folder) / target.name
-            shutil.copyfile(source, staged)
+            shutil.copyfile(source.path, staged)
             staged.replace(target.resolve())
     except OSError as error:
         raise ModelError(f"'{target}' cannot be written: {error.strerror or error}.") from error
@@ -91,8 +92,8 @@ def save(
     path: str | PathLike[str],
     *,
     external_data: ExternalData = "auto",
-    accept: Callable[[Path], None] | None = None,
-    protected: Collection[Path] = (),
+    accept: Accept | None = None,
+    source: ModelFile | None = None,
 ) -> tuple[Path, ...]:
     """Write a model, all of it or nothing.
 
@@ -107,9 +108,10 @@ def save(
         model: what to write.
         path: where to.
         external_data: ``auto``, ``always`` or ``never``.
-        accept: called with the path of the complete staged model before it takes the target's
-            name; what it raises stops the writing.
-        protected: resolved paths that must not be replaced or removed, as `data_files` gives them.
+        accept: called with the complete staged model before it takes the target's name; what it
+            raises stops the writing.
+        source: the file the model was read from. Unless ``path`` is that file, its data files are
+            protected: they are neither replaced nor removed.
 
     Returns:
         The files written, the model first.
@@ -132,6 +134,8 @@ def save(
         check_link(path)
     # Links in the target's place keep pointing where they do.
     target = path.resolve()
+    in_place = source is not None and source.path.resolve() == target
+    protected = frozenset() if source is None or in_place else source.data_files
     try:
         with tempfile.TemporaryDirectory(
             prefix=f".{target.name}.",
@@ -139,14 +143,14 @@ def save(
             ignore_cleanup_errors=True,  # once the model has its name, nothing has failed
         ) as temporary:
             staged = Path(temporary) / target.name
-            data, old_data = data_names(target)
+            data, old_data = data_names(target, source if in_place else None)
             _write(model, staged, data if external else None)
             _check(staged)
-            if accept is not None:
-                accept(staged)
             names = [target.name]
             if (Path(temporary) / data).exists():
                 names.append(data)
+            if accept is not None:
+                accept(staged, sum((Path(temporary) / name).stat().st_size for name in names))
             for name in names:
                 check_unprotected(target.parent / name, protected)
             check_unread([target.parent / name for name in names[1:]], target)

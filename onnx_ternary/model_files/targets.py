@@ -5,11 +5,12 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 # The package ships no types, and its stubs are not among our development tools.
 from onnx_ternary.errors import ModelError
-from onnx_ternary.model_files.load import data_files
+from onnx_ternary.model_files.load import ModelFile, data_files
 
 
 def check_target(path: Path) -> None:
@@ -85,17 +86,23 @@ def _mentions(path: Path, name: str) -> bool:
             return content.find(os.fsencode(name)) >= 0
 
 
-def data_names(target: Path) -> tuple[str, frozenset[Path]]:
+def data_names(target: Path, present: ModelFile | None) -> tuple[str, frozenset[Path]]:
     """The name of a new data file, and the files of ours that the model at ``target`` lets go.
 
     The new file never has the name of one that the present model reads, so that until the new
     model takes its name, a kill leaves the old model whole.
+
+    Args:
+        target: resolved path of the new model.
+        present: the model that lies there now, if it has been read already.
     """
     names = (f"{target.name}.data", f"{target.name}.ternary.data")
-    try:
-        read = data_files(target) if target.exists() else frozenset()
-    except ModelError:
-        read = frozenset()  # whatever it is, it opens no data file
+    read: frozenset[Path] = frozenset()
+    if present is not None:
+        read = present.data_files
+    elif target.exists():
+        with suppress(ModelError):  # whatever it is, it opens no data file
+            read = data_files(target)
     old = read & {target.parent / name for name in names}
     free = [name for name in names if target.parent / name not in old]
     # A model that reads both is not one we wrote; it loses one, as it would to any writer.

@@ -11,18 +11,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
+from onnx_ternary import _onnxruntime as ort
 from onnx_ternary import runtime
 from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
-from onnx_ternary.model_files.load import from_bytes
+from onnx_ternary.model_files.load import ModelFile, from_bytes
 from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.schema import OP_TYPE
 from onnx_ternary.verification.places import nested_nodes
 
-Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | ir.Model"
+Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | ir.Model | ModelFile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class LoadedModel:
         Raises:
             ModelError: if it cannot be read.
         """
+        if isinstance(model, ModelFile):
+            return cls(model.proto, model.path, role, libraries)
         if isinstance(model, ModelProto):
             return cls(model, None, role, libraries)
         if isinstance(model, ir.Model):

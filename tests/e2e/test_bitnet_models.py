@@ -49,8 +49,8 @@ def relative_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_holds_the_same_levels(folder: Path, form: str) -> None:
-    expected = list(op_nodes(load(folder / "float32.ternary.onnx")))
-    found = list(op_nodes(load(folder / f"{form}.ternary.onnx")))
+    expected = list(op_nodes(load(folder / "float32.ternary.onnx").model))
+    found = list(op_nodes(load(folder / f"{form}.ternary.onnx").model))
     assert len(found) == len(expected) == 7 * SHAPE.layers
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.name == theirs.name
@@ -99,7 +99,9 @@ def test_a_session_maps_the_codes(folder: Path, tmp_path: Path) -> None:
     maps = Path("/proc/self/maps").read_text().splitlines()
     mapped = {int(line.split()[2], 16) for line in maps if line.endswith("model.onnx.data")}
     codes = [
-        each for each in tensors.external_tensors(load(path)) if str(each.name).endswith(".codes")
+        each
+        for each in tensors.external_tensors(load(path).model)
+        if str(each.name).endswith(".codes")
     ]
     assert len(codes) == 7 * SHAPE.layers
     assert {each.offset for each in codes} <= mapped

@@ -69,7 +69,7 @@ def test_model_is_small_and_names_no_machine() -> None:
 
 
 def test_converted_model_keeps_the_tokenizer(converted: Path) -> None:
-    nodes = list(load(converted).graph)
+    nodes = list(load(converted).model.graph)
     assert [node.op_type for node in nodes].count("GPT2Tokenizer") == 1
     assert [node.op_type for node in nodes].count(OP_TYPE) == 8
     assert converted.stat().st_size < 0.6 * MODEL.stat().st_size
@@ -101,7 +101,7 @@ def test_export_verifies_with_the_library(converted: Path, tmp_path: Path) -> No
     assert "--library" in done.stderr
     done = cli("export", converted, target, "--to", "float", "--verify", "--library", LIBRARY)
     assert done.returncode == 0, done.stderr
-    types = [node.op_type for node in load(target).graph]
+    types = [node.op_type for node in load(target).model.graph]
     assert "GPT2Tokenizer" in types
     assert OP_TYPE not in types
 

@@ -22,7 +22,7 @@ PASSES = "onnx_ternary.graph_passes"
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(rooms.split())
     for rooms in (
-        "errors _version _machine _source_tree",
+        "errors _version _machine _source_tree _onnxruntime _paired",
         "schema",
         "options native",
         "index",
@@ -33,7 +33,9 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "graph_passes.match",
         "graph_passes.rules graph_passes.rewrite graph_passes.functions",
         "graph_passes graph_passes.pipeline",
-        "conversion exporting",
+        "conversion",
+        "exporting",
+        "building",
         "bench",
         "onnx_ternary",
         "cli",

@@ -165,7 +165,7 @@ def test_data_another_model_reads_is_neither_removed_nor_replaced(
     # Now the model reads m.onnx.ternary.data, and the first name would be free but for the other.
     kept = path.read_bytes()
     with pytest.raises(ModelError, match=r"'.*other\.onnx' keeps tensors in it"):
-        save(load(path), path, external_data="always")
+        save(load(path).model, path, external_data="always")
     assert (tmp_path / "m.onnx.data").read_bytes() == before
     assert path.read_bytes() == kept
 
@@ -233,5 +233,5 @@ def test_large_external_data_stays_external(
     write_two_products(path, "weights.bin")
     files = convert(path, tmp_path / "out.onnx").files
     assert [each.name for each in files] == ["out.onnx", "out.onnx.data"]
-    for tensor in tensors.external_tensors(load(files[0])):
+    for tensor in tensors.external_tensors(load(files[0]).model):
         assert tensor.nbytes <= ALIGNMENT or tensor.offset % ALIGNMENT == 0

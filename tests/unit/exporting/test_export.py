@@ -16,9 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnx_ternary
 from onnx_ternary import OptimizeOptions, OptimizeResult
+from onnx_ternary.conversion.accepted import Verifying
 from onnx_ternary.errors import IndexFormatError, ModelError, VerificationError
-from onnx_ternary.exporting.export import _verified, export, export_file
+from onnx_ternary.exporting.export import _compared, _judge, export, export_file
 from onnx_ternary.exporting.exporter import Form
+from onnx_ternary.model_files.load import load
 from onnx_ternary.op.bounds import float_error_bound, int8_error_bound
 from onnx_ternary.op.nodes import op_nodes
 from onnx_ternary.op.reference import ternary_indexed_matmul
@@ -465,8 +467,9 @@ def test_verification_finds_a_wrong_weight(activation: Any, tmp_path: Path) -> N
     weight.CopyFrom(numpy_helper.from_array(array, weight.name))
     onnx.save(model, exported)
     images = np.random.default_rng(0).random((64, 64), np.float32)
+    report = _compared(exported, load(converted), Verifying(inputs={"image": images}))
     with pytest.raises(VerificationError, match="node_linear_1"):
-        _verified(exported, converted, {"image": images}, (), None)
+        _judge(report)
 
 
 def test_original_and_exported_give_the_same_bits() -> None:
