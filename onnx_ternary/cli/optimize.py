@@ -79,6 +79,13 @@ from onnx_ternary.reports.report import format_size
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the report as Markdown, also where the command fails.",
 )
+@click.option(
+    "--annotations",
+    "annotations_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what went wrong as GitHub's workflow commands; printed in a job, they become "
+    "annotations that name the model.",
+)
 @quiet_and_verbose
 @click.pass_context
 def optimize_command(
@@ -97,6 +104,7 @@ def optimize_command(
     max_size_ratio: float | None,
     report_path: Path | None,
     summary_path: Path | None,
+    annotations_path: Path | None,
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -134,6 +142,7 @@ def optimize_command(
                     jobs=jobs,
                     report_path=report_path,
                     summary_path=summary_path,
+                    annotations_path=annotations_path,
                     progress=progress,
                 )
             except ValueError as error:
@@ -154,6 +163,7 @@ def optimize_command(
             custom_op_libraries=libraries,
             report_path=report_path,
             summary_path=summary_path,
+            annotations_path=annotations_path,
             progress=progress,
         )
     print_rewrites(out, conversion.report)

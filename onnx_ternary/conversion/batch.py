@@ -15,6 +15,7 @@ from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.conversion.worker_pool import Task, convert_all, memory_needed
 from onnx_ternary.errors import ModelError
 from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
+from onnx_ternary.reports.annotations import annotate
 from onnx_ternary.reports.markdown import summarize_batch
 from onnx_ternary.reports.outcome import Batch, Outcome
 from onnx_ternary.verification.inputs import Inputs
@@ -49,6 +50,7 @@ def convert_many(
     jobs: int | None = None,
     report_path: str | PathLike[str] | None = None,
     summary_path: str | PathLike[str] | None = None,
+    annotations_path: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Batch:
     """Convert models, each as `convert` does; one that fails does not keep the others from it.
@@ -77,6 +79,7 @@ def convert_many(
         jobs: Models at a time, at most; None for the number of processors.
         report_path: Where `Batch.to_dict` goes as JSON.
         summary_path: Where the same goes as Markdown.
+        annotations_path: Where what went wrong goes as GitHub's workflow commands.
         progress: Called with the model that was finished, the number of finished ones and of all;
             before the first, with an empty name.
 
@@ -89,9 +92,9 @@ def convert_many(
     found = _find(sources, None if target is None else Path(target), in_place)
     report = None if report_path is None else Path(report_path)
     summary = None if summary_path is None else Path(summary_path)
-    check_distinct(
-        {"report": report, "summary": summary}, [path for pair in found.items() for path in pair]
-    )
+    annotations = None if annotations_path is None else Path(annotations_path)
+    texts = {"report": report, "summary": summary, "annotations": annotations}
+    check_distinct(texts, [path for pair in found.items() for path in pair])
     tasks = [
         Task(
             source,
@@ -116,6 +119,7 @@ def convert_many(
     with (
         staged_text(report, "report") as write_report,
         staged_text(summary, "summary") as write_summary,
+        staged_text(annotations, "annotations") as write_annotations,
         _folders([task.target.parent for task in tasks if task.target is not None]),
     ):
         if progress is not None:
@@ -124,6 +128,7 @@ def convert_many(
         batch = Batch(tuple(outcomes[task.source] for task in tasks))
         write_report(json.dumps(batch.to_dict(), indent=2) + "\n")
         write_summary(summarize_batch(batch))
+        write_annotations(annotate(batch.outcomes))
     return batch
 
 

@@ -21,6 +21,7 @@ from onnx_ternary.model_files.load import load
 from onnx_ternary.model_files.targets import check_target
 from onnx_ternary.model_files.tensors import Spool, external_tensors, release
 from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
+from onnx_ternary.reports.annotations import annotate
 from onnx_ternary.reports.markdown import summarize
 from onnx_ternary.reports.outcome import Conversion, Outcome
 from onnx_ternary.verification.inputs import Inputs
@@ -39,6 +40,7 @@ def convert(
     custom_op_libraries: Sequence[str | PathLike[str]] = (),
     report_path: str | PathLike[str] | None = None,
     summary_path: str | PathLike[str] | None = None,
+    annotations_path: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Conversion:
     """Convert the model in ``source`` and write it to ``target``, or write nothing.
@@ -61,6 +63,7 @@ def convert(
         report_path: Where `Outcome.to_dict` goes as JSON, after everything else. It says what went
             wrong, so it is written too where this function raises one of the errors below.
         summary_path: Where the same goes as Markdown, under the same rule.
+        annotations_path: Where what went wrong goes as GitHub's workflow commands, likewise.
         progress: Called for each product with its name, its index and their number, once while
             converting and once more while verifying.
 
@@ -73,15 +76,19 @@ def convert(
     source, target = Path(source), None if target is None else Path(target)
     report = None if report_path is None else Path(report_path)
     summary = None if summary_path is None else Path(summary_path)
-    check_distinct({"report": report, "summary": summary}, [source, target])
+    annotations = None if annotations_path is None else Path(annotations_path)
+    texts = {"report": report, "summary": summary, "annotations": annotations}
+    check_distinct(texts, [source, target])
     with (
         staged_text(report, "report") as write_report,
         staged_text(summary, "summary") as write_summary,
+        staged_text(annotations, "annotations") as write_annotations,
     ):
 
         def write(outcome: Outcome) -> None:
             write_report(outcome.to_json())
             write_summary(summarize(outcome))
+            write_annotations(annotate([outcome]))
 
         try:
             with _scratch_folder(target) as scratch:
