@@ -41,7 +41,8 @@ def check_function_body(model: Model) -> int:
             if function is None:
                 continue
             x = rng.standard_normal((MIN_ROWS, attributes.K)).astype(np.float32)
-            y = ternary_indexed_matmul(x, *tensors, attributes)
+            codes, aux, scale, bias = tensors
+            y = ternary_indexed_matmul(x, codes, aux, scale, bias, attributes)
             trial = Trial(scope, node, x, y, attributes, tensors, rounds=False, exact_sums=False)
             trial.found = y
             trial.by_body = run_body(loaded, trial, function)
