@@ -99,6 +99,8 @@ class LoadedModel:
         """
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        # Sessions run once: threads that wait for more would only take processor time.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         runtime.register_libraries(options, self.libraries)
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (

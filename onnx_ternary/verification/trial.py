@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -244,6 +245,7 @@ class Trial:
         return ComparedRows(rows, answered, probed, quantized)
 
 
+@lru_cache(maxsize=4)  # products in a row often have the same shape
 def _probe(K: int, rank: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
     """Rows (1, .., R, K) that hold each input once, magnitudes in [1, 2); None for rank 1."""
     if rank < 2:
