@@ -9,7 +9,7 @@ import click
 
 from onnx_ternary.cli._options import quiet_and_verbose, verification_options
 from onnx_ternary.cli._output import Output, print_table
-from onnx_ternary.cli._tables import print_verification
+from onnx_ternary.cli._tables import incomplete, print_verification
 from onnx_ternary.exporting.export import ExportedFile, export_file
 from onnx_ternary.exporting.exporter import ExportedProduct, Form
 from onnx_ternary.options import ExternalData, VerificationOptions
@@ -102,7 +102,9 @@ def _print_products(out: Output, products: tuple[ExportedProduct, ...]) -> None:
 def _print_result(out: Output, done: ExportedFile, output: Path) -> None:
     if done.verification is not None:
         print_verification(out, done.verification)
+        for warning in incomplete(done.verification):
+            out.warn(f"{warning}.")
     elif done.products:
-        out.warn(f"not verified: {done.verification_skipped}.")
+        out.warn(f"not verified: {done.verification_skipped.rstrip('.')}.")
     sizes = f"{format_size(done.bytes_before)} -> {format_size(done.bytes_after)}: {output}"
     out.console.print(sizes, markup=False, highlight=False, soft_wrap=True)

@@ -274,8 +274,22 @@ def test_optimize_tolerance_is_verified_by_product(tmp_path: Path) -> None:
     path, out = tmp_path / "noisy.onnx", tmp_path / "out.onnx"
     onnx.save(model, path)
     run("optimize", path, out, "--tolerance", "0.05")
-    run("verify", path, out, check=3)
+    assert "no tolerance" in run("verify", path, out).stdout  # the file says how it was made
     assert "no tolerance" in run("verify", path, out, "--weight-tolerance", "0.05").stdout
+    run("verify", path, out, "--weight-tolerance", "0", check=3)
+
+
+def test_shape_of_generated_inputs(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    (image,) = onnx.load(DIGITS).graph.input
+    name, width = image.name, image.type.tensor_type.shape.dim[1].dim_value
+    run("optimize", DIGITS, out, "--shape", f"{name}=3,{width}")
+    done = run("verify", DIGITS, out, "--json", "--shape", f"{name}=3,{width}")
+    assert json.loads(done.stdout)["inputs"][name].endswith(f"float32 (3, {width})")
+    done = run("verify", DIGITS, out, "--shape", "nowhere=3", check=1)
+    assert "There is no dimension 'nowhere'" in done.stderr
+    for wrong in ("batch", "batch=", "=3", "batch=x", "batch=-1"):
+        assert "expected NAME=SIZE" in run("verify", DIGITS, out, "--shape", wrong, check=2).stderr
 
 
 def test_optimize_rsr_and_int8_options(tmp_path: Path) -> None:

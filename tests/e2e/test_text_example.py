@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import onnx_ternary
-from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.load import load
 from onnx_ternary.schema import OP_TYPE
 
@@ -90,14 +89,17 @@ def test_verification_generates_strings_or_takes_them(converted: Path, tmp_path:
 
 
 def test_missing_library_says_what_to_do(converted: Path) -> None:
-    with pytest.raises(ModelError, match=r"--library \(custom_op_libraries\)"):
-        onnx_ternary.verify(MODEL, converted)
+    report = onnx_ternary.verify(MODEL, converted)
+    assert report.scope == "products"
+    assert [check.status for check in report.products] == ["passed"] * 8
+    assert "--library (custom_op_libraries)" in report.not_whole
 
 
 def test_export_verifies_with_the_library(converted: Path, tmp_path: Path) -> None:
     target = tmp_path / "float.onnx"
-    done = cli("export", converted, target, "--to", "float", "--verify")
-    assert (done.returncode, target.exists()) == (1, False)
+    required = ("--require-verification", "whole")
+    done = cli("export", converted, target, "--to", "float", *required)
+    assert (done.returncode, target.exists()) == (4, False)
     assert "--library" in done.stderr
     done = cli("export", converted, target, "--to", "float", "--verify", "--library", LIBRARY)
     assert done.returncode == 0, done.stderr
@@ -117,9 +119,15 @@ def test_bench_runs_with_the_library(converted: Path) -> None:
 
 def test_command_line_takes_the_library(tmp_path: Path) -> None:
     target = tmp_path / "out.onnx"
-    done = cli("optimize", MODEL, target)
-    assert (done.returncode, target.exists()) == (1, False)
+    done = cli("optimize", MODEL, target, "--require-verification", "whole")
+    assert (done.returncode, target.exists()) == (4, False)
     assert "--library" in done.stderr
+    done = cli("optimize", MODEL, target)
+    assert done.returncode == 0, done.stderr
+    assert "8 of 8 products within their bounds" in done.stdout
+    assert "the whole models were not compared" in done.stderr
+    assert "--library" in done.stderr
+    target = tmp_path / "other.onnx"
     done = cli("optimize", MODEL, target, "--library", "no_such_library")
     assert (done.returncode, target.exists()) == (1, False)
     assert "There is no custom operator library 'no_such_library'" in done.stderr
