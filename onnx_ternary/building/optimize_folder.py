@@ -43,6 +43,7 @@ def optimize_folder(
     custom_op_libraries: Sequence[str | PathLike[str]] = (),
     report_path: str | PathLike[str] | None = None,
     summary_path: str | PathLike[str] | None = None,
+    annotations_path: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Conversion:
     """Convert the decoder in a model folder and write a new folder, or write nothing.
@@ -59,6 +60,7 @@ def optimize_folder(
         custom_op_libraries: The same.
         report_path: The same.
         summary_path: The same.
+        annotations_path: The same.
         progress: The same.
 
     Raises:
@@ -86,6 +88,7 @@ def optimize_folder(
             custom_op_libraries=custom_op_libraries,
             report_path=report_path,
             summary_path=summary_path,
+            annotations_path=annotations_path,
             progress=progress,
         )
 
