@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from onnx_ternary.model_files.tensors import Spool, prefetch
+from onnx_ternary.model_files.tensors import Spool, constant_bytes, prefetch
 from onnx_ternary.op.nodes import local_functions, node_label, op_nodes
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import Kept
 
+from .attributes import check_attributes
 from .constants.ahead import Ahead
+from .constants.budget import LEAST_EXPANSION, Budget, OverBudget
 from .constants.cones import folding
 from .constants.constant import Constant
 from .constants.resolve import resolve
 from .functions import Functions, function_name
+from .local_calls import set_apart
 from .match import Context, Rejection, TernaryMatMul
 from .rewrite import remaining
 from .rewrite.finish import Replaced
@@ -28,6 +31,7 @@ from .rules.catalogue import RULES, match_product
 _MIN_OPSET = 7
 _MIN_IR_VERSION = 4
 _READ_THROUGH = ("Cast", "DequantizeLinear", "Identity", "Transpose")
+_MAX_READ_THROUGH = 8
 Progress = Callable[[str, int, int], None]
 
 
@@ -55,8 +59,10 @@ def run(
         progress: called before each product with its name, its index and their number.
         spool: where the tensors of indices go; None keeps them in memory.
     """
-    with folding(model, fold=options.fold), Ahead(options) as ahead:
-        return _run(model, options, progress, spool, ahead)
+    check_attributes(model)
+    budget = Budget(options, constant_bytes(model))
+    with set_apart(model), folding(model, budget, fold=options.fold), Ahead(options) as ahead:
+        return _run(model, options, progress, spool, ahead, _Charges(budget))
 
 
 def _run(
@@ -65,6 +71,7 @@ def _run(
     progress: Progress | None,
     spool: Spool | None,
     ahead: Ahead,
+    charges: _Charges,
 ) -> PassResult:
     context = Context(options, ahead)
     replacer = Replacer(model, options, spool)
@@ -86,6 +93,8 @@ def _run(
         found = Rejection(node, refusal) if refusal else match_product(node, context)
         if not refusal and isinstance(found, Rejection):
             found = functions.explained(found)
+        if isinstance(found, TernaryMatMul):
+            found = charges.refusal(found) or found
         refused = replacer.replace(found, where) if isinstance(found, TernaryMatMul) else found
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
@@ -97,6 +106,31 @@ def _run(
             rejections.append(Kept(name, op_type, where, refused.weight, reason))
         ahead.drop(node)
     return PassResult(replacer.finish(), tuple(rejections), tuple(requantised), tuple(already))
+
+
+class _Charges:
+    """What the budget is charged for indices of weights no file holds.
+
+    Every graph that uses an expression gets an index, so a few kilobytes could ask for gigabytes.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._charged: set[Hashable] = set()
+
+    def refusal(self, match: TernaryMatMul) -> Rejection | None:
+        """Why a product stays; None if it may be replaced."""
+        weight = match.weight
+        num_bytes = weight.size * weight.dtype.itemsize
+        key = (id(match.product.graph), weight.key)
+        if num_bytes <= LEAST_EXPANSION * weight.stored_bytes or key in self._charged:
+            return None
+        try:
+            self._budget.make(int(num_bytes), f"{match.product.op_type} '{match.product.name}'")
+        except OverBudget as refusal:
+            return Rejection(match.product, str(refusal), weight.name)
+        self._charged.add(key)
+        return None
 
 
 def _requantize(
@@ -126,7 +160,10 @@ def _prefetch(product: ir.Node) -> None:
     """Have a product's stored weight read: the disk is the slowest part of a conversion."""
     for operand in product.inputs:
         value = operand
-        while value is not None and (step := value.producer()) and step.op_type in _READ_THROUGH:
+        for _ in range(_MAX_READ_THROUGH):
+            step = None if value is None else value.producer()
+            if step is None or step.op_type not in _READ_THROUGH or not step.inputs:
+                break
             value = step.inputs[0]
         if value is not None:
             prefetch(value.const_value)

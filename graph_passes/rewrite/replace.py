@@ -217,7 +217,7 @@ class Replacer:
                 attributes=[ir.AttrInt64s("perm", match.perm_x)],
                 name=node_name("transpose"),
             )
-        product_shape = output_shape(inputs[0].shape, attributes.N)
+        product_shape = output_shape(inputs[0].shape, attributes.N, match.rank)
         known = (
             product_shape if match.perm_y is None else permuted_shape(product_shape, match.perm_y)
         )

@@ -14,7 +14,7 @@ from onnx_ternary.conversion.convert import check_distinct
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.conversion.worker_pool import Task, convert_all, memory_needed
 from onnx_ternary.errors import ModelError
-from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.annotations import annotate
 from onnx_ternary.reports.markdown import summarize_batch
 from onnx_ternary.reports.outcome import Batch, Outcome
@@ -45,6 +45,7 @@ def convert_many(
     requirements: Requirements | None = None,
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
+    verification: VerificationOptions | None = None,
     custom_op_libraries: Sequence[str | PathLike[str]] = (),
     jobs: int | None = None,
     report_path: str | PathLike[str] | None = None,
@@ -73,6 +74,7 @@ def convert_many(
         requirements: As in `convert`, for each model.
         verify_result: As in `convert`.
         inputs: As in `convert`, the same for all.
+        verification: As in `convert`.
         custom_op_libraries: As in `convert`.
         jobs: Models at a time, at most; None for the number of processors.
         report_path: Where `Batch.to_dict` goes as JSON.
@@ -101,6 +103,7 @@ def convert_many(
             requirements or Requirements(),
             verify_result,
             inputs,
+            verification,
             tuple(custom_op_libraries),
             memory_needed(source),
         )

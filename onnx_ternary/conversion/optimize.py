@@ -22,6 +22,7 @@ from onnx_ternary.model_files.save import save as save_model
 from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.model_files.tensors import Spool, constant_bytes, external_tensors
 from onnx_ternary.native.kernels import list_kernels
+from onnx_ternary.op.nodes import constant_tensor
 from onnx_ternary.options import ExternalData, OptimizeOptions
 from onnx_ternary.reports.report import Kept, Report
 from onnx_ternary.schema import FORMAT_VERSION
@@ -36,6 +37,10 @@ __all__ = ["OptimizeOptions", "OptimizeResult", "optimize"]
 
 # Above it, a model whose tensors lie beside it keeps them there, where they can be mapped.
 MAX_JOINED_BYTES = 10_000_000
+
+
+UNEXPECTED = "something in it was not expected"
+"""In the message of an error that no check foresaw; its cause is the error itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,10 @@ def optimize_in_place(
         # Rules take a valid model for granted; whether it is one is looked at only when they fail.
         if reason := why_invalid(source):
             raise ModelError(f"The model is not valid ONNX: {reason}") from error
-        raise
+        raise ModelError(
+            f"The model cannot be converted: {UNEXPECTED} ({type(error).__name__}: {error}). If "
+            "onnxruntime runs the model, please report this."
+        ) from error
     bytes_after = constant_bytes(converted)
     external_data = options.external_data
     if external_data == "auto" and had_external_data and bytes_after > MAX_JOINED_BYTES:
@@ -181,8 +189,8 @@ def _with_weights(model: ir.Model, rejections: Iterable[Kept]) -> tuple[Kept, ..
         if value.const_value is not None
     }
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type == "Constant" and "value" in node.attributes:
-            stored[node.outputs[0].name] = node.attributes["value"].as_tensor()
+        if (tensor := constant_tensor(next(iter(node.outputs), None))) is not None:
+            stored[node.outputs[0].name] = tensor
     return tuple(
         replace(kept, weight_shape=tuple(tensor.shape.numpy()), weight_bytes=int(tensor.nbytes))
         if (tensor := stored.get(kept.weight)) is not None
