@@ -75,7 +75,8 @@ def model_table(results: Mapping[str, Any]) -> str:
     rows = [
         ["BitNet b1.58, Falcon-E", "rounded, in float32 or float16", optimize, sizes, speeds],
         ["the same, activations in 8 bits", "", "`optimize --activation int8`", sizes, int8],
-        ["BitNet from transformers", "packed in uint8", optimize, "1/16 of float32", ""],
+        ["BitNet, Falcon-E, TriLM, Bonsai", "a checkpoint (safetensors)", "`build`", "", ""],
+        ["BitNet exported by torch", "packed in uint8", optimize, "1/16 of float32", ""],
         ["Ternary-Bonsai, Bonsai", "`MatMulNBits`, 2 bits", optimize, "as before", ""],
         ["TWN, TTQ, your own training", "float32 or in the graph", optimize, "1/16 of float32", ""],
         ["Brevitas", "QCDQ", optimize, "1/4 of int8", ""],
