@@ -32,6 +32,21 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class _Found:
+    """A product some rule is asked about.
+
+    Attributes:
+        node: the product.
+        where: the graph it is in, in words.
+        in_function: whether that graph lies inside a local function.
+    """
+
+    node: ir.Node
+    where: str
+    in_function: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PassResult:
     """What `run` did."""
 
@@ -74,11 +89,12 @@ def _run(
     already = [node_label(node) for node in op_nodes(model)]
     products = list(_products(model))
     functions = Functions(model, with_body=options.function_body)
-    for position, (node, where) in enumerate(products):
+    for position, product in enumerate(products):
+        node, where = product.node, product.where
         if progress is not None:
             progress(node_label(node), position, len(products))
         window = max(ahead.num_products, 1)
-        following = [each for each, _ in products[position : position + window + 1]]
+        following = [each.node for each in products[position : position + window + 1]]
         _prefetch(following[-1])
         if not whole_model:
             context.read_ahead([each for each in following if not _excluded(each, options)])
@@ -90,8 +106,8 @@ def _run(
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
             reason = refused.reason
-            in_function = where.startswith("function ")
-            if not in_function and (done := _requantize(refused.node, replacer, options)):
+            done = "" if product.in_function else _requantize(refused.node, replacer, options)
+            if done:
                 requantised.append(name)
                 reason = f"{reason}; {done}"
             rejections.append(Kept(name, op_type, where, refused.weight, reason))
@@ -124,8 +140,8 @@ def _prefetch(product: ir.Node) -> None:
             prefetch(value.const_value)
 
 
-def _products(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
-    """Every product some rule is asked about, and a description of the graph it is in."""
+def _products(model: ir.Model) -> Iterator[_Found]:
+    """Every product some rule is asked about."""
     op_types = frozenset[tuple[str, str]]().union(*(rule.op_types for rule in RULES))
 
     def walk(nodes: ir.Graph | ir.Function, where: str) -> Iterator[tuple[ir.Node, str]]:
@@ -142,10 +158,11 @@ def _products(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
                     for graph in attr.as_graphs():
                         yield from walk(graph, inner)
 
-    yield from walk(model.graph, "main graph")
+    for node, where in walk(model.graph, "main graph"):
+        yield _Found(node, where, in_function=False)
     for function in local_functions(model):
         for node, _ in walk(function, ""):
-            yield node, f"function {function_name(function)}"
+            yield _Found(node, f"function {function_name(function)}", in_function=True)
 
 
 def _refusal_of_model(model: ir.Model) -> str:
