@@ -48,10 +48,7 @@ def finish(
         return Rejection(node, reason, weight.name)
     levels = context.ternarize(weight)
     if isinstance(levels, NotTernary):
-        reason = levels.reason
-        if not reason.startswith("weight "):
-            reason = f"weight {reason}"
-        return Rejection(node, reason, weight.name)
+        return Rejection(node, levels.reason, weight.name)
     if _scaled(levels.scale, product.factor) is None:
         return Rejection(
             node, f"alpha takes the scale of weight '{weight.name}' out of float32", weight.name

@@ -80,7 +80,7 @@ def ternarize_codes(
     if not np.isfinite(used).all():
         return NotTernary("weight contains a weight that is infinite or too large for its type")
     if used.size and used.min() < SMALLEST_NORMAL:
-        return NotTernary(f"scale {used.min():g} is a denormal float32")
+        return NotTernary(f"weight scale {used.min():g} is a denormal float32")
     magnitudes[magnitudes == 0] = 1
     found: NDArray[np.float32] = magnitudes
     if num_groups == 1:
