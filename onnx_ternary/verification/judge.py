@@ -24,7 +24,7 @@ from onnx_ternary.verification.original import (
     run_original_product,
 )
 from onnx_ternary.verification.places import Place, Scope, node_attributes, node_name
-from onnx_ternary.verification.report import OutputCheck, ProductCheck
+from onnx_ternary.verification.report import OutputCheck, ProductCheck, Reference
 
 # Operations of the original behind its MatMul: alpha, scale, bias and their conversions.
 _EXTRA_ROUNDINGS = 8
@@ -163,12 +163,7 @@ def check_product(
         shape=(K, N),
         status="passed" if worst_ratio <= 1 else "failed",
         dtype=x.dtype.name,
-        compared_with=(
-            "original product"
-            if not integer
-            else f"numpy reference of the {attributes.activation} rule"
-            + (" and original product" if rounds else "")
-        ),
+        compared_with=Reference.of(attributes.activation, original_rounds=rounds),
         rows=len(chosen),
         probe_rows=num_probes,
         worst_is_probe=is_probe,
