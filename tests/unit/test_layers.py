@@ -163,7 +163,7 @@ def test_only_rewrite_and_the_exporter_edit_graphs(files: dict[str, Path]) -> No
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in EDITS
     }
-    assert f"{PASSES}.rewrite.replace" in editors
+    assert f"{PASSES}.rewrite.insert" in editors
     assert [module for module in sorted(editors) if not module.startswith(EDITORS)] == []
 
 
