@@ -13,13 +13,22 @@ namespace {
 // 3.4e38.
 constexpr float kLargestMagnitude = 1e31f;
 
-// Rows whose crest factor c = absmax * K / sum |x| exceeds this do not go to fixed-point kernels.
-// Their error is at most scale * nonzeros * absmax * 2^-22.99. As nonzeros * absmax <= K * absmax =
-// c * sum |x|, that is c * 2.02 * u * (scale * sum |x|) with u = 2^-24: at c = 128 the bound of a
-// float32 dot product whose chains of additions are 259 long, what a loop over 16 lanes has at
-// K = 4144. Rows behind a squared ReLU have 50 to 90; the other kernels take several times as long
-// for one row.
+// Fixed-point kernels round every input that is not zero by at most d = absmax * 2^-22.99. Rows in
+// which that is much more than float32 products lose go to other kernels, by two measures; u =
+// 2^-24.
+//
+// 1. The crest factor c = absmax * K / sum |x|. All inputs together are off by at most
+// K * d = c * 2.02 * u * sum |x|: at c = 128 as much as a float32 dot product whose chains of
+// additions are 259 long, what a loop over 16 lanes has at K = 4144. Rows behind a squared ReLU
+// have 50 to 90; the other kernels take several times as long for one row.
 constexpr double kCrestLimit = 128.0;
+
+// 2. The same among the small inputs, those below absmax / 16, for the columns that take no large
+// one: with S small inputs that are not zero, absmax * S / sum of the small |x| is at most
+// max(128, K / 2). The inputs from absmax / 16 on are off by at most 33 u of themselves, the small
+// ones together by max(260, 1.01 K) u of their sum. A few huge inputs raise this measure and not
+// the crest factor, which cannot exceed K.
+constexpr float kSmallPart = 1.0f / 16;
 
 void RowMagnitudes(const float* x, int64_t K, int32_t* largest_bits, double* total) {
   constexpr int64_t kLanes = 16;
@@ -47,6 +56,44 @@ void RowMagnitudes(const float* x, int64_t K, int32_t* largest_bits, double* tot
   }
   *largest_bits = *std::max_element(largest, largest + kLanes);
   *total = sum;
+}
+
+struct SmallInputs {
+  int64_t count = 0;  // not zero
+  double sum = 0.0;   // of magnitudes
+};
+
+SmallInputs FindSmallInputs(const float* x, int64_t K, float limit) {
+  constexpr int64_t kLanes = 8;
+  constexpr int64_t kChunk = 1024;
+  SmallInputs found;
+  for (int64_t begin = 0; begin < K; begin += kChunk) {
+    const int64_t end = std::min(begin + kChunk, K);
+    float sums[kLanes] = {};
+    int32_t counts[kLanes] = {};
+    const auto add = [&](int64_t lane, float value) {
+      const float magnitude = FloatOf(BitsOf(value) & 0x7fffffffu);
+      sums[lane] += magnitude < limit ? magnitude : 0.0f;
+      counts[lane] += (magnitude < limit ? 1 : 0) & (magnitude > 0.0f ? 1 : 0);
+    };
+    int64_t k = begin;
+    for (; k + kLanes <= end; k += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) add(lane, x[k + lane]);
+    }
+    for (; k < end; ++k) add(0, x[k]);
+    for (const float sum : sums) found.sum += static_cast<double>(sum);
+    for (const int32_t count : counts) found.count += count;
+  }
+  return found;
+}
+
+bool FitsFixedPoint(const float* x, int64_t K, float absmax, double sum) {
+  const double largest = static_cast<double>(absmax);
+  const double num_inputs = static_cast<double>(K);
+  if (largest * num_inputs > kCrestLimit * sum) return false;
+  const SmallInputs small = FindSmallInputs(x, K, absmax * kSmallPart);
+  const double limit = std::max(kCrestLimit, num_inputs / 2);
+  return largest * static_cast<double>(small.count) <= limit * small.sum;
 }
 
 }  // namespace
@@ -88,9 +135,7 @@ RowKind ClassifyRow(const float* x, int64_t K) {
   (found ? found : RowMagnitudes)(x, K, &absmax_bits, &sum);
   const float absmax = FloatOf(static_cast<uint32_t>(absmax_bits));
   if (!(absmax <= kLargestMagnitude)) return RowKind::ieee;
-  return static_cast<double>(absmax) * static_cast<double>(K) > kCrestLimit * sum
-             ? RowKind::spread
-             : RowKind::ordinary;
+  return FitsFixedPoint(x, K, absmax, sum) ? RowKind::ordinary : RowKind::spread;
 }
 
 }  // namespace onnx_ternary

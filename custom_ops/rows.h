@@ -16,7 +16,7 @@ void LoadRow(ElementType type, const void* x, int64_t K, float* out);
 // values (count,); out: as many elements of `type`.
 void StoreRow(ElementType type, const float* values, int64_t count, void* out);
 
-// spread: a crest factor that is too much for fixed-point kernels. ieee: NaN, inf, or magnitudes
+// spread: magnitudes that lie too far apart for fixed-point kernels. ieee: NaN, inf, or magnitudes
 // whose sums could overflow.
 enum class RowKind : uint8_t { ordinary, spread, ieee };
 

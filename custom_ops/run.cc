@@ -79,20 +79,18 @@ class Runner {
   void Run() {
     if (request_.rows == 0) return;
     if (request_.kernel != nullptr) {
-      RunRows(nullptr, request_.rows,
-              [&](int64_t, const int64_t*, int64_t) { return request_.kernel; });
+      RunRows(nullptr, request_.rows, [&](int64_t) { return request_.kernel; });
       return;
     }
     if (layer_.activation == Activation::int8) {
       // The rule itself says what becomes of every row.
-      RunRows(nullptr, request_.rows, [&](int64_t remaining, const int64_t*, int64_t) {
-        return Select(remaining, /*ordinary_rows=*/true);
-      });
+      RunRows(nullptr, request_.rows,
+              [&](int64_t remaining) { return Select(remaining, /*ordinary_rows=*/true); });
       return;
     }
     ClassifyRows();
-    // What computes a row depends on the row, not on those beside it, which tiles share depends on
-    // the number of threads.
+    // Which kernel computes a row depends on that row alone: which rows share a tile depends on the
+    // number of threads.
     std::vector<int64_t> ordinary_rows, spread_rows, ieee_rows;
     for (int64_t m = 0; m < request_.rows; ++m) {
       const RowKind kind = kinds_[static_cast<size_t>(m)];
@@ -105,14 +103,11 @@ class Runner {
       const int64_t num_rows = static_cast<int64_t>(rows.size());
       RunRows(num_rows == request_.rows ? nullptr : rows.data(), num_rows, choose);
     };
-    run(ordinary_rows, [&](int64_t remaining, const int64_t*, int64_t) {
-      return Select(remaining, /*ordinary_rows=*/true);
-    });
-    run(spread_rows, [&](int64_t remaining, const int64_t*, int64_t) {
-      return Select(remaining, /*ordinary_rows=*/false);
-    });
+    run(ordinary_rows,
+        [&](int64_t remaining) { return Select(remaining, /*ordinary_rows=*/true); });
+    run(spread_rows, [&](int64_t remaining) { return Select(remaining, /*ordinary_rows=*/false); });
     const Kernel* reference = ReferenceKernel(layer_.index_format, layer_.activation);
-    run(ieee_rows, [&](int64_t, const int64_t*, int64_t) { return reference; });
+    run(ieee_rows, [&](int64_t) { return reference; });
   }
 
   // What all rows of X have in common under dynamic_quantize_linear; minimum and maximum do not
@@ -187,12 +182,12 @@ class Runner {
     });
   }
 
-  // rows: (num_rows,) positions in X, or null for all of them. choose(remaining, rows, first) gives
-  // the kernel of the tile that begins at position first.
+  // rows: (num_rows,) positions in X, or null for all of them. choose(remaining) gives the
+  // kernel of the next tile, where `remaining` rows are not computed yet.
   template <typename Choose>
   void RunRows(const int64_t* rows, int64_t num_rows, const Choose& choose) {
     for (int64_t first = 0; first < num_rows;) {
-      const Kernel* kernel = choose(num_rows - first, rows, first);
+      const Kernel* kernel = choose(num_rows - first);
       if (used_ && std::find(used_->begin(), used_->end(), kernel) == used_->end()) {
         used_->push_back(kernel);
       }
@@ -205,13 +200,13 @@ class Runner {
         int64_t count = std::min(num_rows - first, tile_rows);
         // A few rows more than whole steps are better left to a kernel for few rows.
         const int64_t tail = count % kRowStep;
-        if (count > kRowStep && tail != 0 && choose(tail, rows, first + count - tail) != kernel) {
+        if (count > kRowStep && tail != 0 && choose(tail) != kernel) {
           count -= tail;
         }
         tiles.push_back({first, count, nullptr, nullptr, nullptr});
         first += count;
       } while (static_cast<int64_t>(tiles.size()) < most && first < num_rows &&
-               choose(num_rows - first, rows, first) == kernel);
+               choose(num_rows - first) == kernel);
       RunRound(*kernel, rows, &tiles);
     }
   }

@@ -106,25 +106,31 @@ def _run(
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
             reason = refused.reason
-            done = "" if product.in_function else _requantize(refused.node, replacer, options)
-            if done:
+            quantized, outcome = _requantize(product, replacer, options)
+            if quantized:
                 requantised.append(name)
-                reason = f"{reason}; {done}"
+            reason = f"{reason}; {outcome}" if outcome else reason
             rejections.append(Kept(name, op_type, where, refused.weight, reason))
         ahead.drop(node)
     return PassResult(replacer.finish(), tuple(rejections), tuple(requantised), tuple(already))
 
 
-def _requantize(node: ir.Node, replacer: Replacer, options: OptimizeOptions) -> str:
-    """Hand a product to onnxruntime's quantizer if the user asks; what was done, or nothing."""
-    choice = options.remaining
+def _requantize(product: _Found, replacer: Replacer, options: OptimizeOptions) -> tuple[bool, str]:
+    """Hand a product to onnxruntime's quantizer if the user asks.
+
+    Returns:
+        Whether it took it, and what was done or why not; empty if nobody asked.
+    """
+    choice, node = options.remaining, product.node
     if choice == "keep" or _excluded(node, options):
-        return ""
+        return False, ""
+    if product.in_function:
+        return False, "not quantized by --remaining: it is in a local function"
     quantized = remaining.quantize(node, int(choice.removeprefix("int")))
-    if quantized is None:
-        return ""
+    if isinstance(quantized, str):
+        return False, f"not quantized by --remaining: {quantized}"
     replacer.requantize(node, quantized)
-    return (
+    return True, (
         f"quantized by onnxruntime to {choice} in blocks of {remaining.BLOCK_SIZE} (MatMulNBits), "
         f"{quantized.weight.stored_bytes} -> {quantized.nbytes} bytes"
     )

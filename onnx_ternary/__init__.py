@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx_ternary import _source_tree as _source_tree  # first: the others import graph_passes
 from onnx_ternary._version import __version__
+from onnx_ternary.building import BuildOptions, BuildResult, build
 from onnx_ternary.conversion.batch import convert_many
 from onnx_ternary.conversion.convert import convert
 from onnx_ternary.conversion.optimize import OptimizeResult, optimize
@@ -18,6 +19,8 @@ from onnx_ternary.verification.verify import verify
 
 __all__ = [
     "Batch",
+    "BuildOptions",
+    "BuildResult",
     "Conversion",
     "ExportResult",
     "ExportedFile",
@@ -28,6 +31,7 @@ __all__ = [
     "Requirements",
     "VerificationReport",
     "__version__",
+    "build",
     "convert",
     "convert_many",
     "export",

@@ -5,26 +5,32 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from onnx_ternary import _onnxruntime as ort
 from onnx_ternary import runtime
+from onnx_ternary._paired import Comparison, compare
 from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ModelError, OnnxTernaryError, VerificationError
 from onnx_ternary.model_files.load import file_bytes
 from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.reports.report import format_size
+from onnx_ternary.schema import DOMAIN, OP_TYPE
 from onnx_ternary.verification.inputs import Feeds, Inputs, verification_inputs
 
 # onnxruntime's idle pool threads spin for a while after a run and would slow the other model.
 _SPIN_DOWN_SECONDS = 0.2
+# Sessions are made anew in as many rounds as fit; a model of gigabytes is loaded twice in all.
+_LOADING_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +39,24 @@ class Speed:
 
     Attributes:
         seconds: a run, one entry a round.
-        load_seconds: making the session.
+        load_seconds: making the session from a file that was read before, one entry a round that
+            made one.
         file_bytes: external data included.
     """
 
     seconds: tuple[float, ...]
-    load_seconds: float
+    load_seconds: tuple[float, ...]
     file_bytes: int
 
     @property
     def median(self) -> float:
         """Seconds a run."""
         return float(np.median(self.seconds))
+
+    @property
+    def load_median(self) -> float:
+        """Seconds a session takes to make."""
+        return float(np.median(self.load_seconds))
 
     @property
     def spread(self) -> float:
@@ -63,6 +75,7 @@ class Benchmark:
         threads: intra-op threads of either session.
         max_relative_difference: of the outputs, to the largest magnitude of each.
         inputs: how each input was made.
+        same_operators: whether both models have the same operators, so that nothing was converted.
     """
 
     original: Speed
@@ -70,27 +83,45 @@ class Benchmark:
     threads: int
     max_relative_difference: float
     inputs: dict[str, str]
+    same_operators: bool = False
+
+    @property
+    def runs(self) -> Comparison:
+        """How much faster a run is."""
+        return compare(self.original.seconds, self.converted.seconds)
+
+    @property
+    def loads(self) -> Comparison:
+        """How much faster a session is made."""
+        return compare(self.original.load_seconds, self.converted.load_seconds)
 
     @property
     def times_faster(self) -> float:
         """The median of the rounds' ratios."""
-        return float(np.median(np.divide(self.original.seconds, self.converted.seconds)))
+        return self.runs.ratio
+
+    def __repr__(self) -> str:
+        return f"<Benchmark: {self.verdict().splitlines()[0]}>"
 
     def verdict(self) -> str:
-        """One line for people."""
-        ratio, spread = self.times_faster, max(self.original.spread, self.converted.spread)
-        if abs(ratio - 1) <= spread:
-            speed = "as fast as the original"
-        elif ratio > 1:
-            speed = f"{ratio:.2f} times faster"
-        else:
-            speed = f"{1 / ratio:.2f} times slower"
-        size = self.original.file_bytes / self.converted.file_bytes
-        return (
-            f"The converted model is {speed} ({self.original.median * 1e3:.3g} ms -> "
-            f"{self.converted.median * 1e3:.3g} ms a run, spread {spread:.0%}) and {size:.1f} "
-            f"times smaller; outputs differ by at most {self.max_relative_difference:.1e}."
+        """Lines for people: runs, loads, size and outputs, each with what can be said of it."""
+        before, after = self.original, self.converted
+        lines = ["Nothing was converted: both models have the same operators."]
+        lines = lines if self.same_operators else []
+        for name, found, one, other in (
+            ("Run", self.runs, before.median, after.median),
+            ("Load", self.loads, before.load_median, after.load_median),
+        ):
+            lines.append(
+                f"{name}: {found.text()}, {format_seconds(one)} -> {format_seconds(other)}."
+            )
+        sizes = f"{format_size(before.file_bytes)} -> {format_size(after.file_bytes)}"
+        lines.append(f"File: {_times(before.file_bytes / after.file_bytes)}, {sizes}.")
+        lines.append(
+            f"Outputs: differ by at most {self.max_relative_difference:.1e} of their largest "
+            "magnitude."
         )
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON types."""
@@ -99,7 +130,34 @@ class Benchmark:
             "original_median_seconds": self.original.median,
             "converted_median_seconds": self.converted.median,
             "times_faster": self.times_faster,
+            "runs": _as_json(self.runs),
+            "loads": _as_json(self.loads),
         }
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration in the unit that gives three significant digits."""
+    for unit, scale in (("us", 1e6), ("ms", 1e3)):
+        if seconds * scale < 999.5:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:.0f} s"
+
+
+def _times(ratio: float) -> str:
+    if f"{ratio:.1f}" == "1.0":
+        return "as large"
+    return f"{ratio:.1f} times smaller" if ratio > 1 else f"{1 / ratio:.1f} times larger"
+
+
+def _as_json(found: Comparison) -> dict[str, Any]:
+    """A comparison without the infinite ends JSON has no number for."""
+    known = found.answer != "too few rounds"
+    return {
+        "answer": found.answer,
+        "ratio": found.ratio,
+        "low": found.low if known else None,
+        "high": found.high if known else None,
+    }
 
 
 def bench(
@@ -109,22 +167,25 @@ def bench(
     inputs: Inputs | None = None,
     seed: int = 0,
     threads: int = 1,
-    rounds: int = 15,
-    seconds_a_round: float = 0.05,
+    rounds: int = 25,
+    seconds_a_round: float = 0.04,
     max_difference: float = 0.1,
     custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
 ) -> Benchmark:
-    """Time two models in one process, in rounds that take turns.
+    """Time two models in one process, in rounds whose order a coin decides.
+
+    A round makes both sessions anew (as long as that takes little time) and times both models;
+    how its rounds become an answer is told in `onnx_ternary._paired`.
 
     Args:
         original: an ONNX file.
         converted: the same after conversion; None converts it to a temporary file, with the
             default options.
         inputs: arrays by input name, or an .npz file of them; None generates them.
-        seed: of generated inputs.
+        seed: of generated inputs, and of the coin.
         threads: intra-op threads of either session.
-        rounds: how often each model is timed.
-        seconds_a_round: a round repeats runs for at least this long.
+        rounds: how often each model is timed; fewer than 15 give no answer.
+        seconds_a_round: a round repeats runs of each model for at least this long.
         max_difference: of the outputs, to the largest magnitude of each. It tells wrong answers
             from rounding; `verify` judges.
         custom_op_libraries: other libraries whose operators the models use, as
@@ -142,57 +203,141 @@ def bench(
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             converted = Path(folder) / Path(original).name
             convert(original, converted, OptimizeOptions(), verify_result=False)
-        paths = (Path(original), Path(converted))
-        sizes = [file_bytes(path) for path in paths]
-        sessions, load_seconds = [], []
-        for path in paths:
-            start = time.perf_counter()
-            sessions.append(_session(path, threads, libraries))
-            load_seconds.append(time.perf_counter() - start)
-        feeds, used = _feeds(paths[0], sessions[0], inputs, seed)
-        names = [value.name for value in sessions[0].get_outputs()]
-        outputs = [_run(*each, names, feeds) for each in zip(paths, sessions, strict=True)]
-        difference = max(map(_difference, *outputs), default=0.0)
-        if not difference <= max_difference:
-            raise VerificationError(
-                f"The outputs of '{paths[0]}' and '{paths[1]}' differ by {difference:.3g} of their "
-                f"largest magnitude, at most {max_difference:g} is allowed; "
-                f"'onnx-ternary verify {paths[0]} {paths[1]}' says where."
-            )
-        seconds = _take_turns(sessions, names, feeds, threads, rounds, seconds_a_round)
-        speeds = [Speed(*each) for each in zip(seconds, load_seconds, sizes, strict=True)]
-        return Benchmark(speeds[0], speeds[1], threads, difference, used)
+        entries = [_Entry(Path(each), threads, libraries) for each in (original, converted)]
+        # These loads are not timed: they warm up onnxruntime, the libraries and the file cache.
+        loading = sum(entry.load() for entry in entries)
+        feeds, used = _feeds(entries[0], inputs, seed)
+        difference = _check_outputs(entries, feeds, max_difference)
+        operators = [_operators(entry.path) for entry in entries]
+        # The last round's sessions stay, so a model that loads slowly is loaded in the first only.
+        num_loads = min(rounds, max(1, int(_LOADING_SECONDS / loading)))
+        _take_turns(entries, feeds, seed, rounds, num_loads, seconds_a_round)
+        speeds = [entry.speed() for entry in entries]
+    return Benchmark(speeds[0], speeds[1], threads, difference, used, operators[0] == operators[1])
 
 
-def _feeds(
-    path: Path, session: ort.InferenceSession, inputs: Inputs | None, seed: int
-) -> tuple[Feeds, dict[str, str]]:
+@dataclass(slots=True)
+class _Entry:
+    """A model that takes part, its session and its times."""
+
+    path: Path
+    threads: int
+    libraries: Sequence[str]
+    session: Any = None
+    seconds: list[float] = field(default_factory=list)
+    load_seconds: list[float] = field(default_factory=list)
+
+    def load(self) -> float:
+        """Makes a session; returns the seconds it took."""
+        start = time.perf_counter()
+        self.session = _session(self.path, self.threads, self.libraries)
+        return time.perf_counter() - start
+
+    def run(self, names: Sequence[str] | None, feeds: Feeds) -> list[NDArray[Any]]:
+        try:
+            outputs: list[NDArray[Any]] = self.session.run(names, feeds)
+        except Exception as error:  # onnxruntime raises types of its own that share no base
+            raise ModelError(f"'{self.path}' cannot be run: {error}") from error
+        return outputs
+
+    def why_not(self, feeds: Feeds) -> ModelError | None:
+        """Why the model does not run on these inputs; None if it does."""
+        try:
+            self.run(None, feeds)
+        except ModelError as error:
+            return error
+        return None
+
+    def time_runs(self, names: Sequence[str], feeds: Feeds, at_least: float) -> float:
+        """Median seconds of runs that together take ``at_least`` seconds, after one not counted.
+
+        How many there are must depend on time alone: a mean or median of another number of skewed
+        times would be another quantity.
+        """
+        self.session.run(names, feeds)
+        times: list[float] = []
+        begin = before = time.perf_counter()
+        while not times or before - begin < at_least:
+            self.session.run(names, feeds)
+            now = time.perf_counter()
+            times.append(now - before)
+            before = now
+        return float(np.median(times))
+
+    def speed(self) -> Speed:
+        return Speed(tuple(self.seconds), tuple(self.load_seconds), file_bytes(self.path))
+
+
+def _take_turns(
+    entries: Sequence[_Entry],
+    feeds: Feeds,
+    seed: int,
+    rounds: int,
+    num_loads: int,
+    seconds_a_round: float,
+) -> None:
+    """Times of each entry, one a round; the first ``num_loads`` rounds make the sessions anew."""
+    coin = np.random.default_rng(seed)
+    names = [value.name for value in entries[0].session.get_outputs()]
+    last = None
+    for number in range(rounds):
+        order = list(entries) if coin.random() < 0.5 else list(reversed(entries))
+        if number < num_loads:
+            for entry in entries:
+                entry.session = None
+            for entry in order:
+                entry.load_seconds.append(entry.load())
+        for entry in order:
+            if entry.threads > 1 and entry is not last:
+                time.sleep(_SPIN_DOWN_SECONDS)
+            entry.seconds.append(entry.time_runs(names, feeds, seconds_a_round))
+            last = entry
+
+
+def _check_outputs(entries: Sequence[_Entry], feeds: Feeds, max_difference: float) -> float:
+    """The largest difference of the outputs.
+
+    Raises:
+        VerificationError: if it is more than ``max_difference``.
+    """
+    names = [value.name for value in entries[0].session.get_outputs()]
+    outputs = [entry.run(names, feeds) for entry in entries]
+    difference = max(map(_difference, *outputs), default=0.0)
+    if not difference <= max_difference:
+        before, after = (entry.path for entry in entries)
+        raise VerificationError(
+            f"The outputs of '{before}' and '{after}' differ by {difference:.3g} of their "
+            f"largest magnitude, at most {max_difference:g} is allowed; "
+            f"'onnx-ternary verify {before} {after}' says where."
+        )
+    return difference
+
+
+def _operators(path: Path) -> Counter[tuple[str, str]]:
+    """How often each operator occurs in a model, the op's own body not counted."""
+    model = onnx.load(path, load_external_data=False)
+    counts: Counter[tuple[str, str]] = Counter()
+    bodies = [
+        each.node for each in model.functions if (each.domain, each.name) != (DOMAIN, OP_TYPE)
+    ]
+    waiting = [model.graph.node, *bodies]
+    while waiting:
+        for node in waiting.pop():
+            counts[node.domain, node.op_type] += 1
+            for attribute in node.attribute:
+                waiting += [graph.node for graph in (attribute.g, *attribute.graphs)]
+    return counts
+
+
+def _feeds(entry: _Entry, inputs: Inputs | None, seed: int) -> tuple[Feeds, dict[str, str]]:
     """Inputs the original runs with, and how they were made."""
 
     def refusals(attempts: Sequence[Feeds]) -> Iterator[ModelError | None]:
         for feeds in attempts:
-            yield _why_not(path, session, feeds)
+            yield entry.why_not(feeds)
 
-    proto = onnx.load(path, load_external_data=False)
+    proto = onnx.load(entry.path, load_external_data=False)
     return verification_inputs(proto, inputs, seed, refusals)
-
-
-def _run(
-    path: Path, session: ort.InferenceSession, names: Sequence[str] | None, feeds: Feeds
-) -> list[NDArray[Any]]:
-    try:
-        outputs: list[NDArray[Any]] = session.run(names, feeds)
-    except Exception as error:  # onnxruntime raises types of its own that share no base
-        raise ModelError(f"'{path}' cannot be run: {error}") from error
-    return outputs
-
-
-def _why_not(path: Path, session: ort.InferenceSession, feeds: Feeds) -> ModelError | None:
-    try:
-        _run(path, session, None, feeds)
-    except ModelError as error:
-        return error
-    return None
 
 
 def _session(path: Path, threads: int, libraries: Sequence[str]) -> ort.InferenceSession:
@@ -228,31 +373,3 @@ def _difference(one: NDArray[Any], other: NDArray[Any]) -> float:
         return float("inf")
     magnitude = float(np.abs(wide, where=np.isfinite(wide), out=np.zeros_like(wide)).max())
     return largest / magnitude if magnitude else largest
-
-
-def _take_turns(
-    sessions: Sequence[ort.InferenceSession],
-    names: Sequence[str],
-    feeds: Feeds,
-    threads: int,
-    rounds: int,
-    seconds_a_round: float,
-) -> list[tuple[float, ...]]:
-    """Seconds a run of each session, one entry a round; who goes first changes."""
-    counts = []
-    for session in sessions:
-        start = time.perf_counter()
-        session.run(names, feeds)
-        counts.append(max(1, int(seconds_a_round / (time.perf_counter() - start))))
-    samples: list[list[float]] = [[] for _ in sessions]
-    for number in range(rounds):
-        order = range(len(sessions)) if number % 2 == 0 else reversed(range(len(sessions)))
-        for each in order:
-            if threads > 1:
-                time.sleep(_SPIN_DOWN_SECONDS)
-            sessions[each].run(names, feeds)
-            start = time.perf_counter()
-            for _ in range(counts[each]):
-                sessions[each].run(names, feeds)
-            samples[each].append((time.perf_counter() - start) / counts[each])
-    return [tuple(each) for each in samples]

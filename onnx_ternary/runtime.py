@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import onnx
-import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # ships no types
 
+from onnx_ternary import _onnxruntime as ort
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.native import kernels as native_kernels
 from onnx_ternary.native.library_path import get_library_path

@@ -211,38 +211,6 @@ def conditions_text(results: dict[str, Any]) -> str:
     return " ".join([conditions_line(results["conditions"]) + ".", *skipped])
 
 
-def readme_section(results: dict[str, Any]) -> str:
-    """The short table of README.md."""
-    cases = by_case(results["rows"])
-    names = [
-        name for name in README_CANDIDATES if name in {r["candidate"] for r in results["rows"]}
-    ]
-    words = {1: "one", 2: "two"}
-    threads = " / ".join(words[count] for count in sorted({key[2] for key in cases}))
-    rows = []
-    for shape, M in dict.fromkeys((shape, M) for shape, M, _ in cases):
-        if shape not in README_SHAPES:
-            continue
-        by_threads = [cases[shape, M, t] for t in (1, 2) if (shape, M, t) in cases]
-        cells = [
-            " / ".join(
-                f"{ratio(case[name], case[BASELINE]):.1f}" if name in case else "-"
-                for case in by_threads
-            )
-            for name in names[1:]
-        ]
-        rows.append([shape, str(M), *cells])
-    return (
-        "One layer (`benchmarks/bench_kernel.py`), times faster than ONNX Runtime's float32 "
-        f"MatMul (threads: {threads}), side by side in interleaved rounds. Every candidate but "
-        "onnx-ternary float rounds activations to 8 bits and is off by about 1 %:\n\n"
-        f"{table(['K x N', 'M', *names[1:]], rows)}\n\n"
-        "![time against batch rows, all rivals](docs/images/kernel_time.svg)\n\n"
-        "[docs/performance.md](docs/performance.md) has all shapes and rivals, weights from DRAM, "
-        f"memory, and which targets are reached. Conditions: {conditions_text(results)}"
-    )
-
-
 def filled(text: str, results: dict[str, Any]) -> str:
     """docs/performance.md with the tables of these results."""
     return fill(

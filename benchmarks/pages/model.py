@@ -19,7 +19,6 @@ DENSE = "onnx-ternary float, dense"
 FUSED = {name: f"{name}, siblings fused" for name in (FLOAT, INT8)}
 HEADS = ("onnx-ternary float, head int8", "onnx-ternary float, head int4")
 ALONE = ("two threads", "one thread", "one thread, long prefill")
-README_CASES = ("decode 128", "decode 1024", "prefill 128")
 NOT_MEASURED = "Not measured."
 _PRODUCTS = ("TernaryIndexedMatMul", "MatMulNBits")
 
@@ -252,38 +251,6 @@ def conditions_text(results: dict[str, Any]) -> str:
         others = {k: v for k, v in each.items() if k not in common and k != "model"}
         own.append(f"{part}: {each['model']}" + (f", {conditions_line(others)}" if others else ""))
     return f"{conditions_line(common)}. By part: {'; '.join(own)}."
-
-
-def readme_section(results: dict[str, Any]) -> str:
-    """The short table of README.md."""
-    cases = by_case(rows_of(results, "two threads"))
-    if not cases:
-        return NOT_MEASURED
-    loads = {row["candidate"]: row for row in rows_of(results, "load")}
-    model = results["two threads"]["conditions"]["model"]
-    shown = [case for case in README_CASES if (case, 2) in cases]
-    rows = []
-    for name in (BASELINE, NBITS, FLOAT, INT8):
-        cells = [name]
-        if name in loads:
-            load = loads[name]
-            cells += [f"{load['file'] / 1e6:.0f} MB", f"{np.median(load['loads_s']):.2f} s"]
-            cells.append(f"{load['peak_MB']:.0f} MB")
-        else:
-            cells += [""] * 3
-        for case in shown:
-            row = cases[case, 2].get(name)
-            cells.append("" if row is None else _speed(row))
-        rows.append(cells)
-    head = ["model", "file", "load", "peak memory", *(f"{case}, tokens/s" for case in shown)]
-    return (
-        f"A decoder of BitNet b1.58 2B's shape (`benchmarks/bench_model.py`: {model}), two "
-        "threads: decoding one token behind 128 or 1024, and a prompt of 128:\n\n"
-        f"{table(head, rows)}\n\n"
-        "![tokens a second of each model](docs/images/model_speed.svg)\n\n"
-        "[docs/models.md](docs/models.md) has one thread, longer contexts, the whole model with "
-        "its head, conversion, and which targets are reached."
-    )
 
 
 def filled(text: str, results: dict[str, Any]) -> str:

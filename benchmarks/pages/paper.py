@@ -257,7 +257,7 @@ def skipped_text(result: dict[str, Any]) -> str:
                 reasons[row["name"]] = row.get("reason", memory)
         found = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
         lines.append(f"- n = {n}: {found}.")
-    return "\n".join(["Skipped:", *lines]) if lines else "Nothing was skipped."
+    return "\n".join(["Skipped:", "", *lines]) if lines else "Nothing was skipped."
 
 
 def conditions_text(result: dict[str, Any]) -> str:

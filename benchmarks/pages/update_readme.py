@@ -1,19 +1,19 @@
-"""Copy the committed results into README.md (its `numbers` markers) and pages of docs.
+"""Copy the committed results into the marked places of README.md and of pages of docs.
 
 Usage: python benchmarks/pages/update_readme.py [--check]
 
-The pages are docs/performance.md (kernel.json) and docs/models.md (model.json). Their plots are
-drawn too (`pip install ".[bench]"`), but not by --check, which changes nothing and fails if a page
-is not what the results say.
+The pages are README.md and docs/index.md (what a stranger sees first), docs/performance.md
+(kernel.json) and docs/models.md (model.json). Their plots are drawn too (`pip install ".[bench]"`),
+but not by --check, which changes nothing and fails if a page is not what the results say.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ ROOT = BENCHMARKS.parent
 RESULTS = BENCHMARKS / "results"
 sys.path.insert(0, str(BENCHMARKS))  # as where a program of that folder is started
 
+from pages import front  # noqa: E402
 from pages import kernel as kernel_pages  # noqa: E402
 from pages import model as model_pages  # noqa: E402
-from pages.parts import conditions_line, table  # noqa: E402
-
-BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
+from pages.parts import conditions_line, fill, table  # noqa: E402
 
 
 def example_section() -> str:
@@ -63,20 +62,25 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check: bool = parser.parse_args().check
     kernel, model = _result("kernel.json"), _result("model.json")
-    sections = [
-        example_section(),
-        kernel_pages.readme_section(kernel),
-        model_pages.readme_section(model),
-    ]
-    section = "\n".join([BEGIN, "\n\n".join(sections), END])
-    marked = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    contents: dict[Path, Callable[[str], str]] = {
-        ROOT / "README.md": lambda text: marked.sub(lambda _: section, text),
-        ROOT / "docs" / "performance.md": lambda text: kernel_pages.filled(text, kernel),
-        ROOT / "docs" / "models.md": lambda text: model_pages.filled(text, model),
+    places = {
+        "README.md": {
+            "first": front.first(model, "docs/images/front.svg"),
+            "models": front.model_table(model),
+            "rivals": front.rival_table(kernel),
+        },
+        "docs/index.md": {"first": front.first(model, "images/front.svg")},
     }
+    contents: dict[Path, Callable[[str], str]] = {
+        ROOT / "docs" / "performance.md": lambda text: kernel_pages.filled(
+            fill(text, {"example": example_section()}), kernel
+        ),
+        ROOT / "docs" / "models.md": lambda text: model_pages.filled(text, model),
+        ROOT / "docs" / "images" / "front.svg": lambda _: front.picture(model),
+    }
+    for name, place in places.items():
+        contents[ROOT / name] = partial(fill, places=place)
     for path, made in contents.items():
-        old = path.read_text(encoding="utf-8")
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
         new = made(old)
         if check and old != new:
             raise SystemExit(

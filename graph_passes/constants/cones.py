@@ -30,10 +30,10 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, TypeProto, helper
 
+from onnx_ternary import _onnxruntime as ort
 from onnx_ternary.op.nodes import owning_functions
 
 from . import qonnx

@@ -174,7 +174,9 @@ class Constant:
             found = self.evaluate.ternarize()
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"Tensor '{self.name}' cannot be read: {error}") from error
-        if isinstance(found, TernaryWeight) or (found is not None and not tolerance):
+        if isinstance(found, TernaryWeight) or (
+            found is not None and (found.final or not tolerance)
+        ):
             return found
         return ternarize(self.numpy(), tolerance=tolerance)
 

@@ -1,9 +1,11 @@
 """Products that stay float, in the hands of ONNX Runtime's own quantizer, where the user asks.
 
-    MatMul(X, W)   =>   com.microsoft.MatMulNBits(X, B, scales, zero_points)
+    MatMul(X, W)    =>   com.microsoft.MatMulNBits(X, B, scales, zero_points)
+    Gemm(X, W, C)   =>   com.microsoft.MatMulNBits(X, B, scales, zero_points) [-> Add(C)]
 
 1. MatMul with a constant float32 or float16 W (K, N) on the right that no rule rewrote and the user
-   did not exclude; everything else stays as it is.
+   did not exclude; Gemm with such a W, transposed or not, that neither transposes nor scales
+   anything else. All others stay as they are, with a reason.
 2. 4 or 8 bits, one scale and zero point a block of 32 rows, accuracy_level 4: activations are
    rounded to int8. Answers change; the report names every such product.
 3. W is read a few columns at a time. It stays in the model where something else uses it (the
@@ -60,28 +62,50 @@ class Quantized:
         return self.codes.nbytes + self.scales.nbytes + self.zero_points.nbytes
 
 
-def quantize(node: ir.Node, bits: int) -> Quantized | None:
-    """The weight of a product in blocks, or None where case 1 does not hold.
+def quantize(node: ir.Node, bits: int) -> Quantized | str:
+    """The weight of a product in blocks, or why case 1 does not hold.
 
     Raises:
         OnnxTernaryError: if onnxruntime has no quantizer for these bits.
         ModelError: if the weight cannot be read.
     """
-    if (node.domain, node.op_type) != ("", "MatMul") or node.inputs[1] is None:
-        return None
-    weight = resolve(node.inputs[1])
-    if not isinstance(weight, Constant) or len(weight.shape) != 2 or weight.dtype not in _DTYPES:
-        return None
-    if not weight.size:
-        return None
-    quantizer = _quantizer(bits)
+    if (node.domain, node.op_type) not in (("", "MatMul"), ("", "Gemm")):
+        return f"{node.op_type} is no product onnxruntime's quantizer takes"
+    if node.op_type == "Gemm" and (found := _plain_gemm(node)):
+        return found
+    weight = None if node.inputs[1] is None else resolve(node.inputs[1])
+    if not isinstance(weight, Constant):
+        return "its second operand is no constant"
+    if len(weight.shape) != 2 or not weight.size:
+        return f"its weight has shape {list(weight.shape)}, expected two dimensions"
+    if weight.dtype not in _DTYPES:
+        return f"its weight is {weight.dtype.name}, expected FLOAT or FLOAT16"
+    if node.attributes.get_int("transB", 0):
+        weight = weight.transposed()
+    quantizer = block_quantizer(bits)
     parts = [quantizer.qbits_block_quant(columns) for columns in _columns(weight)]
     codes, scales, zero_points = (np.concatenate(each) for each in zip(*parts, strict=True))
     return Quantized(weight, bits, codes, scales, zero_points)
 
 
+def _plain_gemm(node: ir.Node) -> str:
+    """Why a Gemm is more than ``X @ W + C``; empty if it is not."""
+    attributes = node.attributes
+    if attributes.get_int("transA", 0):
+        return "its activations are transposed (transA)"
+    scales = [("alpha", attributes.get_float("alpha", 1.0))]
+    if _addend(node) is not None:
+        scales.append(("beta", attributes.get_float("beta", 1.0)))
+    return next((f"{name} is {value:g}, expected 1" for name, value in scales if value != 1), "")
+
+
+def _addend(node: ir.Node) -> ir.Value | None:
+    """What a Gemm adds; None for a MatMul."""
+    return node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+
+
 def requantize(editor: ModelEditor, node: ir.Node, quantized: Quantized) -> None:
-    """Put a MatMulNBits in the place of a MatMul."""
+    """Put a MatMulNBits in the place of a MatMul or Gemm, an Add behind it where C is."""
     graph, x, output = node.graph, node.inputs[0], node.outputs[0]
     assert isinstance(graph, ir.Graph) and x is not None
     weight = quantized.weight
@@ -105,17 +129,27 @@ def requantize(editor: ModelEditor, node: ir.Node, quantized: Quantized) -> None
         doc_string=output.doc_string,
         metadata_props=dict(output.metadata_props),
     )
-    product = ir.Node(
-        "com.microsoft",
-        "MatMulNBits",
-        [x, *(editor.add_constant(node, name, array) for name, array in tensors.items())],
-        outputs=[new],
-        attributes=[ir.AttrInt64(name, size) for name, size in sizes.items()],
-        name=node.name,
-        doc_string=node.doc_string,
-        metadata_props=dict(node.metadata_props),
-    )
-    graph.insert_before(node, product)
+    addend = _addend(node)
+    result = new
+    if addend is not None:
+        name = editor.value_name(f"{output.name}.product")
+        result = ir.Value(name=name, shape=new.shape, type=new.type)
+    nodes = [
+        ir.Node(
+            "com.microsoft",
+            "MatMulNBits",
+            [x, *(editor.add_constant(node, name, array) for name, array in tensors.items())],
+            outputs=[result],
+            attributes=[ir.AttrInt64(name, size) for name, size in sizes.items()],
+            name=node.name,
+            doc_string=node.doc_string,
+            metadata_props=dict(node.metadata_props),
+        )
+    ]
+    if addend is not None:
+        name = editor.node_name(f"{node.name}/add")
+        nodes.append(ir.Node("", "Add", [result, addend], outputs=[new], name=name))
+    graph.insert_before(node, nodes)
     output.replace_all_uses_with(new, replace_graph_outputs=True)
     operand = node.inputs[1]
     graph.remove(node, safe=True)
@@ -137,7 +171,12 @@ def _columns(weight: Constant) -> Iterator[NDArray[Any]]:
     weight.release()
 
 
-def _quantizer(bits: int) -> Any:
+def block_quantizer(bits: int) -> Any:
+    """The quantizer of onnxruntime; ``qbits_block_quant`` takes (K, N) floats.
+
+    Raises:
+        OnnxTernaryError: if onnxruntime has none for these bits.
+    """
     try:
         from onnxruntime.quantization.matmul_nbits_quantizer import (
             DefaultWeightOnlyQuantConfig,

@@ -120,7 +120,7 @@ class Replacer:
         return None
 
     def requantize(self, node: ir.Node, quantized: Quantized) -> None:
-        """Put a MatMulNBits in the place of a MatMul (remaining.py)."""
+        """Put a MatMulNBits in the place of a product (remaining.py)."""
         requantize(self._editor, node, quantized)
 
     def finish(self) -> Replaced:

@@ -8,12 +8,14 @@ with W[k, n] = (code(B, n, k) - zero_points[n, k / block_size]) * scales[n, k / 
 1. bits = 2, 4 or 8, codes lowest bits first. B is (N, num_blocks, block_size * bits / 8) uint8; the
    last block is padded where block_size does not divide K.
 2. zero_points absent (2^(bits - 1)), uint8 packed like the codes, or numbers of X's type.
-3. One scale a block stays one scale a block: group_size = block_size.
+3. One scale a block stays one scale a block, group_size = block_size, unless the scales of all
+   blocks of a column are equal: then there is one scale per column, or one for the matrix.
 4. A constant bias is the op's; another one is added behind it.
 5. accuracy_level = 4 lets ONNX Runtime round X to int8; the op does not, and the report says so.
 
 Refused: g_idx, prepacked B, more than three codes around the zero point (1.5 with codes 0, 1 and 2
-is no ternary weight). Subgraphs, functions and shared weights: as matmul.py.
+is no ternary weight), and levels -8, 0 and 7, whatever the tolerance is.
+Subgraphs, functions and shared weights: as matmul.py.
 """
 
 from __future__ import annotations

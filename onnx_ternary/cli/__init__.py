@@ -1,4 +1,4 @@
-"""The command line: ``onnx-ternary optimize | inspect | verify | export | bench | info``.
+"""The command line: ``onnx-ternary build | optimize | inspect | verify | export | bench | info``.
 
 Exit codes are a contract: 0 done, 1 error, 2 usage, 3 verification failed, 4 a requirement not met.
 A model is written only where its own code is 0; reports and summaries say what went wrong, so they
@@ -17,7 +17,9 @@ from typing import Any
 import click
 
 import onnx_ternary
+from onnx_ternary import _onnxruntime
 from onnx_ternary.cli.bench import bench_command
+from onnx_ternary.cli.build import build_command
 from onnx_ternary.cli.export import export_command
 from onnx_ternary.cli.info import info_command
 from onnx_ternary.cli.inspect import inspect_command
@@ -50,6 +52,7 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; an error of this package becomes its exit code."""
+        _onnxruntime.without_telemetry()
         try:
             with _cleaned_up_on_sigterm():
                 return super().invoke(ctx)
@@ -65,6 +68,7 @@ def main() -> None:
 
 
 _COMMANDS = (
+    build_command,
     optimize_command,
     inspect_command,
     verify_command,

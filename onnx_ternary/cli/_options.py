@@ -40,7 +40,13 @@ def library_option(command: Callable[..., None]) -> Callable[..., None]:
 
 def input_options(command: Callable[..., None]) -> Callable[..., None]:
     """What two models are run with; the command gets ``inputs``, ``libraries`` and ``seed``."""
-    command = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)(command)
+    command = click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Of generated inputs.",
+    )(command)
     return click.option(
         "--inputs",
         type=click.Path(path_type=Path),
@@ -110,8 +116,8 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["keep", "int8", "int4"]),
             default="keep",
             show_default=True,
-            help="Hand float MatMuls that are left to onnxruntime's MatMulNBits quantizer: smaller "
-            "and faster, answers change.",
+            help="Hand the float MatMul and Gemm nodes that are left to onnxruntime's MatMulNBits "
+            "quantizer: smaller and faster, answers change.",
         ),
         click.option(
             "--tolerance",

@@ -23,6 +23,7 @@ _STYLES = {
     "passed": "green",
     "failed": "red",
     "stays": "yellow",
+    "quantized": "yellow",
 }
 
 

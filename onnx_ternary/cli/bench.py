@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from onnx_ternary.bench import bench
+from onnx_ternary.bench import bench, format_seconds
 from onnx_ternary.cli._options import input_options
 from onnx_ternary.cli._output import make_console, print_table
 from onnx_ternary.reports.report import format_size
@@ -17,8 +17,20 @@ from onnx_ternary.reports.report import format_size
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("converted", type=click.Path(path_type=Path), required=False)
 @input_options
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Of either session.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=25,
+    show_default=True,
+    help="How often each model is timed; fewer than 15 give no answer.",
+)
 @click.option(
     "--max-difference",
     type=click.FloatRange(0.0),
@@ -56,9 +68,9 @@ def bench_command(
     rows = [
         {
             "model": name,
-            "ms a run": f"{speed.median * 1e3:.3g}",
+            "a run": format_seconds(speed.median),
             "spread": f"{speed.spread:.0%}",
-            "load ms": f"{speed.load_seconds * 1e3:.3g}",
+            "load": format_seconds(speed.load_median),
             "size": format_size(speed.file_bytes),
         }
         for name, speed in (("original", result.original), ("converted", result.converted))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from onnx_ternary.building import is_model_folder, optimize_folder
 from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options, verification_options
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import (
@@ -104,6 +105,9 @@ def optimize_command(
     the folder OUTPUT (default: beside the model). One that fails does not stop the others; the exit
     code is the most serious one, 3 before 1 before 4. A model that was converted before is copied
     as it is, or left alone where its output would be itself.
+
+    If MODEL is a folder with genai_config.json and OUTPUT is given, its decoder is converted and
+    OUTPUT becomes a new folder with everything onnxruntime-genai needs.
     """
     out = Output(quiet, verbose)
     sources, target, many = _read_arguments(models, in_place or check)
@@ -136,7 +140,7 @@ def optimize_command(
     model = Path(sources[0])
     output = None if dry_run else Path(target) if target else default_target(model)
     with out.progress("Converting") as progress:
-        conversion = convert(
+        conversion = (optimize_folder if is_model_folder(model) else convert)(
             model,
             output,
             options,
@@ -161,6 +165,8 @@ def _read_arguments(
         return models, None, True
     if len(models) == 1:
         return models, None, _is_many(models[0])
+    if _is_one_folder(models):
+        return models[:1], models[1], False
     *sources, output = models
     many = len(sources) > 1 or _is_many(sources[0]) or Path(output).is_dir()
     many = many or output.endswith("/")
@@ -170,6 +176,11 @@ def _read_arguments(
             "--in-place."
         )
     return tuple(sources), output, many
+
+
+def _is_one_folder(models: tuple[str, ...]) -> bool:
+    """Whether MODEL is a folder of onnxruntime-genai, and OUTPUT there."""
+    return len(models) == 2 and is_model_folder(models[0])
 
 
 def _is_many(source: str) -> bool:

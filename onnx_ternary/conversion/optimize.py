@@ -52,6 +52,9 @@ class OptimizeResult:
     options: OptimizeOptions
     external_data: ExternalData = "auto"
 
+    def __repr__(self) -> str:
+        return f"<OptimizeResult: {self.report.total()}>"
+
     def save(self, path: str | PathLike[str]) -> tuple[Path, ...]:
         """Write the model, all of it or nothing; the source's own path is fine.
 
@@ -134,7 +137,7 @@ def optimize_in_place(
         rejections=_with_weights(converted, done.rejections),
         requantised=done.requantised,
         already_converted=done.already_converted,
-        notes=done.replaced.notes,
+        notes=(*done.replaced.notes, *_remaining_note(options, done)),
         bytes_before=bytes_before,
         bytes_after=bytes_after,
         has_function_body=done.replaced.has_function_body,
@@ -149,6 +152,15 @@ def optimize_in_place(
         },
     )
     return OptimizeResult(converted, report, options, external_data)
+
+
+def _remaining_note(options: OptimizeOptions, done: pipeline.PassResult) -> tuple[str, ...]:
+    if options.remaining == "keep":
+        return ()
+    return (
+        f"--remaining {options.remaining}: {len(done.requantised)} of {len(done.rejections)} "
+        "products that were not rewritten are quantized by onnxruntime",
+    )
 
 
 def _with_weights(model: ir.Model, rejections: Iterable[Kept]) -> tuple[Kept, ...]:

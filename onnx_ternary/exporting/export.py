@@ -19,6 +19,7 @@ from onnx_ternary.model_files.save import save as save_model
 from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.model_files.tensors import constant_bytes
 from onnx_ternary.options import ExternalData
+from onnx_ternary.reports.report import format_size
 from onnx_ternary.verification.inputs import Inputs
 from onnx_ternary.verification.report import VerificationReport
 from onnx_ternary.verification.verify import DEFAULT_TOLERANCES, verify
@@ -35,6 +36,9 @@ class ExportResult:
 
     model: ir.Model
     products: tuple[ExportedProduct, ...]
+
+    def __repr__(self) -> str:
+        return f"<ExportResult: {len(self.products)} products exported>"
 
     def save(
         self, path: str | PathLike[str], *, external_data: ExternalData = "auto"
@@ -77,6 +81,10 @@ class ExportedFile:
     bytes_after: int
     verification: VerificationReport | None
     verification_skipped: str
+
+    def __repr__(self) -> str:
+        sizes = f"{format_size(self.bytes_before)} -> {format_size(self.bytes_after)}"
+        return f"<ExportedFile: {len(self.products)} products exported, {sizes}>"
 
 
 def export(

@@ -31,8 +31,8 @@ def ternarize_codes(
 ) -> TernaryWeight | NotTernary:
     """Finds the levels and scales of a quantized weight matrix, exactly.
 
-    Scales stay as fine as they are given, with one exception: groups of rows that have the same
-    scales throughout and are too small for an index count as one.
+    Scales stay as fine as they are given, except that groups of rows count as one where their
+    scales are the same: quantizers of blocks give a matrix with one scale as many as it has blocks.
 
     Args:
         codes: (K, N) integers, any memory order.
@@ -68,7 +68,7 @@ def ternarize_codes(
         sizes = _largest_levels(codes[rows], zeros)
         column = _fill_levels(codes[rows], zeros, sizes, levels[rows])
         if column is not None:
-            return NotTernary(_misfit_reason(codes[rows, column], float(zeros[column]), column))
+            return _misfit(codes[rows, column], float(zeros[column]), column)
         with np.errstate(over="ignore", under="ignore"):
             magnitudes[group] = sizes.astype(np.float32) * np.abs(scale[group])
             for dtype in dtypes:
@@ -81,6 +81,10 @@ def ternarize_codes(
         return NotTernary("weight contains a weight that is infinite or too large for its type")
     if used.size and used.min() < SMALLEST_NORMAL:
         return NotTernary(f"weight scale {used.min():g} is a denormal float32")
+    if num_groups > 1 and (equal := _equal_groups(magnitudes)) is not None:
+        one = used.size == 0 or used.min() == used.max()
+        merged = np.array(equal.max(), np.float32) if one else equal
+        return TernaryWeight(levels, merged, 0, alphabet_of(levels), 0.0)
     magnitudes[magnitudes == 0] = 1
     found: NDArray[np.float32] = magnitudes
     if num_groups == 1:
@@ -88,6 +92,15 @@ def ternarize_codes(
         if scale.size == 1 and (used.size == 0 or used.min() == used.max()):
             found = np.array(used[0] if used.size else 1, np.float32)
     return TernaryWeight(levels, found, step if num_groups > 1 else 0, alphabet_of(levels), 0.0)
+
+
+def _equal_groups(magnitudes: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """One magnitude a column, (N,), where all groups have it; groups of zeros have any."""
+    largest: NDArray[np.float32] = magnitudes.max(axis=0)
+    if ((magnitudes != largest) & (magnitudes != 0)).any():
+        return None
+    largest[largest == 0] = largest.max(initial=0) or 1
+    return largest
 
 
 def _largest_levels(codes: NDArray[Any], zeros: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -116,17 +129,33 @@ def _fill_levels(
     return None
 
 
-def _misfit_reason(codes: NDArray[Any], zero: float, column: int) -> str:
+def _misfit(codes: NDArray[Any], zero: float, column: int) -> NotTernary:
     values = np.unique(codes)
     if values.size > _MAX_LISTED_CODES:
-        return f"weight has {values.size} different codes in column {column}, expected at most 3"
+        return NotTernary(
+            f"weight has {values.size} different codes in column {column}, expected at most 3"
+        )
     reason = f"weight has codes {_listed(values)}"
     if zero:
         reason += f" with zero point {zero:g}"
     reason += f" in column {column}"
     if zero:
         reason += f", which are levels {_listed(values.astype(np.float64) - zero)}"
-    return f"{reason}; expected 0 and plus or minus one magnitude"
+    if _is_clipped(values.astype(np.float64) - zero):
+        return NotTernary(
+            f"{reason}: a ternary matrix that was quantized to a range with one more level below "
+            "zero, so that its positive weights are too small; build the model in float32 or with "
+            "2 bits instead, or from its checkpoint with 'onnx-ternary build'",
+            final=True,
+        )
+    return NotTernary(f"{reason}; expected 0 and plus or minus one magnitude")
+
+
+def _is_clipped(levels: NDArray[np.float64]) -> bool:
+    """Whether levels are -8, 0 and 7, or -128, 0 and 127: those of int4 and int8 quantizers."""
+    if levels.size not in (2, 3) or (levels.size == 3 and levels[1] != 0):
+        return False
+    return any(levels[0] == -size and levels[-1] == size - 1 for size in (8, 128))
 
 
 def _listed(values: NDArray[Any]) -> str:

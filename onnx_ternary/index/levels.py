@@ -52,9 +52,15 @@ class TernaryWeight:
 
 @dataclass(frozen=True, slots=True)
 class NotTernary:
-    """Why a matrix is not ternary, as a clause: "weight contains NaN"."""
+    """Why a matrix is not ternary.
+
+    Attributes:
+        reason: a clause: "weight contains NaN".
+        final: whether a tolerance must not make it ternary, because its magnitudes are wrong.
+    """
 
     reason: str
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,13 @@ class Conversion:
     verification: VerificationReport | None
     verification_skipped: str
 
+    def __repr__(self) -> str:
+        sizes = f"{format_size(self.bytes_before)} -> {format_size(self.bytes_after)}"
+        checked = "not verified"
+        if self.verification is not None:
+            checked = f"verification {'passed' if self.verification.passed else 'failed'}"
+        return f"<Conversion: {self.report.total()}, {sizes}, {checked}>"
+
     def to_dict(self) -> dict[str, Any]:
         """The conversion as JSON types."""
         return {
@@ -79,6 +86,10 @@ class Outcome:
         if report.changed:
             return "converted"
         return "already converted" if report.already_converted else "unchanged"
+
+    def __repr__(self) -> str:
+        found = self.error or (f"{self.conversion!r}" if self.conversion else "")
+        return f"<Outcome: {str(self.source)!r} {self.status}, {found.splitlines()[0]}>"
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as JSON types, with the keys of `Conversion.to_dict` where there is one."""
@@ -152,6 +163,9 @@ class Batch:
                 f"({self.bytes_after / self.bytes_before:.1%})"
             )
         return total
+
+    def __repr__(self) -> str:
+        return f"<Batch: {self.total()}>"
 
     def to_dict(self) -> dict[str, Any]:
         """The batch as JSON types; ``models`` holds `Outcome.to_dict` of each."""

@@ -93,7 +93,7 @@ class Row:
         bytes_before: size of its weight; 0 if unknown.
         bytes_after: size afterwards.
         status: what became of it.
-        reason: why it stays, or whose index it shares; may be empty.
+        reason: why it is not rewritten, or whose index it shares; may be empty.
     """
 
     node: str
@@ -102,7 +102,7 @@ class Row:
     weights: str = ""
     bytes_before: int = 0
     bytes_after: int = 0
-    status: Literal["rewritten", "stays", "already converted"] = "rewritten"
+    status: Literal["rewritten", "stays", "quantized", "already converted"] = "rewritten"
     reason: str = ""
 
     @property
@@ -145,6 +145,20 @@ class Report:
         """Whether the result is another model than the original."""
         return bool(self.rewrites or self.requantised)
 
+    def total(self) -> str:
+        """All of it in a few words."""
+        products = len(self.rewrites) + len(self.rejections)
+        total = f"{len(self.rewrites)} of {products} products rewritten"
+        if self.requantised:
+            total += f", {len(self.requantised)} quantized by onnxruntime"
+        if self.already_converted:
+            total += f", {len(self.already_converted)} converted before"
+        return total
+
+    def __repr__(self) -> str:
+        sizes = f"{format_size(self.bytes_before)} -> {format_size(self.bytes_after)}"
+        return f"<Report: {self.total()}, constants {sizes}>"
+
     @property
     def weight_bytes_before(self) -> int:
         """Bytes of the rewritten weights, shared ones counted once."""
@@ -178,7 +192,7 @@ class Report:
                 f"stored {' x '.join(map(str, kept.weight_shape))}" if kept.weight_shape else "",
                 bytes_before=kept.weight_bytes,
                 bytes_after=kept.weight_bytes,
-                status="stays",
+                status="quantized" if kept.node in self.requantised else "stays",
                 reason=kept.reason,
             )
             for kept in self.rejections

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
+from onnx_ternary import _onnxruntime as ort
 from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.op import activations, bounds
 from onnx_ternary.schema import OpAttributes

@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
+from onnx_ternary import _onnxruntime as ort
 from onnx_ternary import runtime
 from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
 from onnx_ternary.model_files.load import ModelFile, from_bytes

@@ -164,6 +164,9 @@ class VerificationReport:
         """The output with the largest relative difference."""
         return max(self.outputs, key=lambda check: check.max_relative_difference, default=None)
 
+    def __repr__(self) -> str:
+        return f"<VerificationReport: {'passed' if self.passed else 'failed'}, {self.summary()}>"
+
     def summary(self) -> str:
         """The verdict in a sentence or two, naming the worst product and output."""
         judged = sum(product.status != "end to end only" for product in self.products)

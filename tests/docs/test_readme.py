@@ -26,6 +26,8 @@ def commands(page: str) -> dict[str, tuple[str, str]]:
 def run(language: str, block: str, folder: Path) -> None:
     script = Path(sys.executable).with_name("onnx-ternary")
     environment = dict(os.environ)
+    # The README's commands need no active environment, which is another one here.
+    block = block.replace(".venv/bin/onnx-ternary ", "onnx-ternary ")
     if not script.exists():  # the package is on the path, not installed
         block = block.replace("onnx-ternary ", f"{sys.executable} -m onnx_ternary ")
     else:
@@ -45,7 +47,32 @@ def test_every_block_has_a_name(page: str) -> None:
 
 
 def test_readme_names_every_command() -> None:
-    assert set(commands("README.md")) == {"example", "test", "optimize", "python", "ci"}
+    assert set(commands("README.md")) == {*("example", "optimize", "python", "tools", "ci", "test")}
+
+
+def test_readme_is_short_and_shows_first_what_matters() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    prose = re.sub(
+        r"```.*?```|<!-- (?:models|rivals) -->.*?<!-- end -->", "", text, flags=re.DOTALL
+    )
+    words = re.sub(r"<!--.*?-->|\]\([^)]*\)", "", prose).split()
+    assert len(words) <= 900
+    screen = text[: text.index("\n## ")]
+    for what in (
+        "front.svg",
+        "terminal.svg",
+        "pip install",
+        "onnx-ternary optimize",
+        "times smaller",
+    ):
+        assert what in screen
+
+
+def test_every_link_of_the_readme_leads_to_a_file() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("https:")]
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize("name", sorted(set(commands("README.md")) - INSTALLING))

@@ -25,8 +25,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bench_command_converts_where_only_the_original_is_given(tmp_path: Path) -> None:
     done = run("bench", DIGITS, "--rounds", 1)
-    assert "The converted model is" in done.stdout
-    assert "12.3 times smaller" in done.stdout
+    assert "Run: too few rounds for an answer, at least 15 are needed" in done.stdout
+    assert "File: 12.3 times smaller, 2.26 MB -> 184 kB." in done.stdout
+    assert "Nothing was converted" not in done.stdout
     assert "image: generated, seed 0" in done.stdout
 
 
@@ -41,6 +42,8 @@ def test_bench_command_json_has_the_inputs_and_the_ratio(converted: Path, tmp_pa
     assert "(5, 64)" in content["inputs"]["image"]
     before, after = (content[name]["seconds"] for name in ("original", "converted"))
     assert content["times_faster"] == pytest.approx(float(np.median(np.divide(before, after))))
+    assert content["runs"]["answer"] == content["loads"]["answer"] == "too few rounds"
+    assert content["runs"]["low"] is None
 
 
 def test_bench_refuses_to_compare_wrong_answers(tmp_path: Path, converted: Path) -> None:

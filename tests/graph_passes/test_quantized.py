@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.options import OptimizeOptions
@@ -61,11 +61,30 @@ def test_small_codes_pay_as_soon_as_the_floats_would() -> None:
 
 
 def test_tolerance_admits_codes_that_are_nearly_ternary() -> None:
-    # What onnxruntime's 4-bit quantizer makes of a ternary weight.
-    made = per_tensor(codes(levels=(-8, 0, 7))).model
+    made = per_tensor(codes(levels=(-10, 0, 9))).model
     assert not optimize(made, ALL).report.rewrites
     (row,) = optimize(made, OptimizeOptions(min_elements=0, tolerance=0.1)).report.rewrites
     assert 0.05 < row.max_relative_change < 0.1
+
+
+def test_no_tolerance_admits_what_a_4_bit_quantizer_makes_of_ternary_weights() -> None:
+    # Their mean magnitude, 7.5, is not the 8 of the weights that were quantized.
+    for made in (
+        per_tensor(codes(levels=(-8, 0, 7))).model,
+        nbits(4, stored=(0, 8, 15), zero=None).model,
+    ):
+        options = OptimizeOptions(min_elements=0, tolerance=0.2)
+        (kept,) = optimize(made, options).report.rejections
+        assert "-8, 0 and 7" in kept.reason
+        assert "build the model in float32 or with 2 bits" in kept.reason
+
+
+def test_equal_scales_of_blocks_are_one_scale() -> None:
+    made = nbits().model
+    (scales,) = (each for each in made.graph.initializer if each.name == "scales")
+    scales.CopyFrom(numpy_helper.from_array(np.full(scales.dims, 0.5, F32), "scales"))
+    (row,) = optimize(made, ALL).report.rewrites
+    assert row.scale == "tensor"
 
 
 def test_accuracy_level_is_noted_once() -> None:

@@ -68,6 +68,9 @@ def test_float_products_are_quantized_as_onnxruntime_does(
     assert "v" not in {each.name for each in proto.graph.initializer}
     (kept,) = result.report.rejections
     assert f"quantized by onnxruntime to {choice}" in kept.reason
+    assert [row.status for row in result.report.rows()] == ["rewritten", "quantized"]
+    note = f"--remaining {choice}: 1 of 1 products that were not rewritten are quantized"
+    assert any(each.startswith(note) for each in result.report.notes)
     assert result.report.requantised == ("float",)
     assert [row.node for row in result.report.rewrites] == ["ternary"]
 
@@ -106,6 +109,58 @@ def test_a_tied_table_stays_for_its_other_user() -> None:
     x = np.random.default_rng(1).standard_normal((1, K)).astype(np.float32)
     expected, found = run(original, x), run(proto, x)
     assert np.abs(found - expected).max() <= 2e-2 * np.abs(expected).max()
+
+
+def gemm(c_shape: tuple[int, ...] | None, **attributes: float) -> onnx.ModelProto:
+    """One Gemm with float weights."""
+    rng = np.random.default_rng(0)
+    shape = (N, K) if attributes.get("transB") else (K, N)
+    constants = {"v": rng.standard_normal(shape).astype(np.float32)}
+    if c_shape is not None:
+        constants["c"] = rng.standard_normal(c_shape).astype(np.float32)
+    return model(
+        [node("Gemm", ["x", *constants], "y", **attributes)],
+        constants,
+        x_shape=(3, 3 if attributes.get("transA") else K),
+    )
+
+
+@pytest.mark.parametrize("c_shape", [None, (N,), (1, N), (3, 1), (3, N), ()])
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_gemm_is_quantized_too(c_shape: tuple[int, ...] | None, transposed: int) -> None:
+    original = gemm(c_shape, transB=transposed)
+    result = onnx_ternary.optimize(original, OptimizeOptions(remaining="int8"))
+    assert result.report.requantised == ("Gemm_y",)
+    proto = result.to_proto()
+    kinds = ["MatMulNBits"] if c_shape is None else ["MatMulNBits", "Add"]
+    assert [each.op_type for each in proto.graph.node] == kinds
+    onnx.checker.check_model(proto)
+    x = np.random.default_rng(1).standard_normal((3, K)).astype(np.float32)
+    expected, found = run(original, x), run(proto, x)
+    assert np.abs(found - expected).max() <= 2e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"transA": 1}, "its activations are transposed (transA)"),
+        ({"alpha": 0.5}, "alpha is 0.5, expected 1"),
+        ({"beta": 2.0}, "beta is 2, expected 1"),
+    ],
+)
+def test_a_gemm_that_does_more_stays_and_says_why(
+    attributes: dict[str, float], reason: str
+) -> None:
+    if attributes.get("transA"):
+        original = gemm((N,), transA=1)
+        original.graph.input[0].type.tensor_type.shape.dim[0].dim_value = K
+    else:
+        original = gemm((N,), **attributes)
+    report = onnx_ternary.optimize(original, OptimizeOptions(remaining="int8")).report
+    assert report.requantised == ()
+    (kept,) = report.rejections
+    assert kept.reason.endswith(f"not quantized by --remaining: {reason}")
+    assert any(each.startswith("--remaining int8: 0 of 1") for each in report.notes)
 
 
 @pytest.mark.parametrize(

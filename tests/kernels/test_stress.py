@@ -149,6 +149,30 @@ def test_columns_that_avoid_an_outlier_do_not_pay_for_it(
 
 
 @each_isa
+@pytest.mark.parametrize("num_inputs", [16, 32, 64, 128, 129, 256, 641, 1024])
+@pytest.mark.parametrize("num_outliers", [1, 2, 5])
+def test_columns_without_outliers_are_as_accurate_as_a_float32_product(
+    isa: str, num_inputs: int, num_outliers: int
+) -> None:
+    """Relative to |x| @ |w| of the column alone, docs/op_spec.md, also where K is small."""
+    rng = np.random.default_rng(4)
+    levels = rng.choice(np.array((-1, 1), np.int8), (num_inputs, N))
+    levels[:num_outliers, ::2] = 0
+    node = make_node(rng, "packed", "float", num_inputs, N, levels=levels)
+    node = replace(node, bias=np.zeros_like(node.bias))
+    weight = node.levels * node.row_scales()
+    unit = 2.0**-24
+    for outlier in (1e2, 1e3, 1e5, 1e8):
+        for rows in (1, 2, 3, 9):
+            x = rng.standard_normal((rows, num_inputs)).astype(np.float32)
+            x[:, :num_outliers] = outlier
+            error = np.abs(run(node, x, isa)[0] - x.astype(np.float64) @ weight)
+            terms = np.abs(x).astype(np.float64) @ np.abs(weight)
+            roundings = num_inputs + 33 + max(260, 1.01 * num_inputs)
+            assert (error <= roundings * unit * terms)[:, ::2].all()
+
+
+@each_isa
 @each_format
 @pytest.mark.parametrize("activation", ["float", "int8"])
 @pytest.mark.parametrize(

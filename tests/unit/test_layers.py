@@ -22,7 +22,7 @@ PASSES = "onnx_ternary.graph_passes"
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(rooms.split())
     for rooms in (
-        "errors _version _machine _source_tree",
+        "errors _version _machine _source_tree _onnxruntime _paired",
         "schema",
         "options native",
         "index",
@@ -35,6 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "graph_passes graph_passes.pipeline",
         "conversion",
         "exporting",
+        "building",
         "bench",
         "onnx_ternary",
         "cli",

@@ -81,7 +81,7 @@ def _button(text: str, group: int) -> str:
 
 def _group(row: Row) -> str:
     """What rows share a color: a pattern, or a reason without its names and numbers."""
-    if row.status == "stays":
+    if row.status in ("stays", "quantized"):
         reason = re.sub(r"'[^']*'", "...", row.reason)
         return f"stays: {re.sub(r'[0-9]+(?:[.][0-9]+)?(?:e[-+]?[0-9]+)?', '...', reason)}"
     return row.status if row.status == "already converted" else row.pattern

@@ -56,8 +56,44 @@ def test_equal_scales_stay_as_fine_as_given() -> None:
     codes = np.tile(np.array([[-1], [0], [1], [1]], np.int8), (8, 3))
     assert found(codes, np.ones((1, 1), np.float32), NO_ZERO).scale.shape == ()
     assert found(codes, np.ones((1, 3), np.float32), NO_ZERO).scale.shape == (3,)
-    grouped = found(codes, np.ones((2, 3), np.float32), NO_ZERO, group_size=16)
-    assert (grouped.scale.shape, grouped.group_size) == ((2, 3), 16)
+
+
+def test_equal_scales_of_all_groups_count_as_one() -> None:
+    codes = np.tile(np.array([[-1], [0], [1], [1]], np.int8), (8, 3))
+    one = found(codes, np.full((2, 3), 2, np.float32), NO_ZERO, group_size=16)
+    assert (one.scale.shape, one.group_size, one.scale) == ((), 0, 2)
+    columns = np.tile(scales(1, 3), (2, 1))
+    per_column = found(codes, columns, NO_ZERO, group_size=16)
+    assert per_column.group_size == 0
+    np.testing.assert_array_equal(per_column.scale, columns[0])
+    columns[1, 2] *= 2
+    per_group = found(codes, columns, NO_ZERO, group_size=16)
+    assert per_group.group_size == 16
+    np.testing.assert_array_equal(per_group.scale, columns)
+
+
+def test_a_group_of_zeros_has_any_scale() -> None:
+    codes = np.ones((32, 2), np.int8)
+    codes[:16, 0] = 0
+    scale = np.array([[9, 2], [3, 2]], np.float32)
+    result = found(codes, scale, NO_ZERO, group_size=16)
+    np.testing.assert_array_equal(result.scale, [3, 2])
+    assert result.group_size == 0
+    np.testing.assert_array_equal(result.dense()[:16], np.tile([[0.0, 2.0]], (16, 1)))
+
+
+@pytest.mark.parametrize("size", [8, 128])
+def test_clipped_levels_say_what_to_do(size: int) -> None:
+    codes = np.array([[0], [size], [2 * size - 1]], np.uint8)
+    zero = np.array([[float(size)]])
+    result = ternarize_codes(codes, np.ones((1, 1), np.float32), zero, group_size=0)
+    assert isinstance(result, NotTernary)
+    assert result.final
+    assert f"levels {-size}, 0 and {size - 1}: a ternary matrix that was quantized" in result.reason
+    assert "'onnx-ternary build'" in result.reason
+    other = ternarize_codes(codes, np.ones((1, 1), np.float32), zero + 1, group_size=0)
+    assert isinstance(other, NotTernary)
+    assert not other.final
 
 
 def test_equal_scales_of_small_groups_count_as_one() -> None:

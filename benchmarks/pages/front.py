@@ -1,0 +1,176 @@
+"""What README.md and the documentation's home page show first, and README.md's two tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pages.model import BASELINE, FLOAT, INT8, NBITS, by_case, faster, rows_of, tokens_a_second
+from pages.parts import ratio, table
+
+Row = dict[str, Any]
+
+CASE = ("decode 128", 2)
+LAYER, LAYER_ROWS, LAYER_THREADS = "4096x14336", 1, 1
+CANDIDATES = (BASELINE, NBITS, FLOAT)
+# What people would use instead: the benchmark's name, how it is got, where it runs, a source.
+RIVALS = (
+    (
+        "MatMulNBits 2-bit",
+        "ONNX Runtime's `MatMulNBits`, 2 bits",
+        "ONNX Runtime on CPU and GPU",
+        "[operator](https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md)",
+    ),
+    (
+        "DynamicQuantizeMatMul int8",
+        "`onnxruntime.quantization`, dynamic, 8 bits",
+        "ONNX Runtime everywhere",
+        "[guide](https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html)",
+    ),
+    (
+        "onnxsim quantize_ternary",
+        "onnxsim's ternary quantization",
+        "ONNX Runtime everywhere",
+        "[onnxsim](https://github.com/daquexian/onnx-simplifier)",
+    ),
+    (
+        "ggml TQ2_0",
+        "llama.cpp, `TQ2_0`",
+        "GGUF models",
+        "[llama.cpp](https://github.com/ggml-org/llama.cpp)",
+    ),
+)
+OURS = (
+    ("onnx-ternary float", "**onnx-ternary**"),
+    ("onnx-ternary int8", "onnx-ternary, `--activation int8`"),
+)
+
+
+def _models(results: Mapping[str, Any]) -> dict[str, tuple[Row, Row]]:
+    """Of each candidate how it loads and how it decodes."""
+    loads = {row["candidate"]: row for row in rows_of(dict(results), "load")}
+    runs = by_case(rows_of(dict(results), "two threads"))[CASE]
+    return {name: (loads[name], runs[name]) for name in (*CANDIDATES, INT8)}
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def _seconds(row: Row) -> str:
+    seconds = float(np.median(row["loads_s"]))
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def model_table(results: Mapping[str, Any]) -> str:
+    """Which models there are, and what was measured of them."""
+    loads = {name: load for name, (load, _) in _models(results).items()}
+    runs = {name: run for name, (_, run) in _models(results).items()}
+    sizes = f"{_size(loads[BASELINE]['file'])} -> {_size(loads[FLOAT]['file'])}"
+    speeds = f"{tokens_a_second(runs[BASELINE]):.2g} -> {tokens_a_second(runs[FLOAT]):.2g}"
+    int8 = f"{tokens_a_second(runs[BASELINE]):.2g} -> {tokens_a_second(runs[INT8]):.2g}"
+    optimize = "`optimize`"
+    rows = [
+        ["BitNet b1.58, Falcon-E", "rounded, in float32 or float16", optimize, sizes, speeds],
+        ["the same, activations in 8 bits", "", "`optimize --activation int8`", sizes, int8],
+        ["BitNet from transformers", "packed in uint8", optimize, "1/16 of float32", ""],
+        ["Ternary-Bonsai, Bonsai", "`MatMulNBits`, 2 bits", optimize, "as before", ""],
+        ["TWN, TTQ, your own training", "float32 or in the graph", optimize, "1/16 of float32", ""],
+        ["Brevitas", "QCDQ", optimize, "1/4 of int8", ""],
+        ["Brevitas, FINN", "QONNX", "`optimize --no-verify`", "1/16 of float32", ""],
+        ["larq (Keras)", "float32 {-1, +1}, by tf2onnx", optimize, "1/32 of float32", ""],
+    ]
+    return table(["model", "weights in the file", "command", "size", "tokens a second"], rows)
+
+
+def rival_table(results: Mapping[str, Any]) -> str:
+    """One layer, one row, one thread: error, bits a weight and speed of each candidate."""
+    found = {
+        row["candidate"]: row
+        for row in results["rows"]
+        if (row["KxN"], row["M"], row["threads"]) == (LAYER, LAYER_ROWS, LAYER_THREADS)
+    }
+    base = found["MatMul float32"]["rounds_us"]
+
+    def cells(name: str) -> list[str]:
+        row = found[name]
+        return [f"{row['error']:.0e}", f"{ratio(row['rounds_us'], base):.1f}"]
+
+    rows = [[text, *cells(name), "ONNX Runtime on CPU", ""] for name, text in OURS]
+    rows += [[text, *cells(name), where, source] for name, text, where, source in RIVALS]
+    bitnet = "[BitNet](https://github.com/microsoft/BitNet)"
+    rows.append(["bitnet.cpp", "not measured", "not measured", "its own models, GGUF", bitnet])
+    head = ["one row, one thread", "error", "times faster than float32", "runs", "source"]
+    return table(head, rows)
+
+
+def first(results: Mapping[str, Any], image: str) -> str:
+    """The numbers that matter, against float32, and the picture of them at ``image``."""
+    models = _models(results)
+    (before, slow), (after, fast) = models[BASELINE], models[FLOAT]
+    loads = [float(np.median(each["loads_s"])) for each in (before, after)]
+    words = (
+        f"{_size(before['file'])} become {_size(after['file'])}, {_seconds(before)} to load become "
+        f"{_seconds(after)}, {tokens_a_second(slow):.3g} tokens a second become "
+        f"{tokens_a_second(fast):.3g}"
+    )
+    return (
+        f"**{before['file'] / after['file']:.0f} times smaller, loaded "
+        f"{loads[0] / loads[1]:.0f} times sooner, {faster(fast, slow):.0f} times the tokens a "
+        f"second, the same answers.**\n\n![{words}]({image})"
+    )
+
+
+_WIDTH, _HEIGHT, _PANEL, _BAR = 880, 176, 280, 26
+_STYLE = """\
+text { font: 14px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1f2328 }
+.title { font-weight: 600 } .small { font-size: 12px; fill: #59636e } .own { font-weight: 600 }
+.bar { fill: #afb8c1 } .bar.ours { fill: #1a7f37 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 } .small { fill: #9198a1 }
+  .bar { fill: #59636e } .bar.ours { fill: #3fb950 }
+}"""
+
+
+def picture(results: Mapping[str, Any]) -> str:
+    """Bars of file, load time and speed as SVG that follows the reader's light or dark theme."""
+    models = _models(results)
+    panels: tuple[tuple[str, Callable[[Row, Row], float], Callable[[Row, Row], str]], ...] = (
+        ("size of the file", lambda load, _: load["file"], lambda load, _: _size(load["file"])),
+        (
+            "time to load",
+            lambda load, _: float(np.median(load["loads_s"])),
+            lambda load, _: _seconds(load),
+        ),
+        (
+            "tokens a second",
+            lambda _, run: tokens_a_second(run),
+            lambda _, run: f"{tokens_a_second(run):.3g}",
+        ),
+    )
+    names = ("float32", "MatMulNBits", "onnx-ternary")
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">',
+        "<title>A decoder of BitNet b1.58 2B's shape before and after conversion</title>",
+        f"<style>{_STYLE}</style>",
+    ]
+    for position, (title, value, text) in enumerate(panels):
+        left = 10 + position * (_PANEL + 15)
+        most = max(value(*models[name]) for name in CANDIDATES)
+        lines.append(f'<text class="title" x="{left}" y="18">{title}</text>')
+        for row, (name, label) in enumerate(zip(CANDIDATES, names, strict=True)):
+            ours = name == FLOAT
+            top = 32 + row * 46
+            length = max(2.0, value(*models[name]) / most * (_PANEL - 75))
+            lines.append(f'<text class="small" x="{left}" y="{top + 11}">{label}</text>')
+            lines.append(
+                f'<rect class="bar{" ours" if ours else ""}" x="{left}" y="{top + 15}" '
+                f'width="{length:.1f}" height="{_BAR}" rx="3"/>'
+            )
+            lines.append(
+                f'<text class="{"own" if ours else ""}" x="{left + length + 8:.1f}" '
+                f'y="{top + 33}">{text(*models[name])}</text>'
+            )
+    return "\n".join([*lines, "</svg>", ""])

@@ -1,0 +1,184 @@
+"""Convert the decoder of a folder that onnxruntime-genai's own builder wrote, and all around it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, ValueInfoProto, helper
+from onnx import load as load_model
+
+from onnx_ternary.building.build import staged_folder
+from onnx_ternary.building.genai_folder import CONFIG, copy_library
+from onnx_ternary.conversion.convert import convert
+from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files import load
+from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.reports.outcome import Conversion
+from onnx_ternary.verification.inputs import Inputs
+
+_LENGTH, _PAST_LENGTH = 8, 4
+
+
+def is_model_folder(path: str | PathLike[str]) -> bool:
+    """Whether a folder is one for onnxruntime-genai."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def optimize_folder(
+    source: str | PathLike[str],
+    target: str | PathLike[str] | None,
+    options: OptimizeOptions | None = None,
+    *,
+    requirements: Requirements | None = None,
+    verify_result: bool | None = None,
+    inputs: Inputs | None = None,
+    custom_op_libraries: Sequence[str | PathLike[str]] = (),
+    report_path: str | PathLike[str] | None = None,
+    summary_path: str | PathLike[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Conversion:
+    """Convert the decoder in a model folder and write a new folder, or write nothing.
+
+    Every other file is copied, the operator library is added, and genai_config.json names it.
+
+    Args:
+        source: A folder with genai_config.json.
+        target: A folder that does not exist or is empty; None for a dry run.
+        options: As `convert` takes them, and everything below.
+        requirements: The same.
+        verify_result: The same.
+        inputs: The same; generated ones have the sizes that genai_config.json tells.
+        custom_op_libraries: The same.
+        report_path: The same.
+        summary_path: The same.
+        progress: The same.
+
+    Raises:
+        ModelError: If the folder has no decoder in one file, or names another operator library, and
+            as `convert`.
+        RequirementError: As `convert`.
+        VerificationError: As `convert`.
+    """
+    folder = Path(source)
+    config = _read_config(folder)
+    decoder = _decoder(config, folder)
+    model = folder / str(decoder["filename"])
+    load.load(model)  # whatever is wrong with the file is said in this package's words
+    if inputs is None:
+        inputs = decoder_inputs(load_model(model, load_external_data=False), decoder)
+
+    def run(out: Path | None) -> Conversion:
+        return convert(
+            model,
+            out,
+            options,
+            requirements=requirements,
+            verify_result=verify_result,
+            inputs=inputs,
+            custom_op_libraries=custom_op_libraries,
+            report_path=report_path,
+            summary_path=summary_path,
+            progress=progress,
+        )
+
+    if target is None:
+        return run(None)
+    with staged_folder(Path(target)) as staged:
+        conversion = run(staged / model.name)
+        _copy_others(folder, staged, {model.resolve(), *load.data_files(model)})
+        library = copy_library(staged)
+        decoder.setdefault("session_options", {})["custom_ops_library"] = library
+        (staged / CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+    return replace(conversion, files=tuple(Path(target) / each.name for each in conversion.files))
+
+
+def decoder_inputs(model: ModelProto, decoder: Mapping[str, Any]) -> dict[str, NDArray[Any]] | None:
+    """Inputs of one sequence behind a cache, by what genai_config.json calls each input.
+
+    Returns:
+        Arrays by name; None where the model has an input whose role is not known.
+    """
+    names = decoder.get("inputs", {})
+    constants = {tensor.name for tensor in model.graph.initializer}
+    rng = np.random.default_rng(0)
+    feeds: dict[str, NDArray[Any]] = {}
+    for value in model.graph.input:
+        if value.name in constants:
+            continue
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        if value.name == names.get("input_ids", "input_ids"):
+            feeds[value.name] = rng.integers(0, 8, (1, _LENGTH)).astype(dtype)
+        elif value.name == names.get("attention_mask", "attention_mask"):
+            feeds[value.name] = np.ones((1, _PAST_LENGTH + _LENGTH), dtype)
+        elif value.name == names.get("position_ids", "position_ids"):
+            positions = np.arange(_PAST_LENGTH, _PAST_LENGTH + _LENGTH)[None]
+            feeds[value.name] = positions.astype(dtype)
+        elif _is_cache(value, names):
+            shape = (1, decoder["num_key_value_heads"], _PAST_LENGTH, decoder["head_size"])
+            feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+        else:
+            return None
+    return feeds
+
+
+def _is_cache(value: ValueInfoProto, names: Mapping[str, str]) -> bool:
+    patterns = (names.get("past_key_names", ""), names.get("past_value_names", ""))
+    for pattern in patterns:
+        before, number, after = pattern.partition("%d")
+        middle = value.name.removeprefix(before).removesuffix(after)
+        if number and value.name == f"{before}{middle}{after}" and middle.isdigit():
+            return True
+    return False
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ModelError(f"'{path}' is not JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"'{path}' holds no JSON object.")
+    return config
+
+
+def _decoder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The part of the configuration that describes the decoder, to be changed in place."""
+    decoder: dict[str, Any] = config.get("model", {}).get("decoder", {})
+    name = decoder.get("filename")
+    if not isinstance(name, str) or Path(name).name != name or decoder.get("pipeline"):
+        raise ModelError(
+            f"'{folder / CONFIG}' names no decoder in one file of this folder; convert the ONNX "
+            "files one by one, with --inputs."
+        )
+    library = decoder.get("session_options", {}).get("custom_ops_library")
+    if library:
+        raise ModelError(
+            f"'{folder / CONFIG}' names the operator library '{library}' already, and "
+            "onnxruntime-genai loads one; convert the folder it was made from."
+        )
+    return decoder
+
+
+def _copy_others(folder: Path, staged: Path, models: set[Path]) -> None:
+    for each in folder.iterdir():
+        target = staged / each.name
+        if each.resolve() in models or target.exists():
+            continue
+        try:
+            if each.is_dir():
+                shutil.copytree(each, target)
+            else:
+                shutil.copyfile(each, target)
+        except OSError as error:
+            raise ModelError(f"'{each}' cannot be copied: {error.strerror or error}.") from error
