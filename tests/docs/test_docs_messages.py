@@ -50,7 +50,7 @@ def texts() -> list[str]:
     for folder in ("onnx_ternary", "graph_passes"):
         for path in (ROOT / folder).rglob("*.py"):
             found += python_texts(path)
-    for path in (ROOT / "custom_ops").glob("*.cc"):
+    for path in (ROOT / "custom_ops").rglob("*.cc"):
         found += cpp_texts(path)
     return found
 
