@@ -8,7 +8,10 @@ from onnx_ternary.op.nodes import local_functions, node_label, owning_functions
 
 from .constants.constant import INLINE, Constant
 from .constants.resolve import resolve
+from .local_calls import called
 from .match import Rejection
+
+_MAX_STEPS = 64
 
 
 def function_name(function: ir.Function) -> str:
@@ -29,13 +32,17 @@ class Functions:
         }
         for graph in (model.graph, *(each.graph for each in local_functions(model))):
             for node in graph.all_nodes():
-                if (calls := self._calls.get(node.op_identifier())) is not None:
-                    calls.append(node)
+                function = called(model, node)
+                if function is not None and function.identifier() in self._calls:
+                    self._calls[function.identifier()].append(node)
 
     def refusal(self, node: ir.Node) -> str:
         """Why a product inside a local function stays; empty if nothing is against it."""
         function = self._owners.get(id(node.graph))
         if function is None:
+            references = [name for name, attr in node.attributes.items() if attr.is_ref()]
+            if references:
+                return f"its attribute {references[0]} is one of a function, and it is in none"
             return ""
         name = function_name(function)
         if not self._with_body:
@@ -66,7 +73,7 @@ class Functions:
             source = _source(value)
             if source not in function.inputs:
                 continue
-            if call := self._constant_call(function, function.inputs.index(source), ()):
+            if call := self._constant_call(function, function.inputs.index(source)):
                 return Rejection(
                     node,
                     f"weight '{source.name}' is an input of local function {name}, and every call "
@@ -74,31 +81,33 @@ class Functions:
                 )
         return rejection
 
-    def _constant_call(
-        self, function: ir.Function, position: int, callers: tuple[ir.Function, ...]
-    ) -> str:
+    def _constant_call(self, function: ir.Function, position: int) -> str:
         """A call that gives a constant for an input, also through other functions; or nothing."""
-        if function in callers:
-            return ""
-        for node in self._calls[function.identifier()]:
-            value = node.inputs[position] if position < len(node.inputs) else None
-            if value is None:
-                continue
-            constant = resolve(value)
-            if isinstance(constant, Constant):
-                return f"'{node_label(node)}' gives '{constant.name}'"
-            caller = self._owners.get(id(node.graph))
-            if caller is not None and value in caller.inputs:
-                at = caller.inputs.index(value)
-                if found := self._constant_call(caller, at, (*callers, function)):
-                    return found
+        waiting, seen = [(function, position)], {(id(function), position)}
+        while waiting:
+            each, at = waiting.pop()
+            for node in self._calls[each.identifier()]:
+                value = node.inputs[at] if at < len(node.inputs) else None
+                if value is None:
+                    continue
+                constant = resolve(value)
+                if isinstance(constant, Constant):
+                    return f"'{node_label(node)}' gives '{constant.name}'"
+                caller = self._owners.get(id(node.graph))
+                if caller is None or value not in caller.inputs:
+                    continue
+                key = (id(caller), caller.inputs.index(value))
+                if key not in seen:
+                    seen.add(key)
+                    waiting.append((caller, key[1]))
         return ""
 
 
 def _source(value: ir.Value) -> ir.Value:
     """What a chain of steps with one operand each starts from, scales and shapes apart."""
-    while (producer := value.producer()) is not None:
-        source = producer.inputs[0] if producer.inputs else None
+    for _ in range(_MAX_STEPS):
+        producer = value.producer()
+        source = producer.inputs[0] if producer is not None and producer.inputs else None
         if source is None:
             return value
         value = source

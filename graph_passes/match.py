@@ -49,6 +49,7 @@ class TernaryMatMul:
         absorbed: the other nodes the new node stands for.
         pattern: op types of what is replaced, first to last: ``Mul -> MatMul -> Add``.
         x: the activations, (..., K) once they are permuted.
+        rank: of x, where the product's operator tells it, also if the model does not; or None.
         perm_x: of a Transpose of x that goes in front, or None.
         perm_y: of a Transpose of the result, (..., N), that goes behind, or None.
         weight: the constant operand as (K, N).
@@ -66,6 +67,7 @@ class TernaryMatMul:
     absorbed: tuple[ir.Node, ...]
     pattern: str
     x: ir.Value
+    rank: int | None
     perm_x: tuple[int, ...] | None
     perm_y: tuple[int, ...] | None
     weight: Constant

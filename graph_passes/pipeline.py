@@ -8,16 +8,18 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from onnx_ternary.model_files.tensors import Spool, prefetch
+from onnx_ternary.model_files.tensors import Spool, constant_bytes, prefetch
 from onnx_ternary.op.nodes import local_functions, node_label, op_nodes
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import Kept
 
 from .constants.ahead import Ahead
+from .constants.budget import Budget
 from .constants.cones import folding
 from .constants.constant import Constant
 from .constants.resolve import resolve
 from .functions import Functions, function_name
+from .local_calls import set_apart
 from .match import Context, Rejection, TernaryMatMul
 from .rewrite import remaining
 from .rewrite.finish import Replaced
@@ -28,6 +30,7 @@ from .rules.catalogue import RULES, match_product
 _MIN_OPSET = 7
 _MIN_IR_VERSION = 4
 _READ_THROUGH = ("Cast", "DequantizeLinear", "Identity", "Transpose")
+_MAX_READ_THROUGH = 8
 Progress = Callable[[str, int, int], None]
 
 
@@ -70,7 +73,8 @@ def run(
         progress: called before each product with its name, its index and their number.
         spool: where the tensors of indices go; None keeps them in memory.
     """
-    with folding(model, fold=options.fold), Ahead(options) as ahead:
+    budget = Budget(options, constant_bytes(model))
+    with set_apart(model), folding(model, budget, fold=options.fold), Ahead(options) as ahead:
         return _run(model, options, progress, spool, ahead)
 
 
@@ -140,7 +144,10 @@ def _prefetch(product: ir.Node) -> None:
     """Have a product's stored weight read: the disk is the slowest part of a conversion."""
     for operand in product.inputs:
         value = operand
-        while value is not None and (step := value.producer()) and step.op_type in _READ_THROUGH:
+        for _ in range(_MAX_READ_THROUGH):
+            step = None if value is None else value.producer()
+            if step is None or step.op_type not in _READ_THROUGH or not step.inputs:
+                break
             value = step.inputs[0]
         if value is not None:
             prefetch(value.const_value)

@@ -24,6 +24,9 @@ INT8_RULE: Mapping[str, Any] = {
 DEFAULT_MIN_ELEMENTS = 1024
 """4 KiB of float32: below it the node's own attributes eat most of what the index saves."""
 
+DEFAULT_MAX_FOLD_STEPS = 100_000
+"""A node of a constant expression takes about a millisecond to run alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizeOptions:
@@ -48,6 +51,9 @@ class OptimizeOptions:
             library.
         fold: evaluate weights that are the end of a constant expression (quantized or unpacked in
             the graph); False leaves such products alone.
+        max_fold_bytes: what one constant expression may hold while it is evaluated; None: 128 times
+            its constants, at least 256 MiB and at most 16 GiB.
+        max_fold_steps: nodes that may run to evaluate constant expressions, in all.
         convolutions: rewrite Conv with a 1 x 1 kernel as well: the file gets smaller, the model
             slower (docs/adr/0005-leave-convolutions-float.md).
         fuse_activation: where the model quantizes activations itself by a rule the op has, the op
@@ -73,6 +79,8 @@ class OptimizeOptions:
     external_data: ExternalData = "auto"
     function_body: bool = True
     fold: bool = True
+    max_fold_bytes: int | None = None
+    max_fold_steps: int = DEFAULT_MAX_FOLD_STEPS
     convolutions: bool = False
     fuse_activation: bool = True
     fuse_siblings: bool = False
@@ -96,6 +104,10 @@ class OptimizeOptions:
             raise ValueError(f"tolerance = {self.tolerance}, expected from 0 to below 1/3")
         if self.min_elements < 0:
             raise ValueError(f"min_elements = {self.min_elements}, expected 0 or more")
+        if self.max_fold_bytes is not None and self.max_fold_bytes < 0:
+            raise ValueError(f"max_fold_bytes = {self.max_fold_bytes}, expected 0 or more, or None")
+        if self.max_fold_steps < 0:
+            raise ValueError(f"max_fold_steps = {self.max_fold_steps}, expected 0 or more")
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a tuple of globs, not one string")

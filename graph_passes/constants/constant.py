@@ -199,7 +199,13 @@ class NotConstant:
 
 
 class Folder(Protocol):
-    """Constant expressions of one model (cones.py)."""
+    """Constant expressions of one model (cones.py).
+
+    Attributes:
+        resolved: what `resolve.resolve` found, by the value's id, with the value.
+    """
+
+    resolved: dict[int, tuple[ir.Value, Constant | NotConstant]]
 
     def resolve(self, value: ir.Value) -> Constant | NotConstant:
         """The constant expression that ends in ``value``, or why there is none."""

@@ -80,6 +80,8 @@ def apply(node: ir.Node, operands: Sequence[Constant | None]) -> Constant | str:
     if bipolar:
         evaluate = _bipolar(*given)
     else:
+        if len(given[3].shape) > len(source.shape):
+            return f"{what} with a bit width of shape {given[3].shape}, expected one number"
         rule = _rule(node, given[3])
         if isinstance(rule, str):
             return f"{what} with {rule}"

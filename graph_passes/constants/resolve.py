@@ -12,6 +12,7 @@ whose ``evaluate`` computes it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -40,8 +41,46 @@ _INTEGERS = frozenset(
 )
 
 
+_CHAIN = frozenset({("", "Cast"), ("", "Identity"), ("", "Transpose")})
+# Each of them is a call inside a call when the constant is evaluated; cones.py takes more.
+_MAX_CHAIN = 64
+
+
 def resolve(value: ir.Value) -> Constant | NotConstant:
     """Follow ``value`` back to the constant it comes from."""
+    folder = FOLDER.get()
+    # By id; the values are held so that no id comes back.
+    found = {} if folder is None else folder.resolved
+    waiting = [value]
+    while waiting:
+        each = waiting[-1]
+        unknown = [] if id(each) in found else [v for v in _sources(each) if id(v) not in found]
+        if unknown:
+            waiting += unknown
+            continue
+        if id(each) not in found:
+            found[id(each)] = (each, _resolve(each, lambda source: found[id(source)][1]))
+        waiting.pop()
+    return found[id(value)][1]
+
+
+_Resolved = Callable[[ir.Value], Constant | NotConstant]
+
+
+def _sources(value: ir.Value) -> list[ir.Value]:
+    """Operands `_resolve` asks for."""
+    producer = value.producer()
+    if producer is None or not producer.inputs or call_attribute(producer):
+        return []
+    kind = (producer.domain, producer.op_type)
+    if kind in _CHAIN:
+        return [each for each in producer.inputs[:1] if each is not None]
+    if kind in dequantize.STEPS or kind in qonnx.STEPS:
+        return [each for each in producer.inputs if each is not None]
+    return []
+
+
+def _resolve(value: ir.Value, resolved: _Resolved) -> Constant | NotConstant:
     if (constant := leaf(value)) is not None:
         return constant
     producer = value.producer()
@@ -52,12 +91,11 @@ def resolve(value: ir.Value) -> Constant | NotConstant:
         refusal = NotConstant(f"'{value.name}' is computed by {refused}", False)
         return refusal if folder is None else folder.resolve(value)
     if (
-        producer.domain == ""
-        and producer.op_type in ("Identity", "Transpose", "Cast")
+        (producer.domain, producer.op_type) in _CHAIN
         and producer.inputs
         and (source := producer.inputs[0]) is not None
     ):
-        inner = resolve(source)
+        inner = resolved(source)
         if isinstance(inner, NotConstant):
             return inner
         found = _apply(producer, inner)
@@ -66,7 +104,7 @@ def resolve(value: ir.Value) -> Constant | NotConstant:
     step: Constant | NotConstant | None = None
     kind = (producer.domain, producer.op_type)
     if kind in dequantize.STEPS or kind in qonnx.STEPS:
-        step = _resolve_step(producer)
+        step = _resolve_step(producer, resolved)
         # Nothing but qonnx.py runs QONNX's operators.
         if isinstance(step, Constant) or (step is not None and kind in qonnx.STEPS):
             return step
@@ -87,7 +125,7 @@ def detached(value: ir.Value) -> Constant | None:
     nodes compute.
     """
     steps: list[ir.Node] = []
-    while (step := value.producer()) is not None:
+    while (step := value.producer()) is not None and len(steps) < _MAX_CHAIN:
         source = step.inputs[0] if step.inputs else None
         if step.domain or step.op_type not in ("Identity", "Transpose") or source is None:
             return None
@@ -124,9 +162,9 @@ def leaf(value: ir.Value) -> Constant | NotConstant | None:
     return None
 
 
-def _resolve_step(node: ir.Node) -> Constant | NotConstant | None:
+def _resolve_step(node: ir.Node, resolved: _Resolved) -> Constant | NotConstant | None:
     """The result of a step of dequantize.py or qonnx.py; None if its first input is activations."""
-    operands = [None if value is None else resolve(value) for value in node.inputs]
+    operands = [None if value is None else resolved(value) for value in node.inputs]
     first = operands[0] if operands else None
     if first is None or (isinstance(first, NotConstant) and first.at_run_time):
         return None
@@ -141,6 +179,8 @@ def _resolve_step(node: ir.Node) -> Constant | NotConstant | None:
                 False,
             )
         constants.append(operand)
+    if sum(len(each.nodes) for each in constants if each is not None) > _MAX_CHAIN:
+        return _too_long(node, first)
     steps = qonnx if (node.domain, node.op_type) in qonnx.STEPS else dequantize
     made = steps.apply(node, constants)
     return NotConstant(made, False) if isinstance(made, str) else made
@@ -193,7 +233,17 @@ def _from_tensor(value: ir.Value, tensor: ir.TensorProtocol) -> Constant | NotCo
     )
 
 
+def _too_long(node: ir.Node, constant: Constant | NotConstant) -> NotConstant:
+    name = constant.name if isinstance(constant, Constant) else ""
+    return NotConstant(
+        f"'{name}' goes through more than {_MAX_CHAIN} steps up to {node.op_type} '{node.name}'",
+        False,
+    )
+
+
 def _apply(node: ir.Node, constant: Constant) -> Constant | NotConstant:
+    if len(constant.nodes) >= _MAX_CHAIN:
+        return constant if node.op_type == "Identity" else _too_long(node, constant)
     constant = replace(constant, nodes=(*constant.nodes, node))
     if node.op_type == "Identity":
         return constant

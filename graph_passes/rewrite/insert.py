@@ -39,7 +39,7 @@ def insert(
     new = _NewNodes(editor, match)
     if match.perm_x is not None:
         inputs = [new.transposed_x(match.perm_x), *inputs[1:]]
-    shape = output_shape(inputs[0].shape, attributes.N)
+    shape = output_shape(inputs[0].shape, attributes.N, match.rank)
     output = new.output(shape)
     is_last = match.addend is None and match.perm_y is None
     value = output if is_last else new.temporary("product", output.shape if match.addend else shape)

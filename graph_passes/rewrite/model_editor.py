@@ -117,9 +117,13 @@ def op_attributes(attributes: OpAttributes) -> list[ir.Attr]:
     return made
 
 
-def output_shape(shape: ir.Shape | None, num_columns: int) -> ir.Shape | None:
-    """The shape of a product of ``num_columns`` columns; None where that of X is unknown."""
-    return None if shape is None else ir.Shape([*shape[:-1], num_columns])
+def output_shape(
+    shape: ir.Shape | None, num_columns: int, rank: int | None = None
+) -> ir.Shape | None:
+    """The shape of a product with x; Gemm and Einsum tell the rank of an x of unknown shape."""
+    if shape is None:
+        return ir.Shape([*[None] * (rank - 1), num_columns]) if rank else None
+    return ir.Shape([*shape[:-1], num_columns])
 
 
 def permuted_shape(shape: ir.Shape | None, perm: tuple[int, ...]) -> ir.Shape | None:

@@ -13,7 +13,8 @@
    scales, in any order, are the op's.
 5. The op repeats q bit for bit, so the integer sums are the same. Nodes that something else uses as
    well stay, the others go.
-6. Any other rule (static scales, another rounding, axis or type, no epsilon, a zero point nobody
+6. No constant on the way has more axes than X: it would add them to the result.
+7. Any other rule (static scales, another rounding, axis or type, no epsilon, a zero point nobody
    subtracts) stays in the graph and only the product is rewritten: it sees whole numbers times a
    scale, as any float.
 
@@ -115,7 +116,7 @@ def read(x: ir.Value, dtype: ir.DataType) -> Quantized | NotFused | None:
     cast = source.producer()
     if dtype != ir.DataType.FLOAT:
         # Case 1 in half precision: the rule works on what a Cast made float32.
-        if cast is None or cast.op_type != "Cast" or cast.inputs[0] is None:
+        if cast is None or _standard(cast) != "Cast" or cast.inputs[0] is None:
             return NotFused(f"'{source.name}' is quantized in float32 and is not a {dtype.name}")
         source = cast.inputs[0]
         if source.dtype != dtype:
@@ -154,7 +155,7 @@ def _read(value: ir.Value, dtype: ir.DataType, steps: int) -> Quantized | NotFus
             if found is not None:
                 return found
             continue
-        term = found.units(other, 1, None if value.shape is None else len(value.shape))
+        term = found.units(other, 1, _least_rank(found))
         if term is None:
             name = "" if other is None else other.name
             return NotFused(
@@ -164,6 +165,19 @@ def _read(value: ir.Value, dtype: ir.DataType, steps: int) -> Quantized | NotFus
         term = term.inverse() if node.op_type == "Div" else term
         return replace(found, term=found.term.times(term))
     return None
+
+
+def _standard(node: ir.Node | None) -> str:
+    """The name of an operator of the default domain; empty for everything else."""
+    return "" if node is None or node.domain else node.op_type
+
+
+def _least_rank(quantized: Quantized) -> int:
+    """The rank of X, or the lowest it can have where it is unknown."""
+    shape = quantized.source.shape
+    if shape is not None:
+        return len(shape)
+    return 1 if quantized.attributes["activation"] == "int8" else 0  # absmax takes an axis of X
 
 
 def _units(
@@ -262,19 +276,20 @@ def _dynamic(node: ir.Node) -> Quantized | NotFused | None:
 
 @dataclass(frozen=True, slots=True)
 class _Rounded:
-    """``clip(round(scaled))``."""
+    """``clip(round(scaled))``; ``rank`` is the highest of the constants it is clipped with."""
 
     scaled: ir.Value
     round_name: str
     lowest: float
     highest: float
+    rank: int
 
 
 def _rounded(value: ir.Value) -> _Rounded | NotFused | None:
     """The rounding a value comes from; None where there is none next to it."""
-    lowest, highest = -math.inf, math.inf
+    lowest, highest, rank = -math.inf, math.inf, 0
     rounding: ir.Node | None = None
-    while True:
+    for _ in range(_MAX_STEPS):
         node = value.producer()
         if node is None or node.domain != "" or not node.inputs or node.inputs[0] is None:
             break
@@ -287,8 +302,9 @@ def _rounded(value: ir.Value) -> _Rounded | NotFused | None:
             bounded = _bounded(node)
             if bounded is None:
                 break
-            operand, low, high = bounded
-            lowest, highest = max(lowest, low), min(highest, high)
+            operand = bounded.operand
+            lowest, highest = max(lowest, bounded.lowest), min(highest, bounded.highest)
+            rank = max(rank, bounded.rank)
         elif node.op_type == "Cast" and rounding is None:
             if ir.DataType(node.attributes["to"].as_int()) not in (ir.DataType.INT8, *_FLOATS):
                 break
@@ -302,10 +318,20 @@ def _rounded(value: ir.Value) -> _Rounded | NotFused | None:
         return NotFused(
             f"{rounding.op_type} '{name}' rounds other than to the nearest even integer"
         )
-    return _Rounded(value, name, lowest, highest)
+    return _Rounded(value, name, lowest, highest, rank)
 
 
-def _bounded(node: ir.Node) -> tuple[ir.Value, float, float] | None:
+@dataclass(frozen=True, slots=True)
+class _Bounded:
+    """An operand between two numbers; ``rank`` is the highest of the constants that broadcast."""
+
+    operand: ir.Value
+    lowest: float
+    highest: float
+    rank: int
+
+
+def _bounded(node: ir.Node) -> _Bounded | None:
     """The operand of a Clip, or of a Max or Min with a constant, and its bounds."""
     if call_attribute(node):
         return None
@@ -314,39 +340,47 @@ def _bounded(node: ir.Node) -> tuple[ir.Value, float, float] | None:
         for at, name in enumerate(("min", "max")):
             given = node.inputs[at + 1] if len(node.inputs) > at + 1 else None
             attribute = node.attributes.get_float(name, None)  # opset below 11
-            number = attribute if given is None else _number(given)
+            number = None if given is None else _number(given)
             if given is not None and number is None:
                 return None
-            bounds[at] = bounds[at] if number is None else number
-        assert node.inputs[0] is not None
-        return node.inputs[0], bounds[0], bounds[1]
+            bound = attribute if number is None else number.value
+            bounds[at] = bounds[at] if bound is None else bound
+        if node.inputs[0] is None:
+            return None
+        return _Bounded(node.inputs[0], bounds[0], bounds[1], 0)
     if len(node.inputs) != 2:
         return None
     for operand, other in (node.inputs, node.inputs[::-1]):
         number = _number(other)
         if number is not None and operand is not None:
-            return (
-                (operand, number, math.inf)
-                if node.op_type == "Max"
-                else (operand, -math.inf, number)
-            )
+            if node.op_type == "Max":
+                return _Bounded(operand, number.value, math.inf, number.rank)
+            return _Bounded(operand, -math.inf, number.value, number.rank)
     return None
 
 
-def _number(value: ir.Value | None) -> float | None:
-    """A constant of one element."""
+@dataclass(frozen=True, slots=True)
+class _Number:
+    """A constant of one element, and its number of axes, which its result may take on."""
+
+    value: float
+    rank: int
+
+
+def _number(value: ir.Value | None) -> _Number | None:
     constant = None if value is None else resolve(value)
     if not isinstance(constant, Constant) or constant.size != 1:
         return None
-    return float(constant.numpy().astype(np.float64).reshape(()))
+    return _Number(float(constant.numpy().astype(np.float64).reshape(())), len(constant.shape))
 
 
 @dataclass(frozen=True, slots=True)
 class _Absmax:
-    """``max(|source|, epsilon)`` of each row."""
+    """``max(|source|, epsilon)`` of each row; ``rank`` is that of the constant epsilon."""
 
     source: ir.Value
     epsilon: float
+    rank: int
 
 
 def _absmax_rule(core: _Rounded) -> Quantized | NotFused:
@@ -374,12 +408,13 @@ def _absmax_rule(core: _Rounded) -> Quantized | NotFused:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """``qmax / absmax``, computed by `rule`; `known` as in `Quantized`."""
+    """``qmax / absmax``, computed by `rule`; `known` as in `Quantized`, `rank` of its constants."""
 
     rule: str
     qmax: float
     absmax: ir.Value
     known: Mapping[ir.Value, Term]
+    rank: int
 
 
 def _scales(s: ir.Value) -> Iterator[_Scale]:
@@ -389,21 +424,30 @@ def _scales(s: ir.Value) -> Iterator[_Scale]:
         return
     first, second = node.inputs
     by_s = {s: Term(np.ones((), np.float64), -1)}
-    if node.op_type == "Div" and (qmax := _number(first)) and second is not None:
-        yield _Scale("absmax_division", qmax, second, {**by_s, second: _absmax_term(qmax)})
+    if node.op_type == "Div" and (qmax := _factor(first)) is not None and second is not None:
+        known = {**by_s, second: _absmax_term(qmax.value)}
+        yield _Scale("absmax_division", qmax.value, second, known, qmax.rank)
     if node.op_type != "Mul":
         return
     for inverse, other in ((first, second), (second, first)):
-        qmax = _number(other)
+        qmax = _factor(other)
         maker = None if inverse is None else inverse.producer()
-        if not qmax or maker is None or inverse is None:
+        if qmax is None or maker is None or inverse is None or not maker.inputs:
             continue
-        absmax = maker.inputs[-1]
-        divides = maker.op_type == "Div" and _number(maker.inputs[0]) == 1.0
-        if absmax is not None and (maker.op_type == "Reciprocal" or divides):
-            term = _absmax_term(qmax)
+        absmax, rank = maker.inputs[-1], qmax.rank
+        divides = False
+        if _standard(maker) == "Div" and (one := _number(maker.inputs[0])) is not None:
+            divides, rank = one.value == 1.0, max(rank, one.rank)
+        if absmax is not None and (_standard(maker) == "Reciprocal" or divides):
+            term = _absmax_term(qmax.value)
             known = {**by_s, inverse: term.inverse(), absmax: term}
-            yield _Scale("absmax_reciprocal", qmax, absmax, known)
+            yield _Scale("absmax_reciprocal", qmax.value, absmax, known, rank)
+
+
+def _factor(value: ir.Value | None) -> _Number | None:
+    """A constant of one element that is not zero."""
+    number = _number(value)
+    return number if number is not None and number.value else None
 
 
 def _absmax_term(qmax: float) -> Term:
@@ -412,17 +456,17 @@ def _absmax_term(qmax: float) -> Term:
 
 def _absmax(value: ir.Value) -> _Absmax | NotFused:
     node = value.producer()
-    if node is not None and node.op_type == "ReduceMax":
+    if _standard(node) == "ReduceMax":
         return NotFused(
             f"nothing bounds the largest magnitude '{value.name}' from below, so the graph makes "
             "NaN of a row of zeros"
         )
-    if node is None or node.op_type not in ("Clip", "Max"):
+    if node is None or _standard(node) not in ("Clip", "Max"):
         return NotFused(f"'{value.name}' is not the largest magnitude of a row, bounded from below")
     bounded = _bounded(node)
-    if bounded is None or bounded[2] != math.inf:
+    if bounded is None or bounded.highest != math.inf:
         return NotFused(f"{node.op_type} '{node.name}' bounds the scale otherwise than from below")
-    reduced, epsilon, _ = bounded
+    reduced, epsilon = bounded.operand, bounded.lowest
     bound = next((each for each in node.inputs if each is not None and each is not reduced), None)
     constant = None if bound is None else resolve(bound)
     if isinstance(constant, Constant) and constant.dtype != ir.DataType.FLOAT:
@@ -433,12 +477,12 @@ def _absmax(value: ir.Value) -> _Absmax | NotFused:
     if not 1e-30 <= epsilon < 1e30:
         return NotFused(f"epsilon is {epsilon:g}, the op takes 1e-30 to below 1e30")
     reduce = reduced.producer()
-    if reduce is None or reduce.op_type != "ReduceMax":
+    if reduce is None or _standard(reduce) != "ReduceMax" or not reduce.inputs:
         return NotFused(f"'{reduced.name}' is not the largest magnitude of a row")
     if refused := call_attribute(reduce):
         return NotFused(f"'{reduced.name}' is computed by {refused}")
     absolute = None if reduce.inputs[0] is None else reduce.inputs[0].producer()
-    source = None if absolute is None or absolute.op_type != "Abs" else absolute.inputs[0]
+    source = absolute.inputs[0] if absolute is not None and _standard(absolute) == "Abs" else None
     if source is None:
         return NotFused(f"ReduceMax '{reduce.name}' does not reduce magnitudes")
     rank = None if source.shape is None else len(source.shape)
@@ -450,7 +494,7 @@ def _absmax(value: ir.Value) -> _Absmax | NotFused:
         )
     if reduce.attributes.get_int("keepdims", 1) != 1:
         return NotFused(f"ReduceMax '{reduce.name}' drops the axis (keepdims = 0)")
-    return _Absmax(source, float(np.float32(epsilon)))
+    return _Absmax(source, float(np.float32(epsilon)), bounded.rank)
 
 
 def _axes(node: ir.Node) -> list[int] | None:
@@ -482,7 +526,14 @@ def _with_range(core: _Rounded, scale: _Scale, absmax: _Absmax) -> Quantized | N
         "activation_qmin": int(lowest),
         "activation_qmax": int(qmax),
     }
-    return Quantized(absmax.source, attributes, scale.known)
+    found = Quantized(absmax.source, attributes, scale.known)
+    rank = max(core.rank, scale.rank, absmax.rank)
+    if rank > _least_rank(found):  # case 6
+        return NotFused(
+            f"{where} takes a constant of rank {rank}, which may give the result more axes than "
+            f"'{absmax.source.name}' has"
+        )
+    return found
 
 
 def limits(quantized: Quantized, K: int, group_size: int) -> str | None:

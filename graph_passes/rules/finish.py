@@ -77,6 +77,7 @@ def finish(
         absorbed=(*product.before, *product.after),
         pattern=pattern,
         x=product.x,
+        rank=product.rank,
         perm_x=product.perm_x,
         perm_y=product.perm_y,
         weight=weight,
@@ -191,7 +192,8 @@ def _absorb_before(product: Product, context: Context, scale: NDArray[np.float32
         if _private(product.x, product.node.graph) is not user:
             return
         for x in node.inputs:
-            rank = None if x is None or x.shape is None else len(x.shape)
+            # Unknown, x may be a scalar that the constant gives an axis.
+            rank = 0 if x is None or x.shape is None else len(x.shape)
             factor = None if x is None else _factor(node, x, 1, rank)
             if x is not None and factor is not None:
                 break

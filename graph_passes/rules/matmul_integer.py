@@ -164,7 +164,9 @@ def _weight(codes: Constant, zero: ir.Value | None) -> Constant | str:
     if isinstance(zeros, NotConstant):
         return f"weight {zeros.reason}"
     if zeros is not None and (
-        zeros.size not in (1, codes.shape[1]) or any(dim != 1 for dim in zeros.shape[:-1])
+        zeros.size not in (1, codes.shape[1])
+        or any(dim != 1 for dim in zeros.shape[:-1])
+        or len(zeros.shape) > len(codes.shape)
     ):
         return (
             f"zero points '{zeros.name}' of weight '{codes.name}' have shape {zeros.shape}, "

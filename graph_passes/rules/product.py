@@ -61,9 +61,15 @@ class Product:
         return (self.after[-1] if self.after else self.node).outputs[0]
 
 
+def _operands(node: ir.Node, index: int) -> tuple[ir.Value | None, ir.Value | None]:
+    if len(node.inputs) <= index:
+        return None, None
+    return node.inputs[0], node.inputs[index]
+
+
 def constant_weight(node: ir.Node, index: int = 1) -> Constant | Rejection:
     """The constant right operand of a product, or why there is none."""
-    left, right = node.inputs[0], node.inputs[index]
+    left, right = _operands(node, index)
     if left is None or right is None:
         return Rejection(node, "an operand is missing")
     weight = resolve(right)
@@ -91,7 +97,7 @@ def constant_weight(node: ir.Node, index: int = 1) -> Constant | Rejection:
 
 def left_weight(node: ir.Node) -> Constant | None:
     """The constant left operand of a product whose right operand is computed at run time."""
-    left, right = node.inputs[0], node.inputs[1]
+    left, right = _operands(node, 1)
     if left is None or right is None:
         return None
     weight, other = resolve(left), resolve(right)
@@ -152,7 +158,8 @@ def per_column(
     Args:
         constant: as `small_constant` returns it.
         num_columns: N.
-        rank: of the value it is combined with, None if unknown (then at least 1).
+        rank: of the value it is combined with, None if unknown (then at least 1, the rank of the
+            operands and the result of a product).
     """
     shape = constant.shape
     if len(shape) > (1 if rank is None else rank):

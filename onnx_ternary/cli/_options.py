@@ -133,6 +133,21 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Evaluate weights that are the end of a constant expression.",
         ),
         click.option(
+            "--max-fold-bytes",
+            type=click.IntRange(0),
+            metavar="BYTES",
+            help="Memory a constant expression may hold (default: 128 times its constants, from "
+            "256 MiB to 16 GiB).",
+        ),
+        click.option(
+            "--max-fold-steps",
+            type=click.IntRange(0),
+            default=OptimizeOptions().max_fold_steps,
+            show_default=True,
+            metavar="N",
+            help="Nodes that may run to evaluate constant expressions.",
+        ),
+        click.option(
             "--conv/--no-conv",
             "convolutions",
             default=False,

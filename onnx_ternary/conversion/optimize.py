@@ -35,6 +35,10 @@ __all__ = ["OptimizeOptions", "OptimizeResult", "optimize"]
 MAX_JOINED_BYTES = 10_000_000
 
 
+UNEXPECTED = "something in it was not expected"
+"""In the message of an error that no check foresaw; its cause is the error itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class OptimizeResult:
     """A converted model and what was done to it.
@@ -127,7 +131,10 @@ def optimize_in_place(
         # Rules take a valid model for granted; whether it is one is looked at only when they fail.
         if reason := why_invalid(source):
             raise ModelError(f"The model is not valid ONNX: {reason}") from error
-        raise
+        raise ModelError(
+            f"The model cannot be converted: {UNEXPECTED} ({type(error).__name__}: {error}). If "
+            "onnxruntime runs the model, please report this."
+        ) from error
     bytes_after = constant_bytes(converted)
     external_data = options.external_data
     if external_data == "auto" and had_external_data and bytes_after > MAX_JOINED_BYTES:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -16,7 +19,11 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files.cycles import find_cycle
 from onnx_ternary.model_files.tensors import constant_tensors, external_tensors
+
+SOURCE_MODE = "onnx_ternary.source_mode"
+"""Metadata of a loaded model, never written: what everybody who may read its files may do."""
 
 AnyModel: TypeAlias = str | PathLike[str] | bytes | onnx.ModelProto | ir.Model
 """What users may give as a model: its path, the model serialized, or in memory."""
@@ -49,6 +56,8 @@ def any_model(model: AnyModel) -> ir.Model:
         ModelError: as `load`, `from_bytes` and `from_proto`.
     """
     if isinstance(model, ir.Model):
+        if cycle := find_cycle(model):
+            raise ModelError(f"The model is not valid ONNX: {cycle}.")
         return model.clone()
     if isinstance(model, onnx.ModelProto):
         return from_proto(model)
@@ -65,20 +74,25 @@ def load(path: str | PathLike[str]) -> ModelFile:
             data it refers to is missing or too short.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ModelError(f"'{path}' is a directory, expected an ONNX model file.")
     try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelError(f"'{path}' is a directory, expected an ONNX model file.")
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
+            raise ModelError(f"'{path}' is not an ordinary file, expected an ONNX model file.")
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise ModelError(f"There is no file '{path}'.") from error
-    except OSError as error:
-        raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"'{path}' cannot be read: {reason}.") from error
     proto = _parse(content, str(path))
     del content  # as large as the message
     model = from_proto(proto, str(path))
     for tensor in external_tensors(model):
         tensor.base_dir = str(path.parent)
-    check_external_data(model, str(path))
+    modes = check_external_data(model, str(path), path)
+    model.meta[SOURCE_MODE] = functools.reduce(operator.and_, modes, stat.S_IMODE(status.st_mode))
     data_files = frozenset(Path(tensor.path).resolve() for tensor in external_tensors(model))
     num_bytes = sum(each.stat().st_size for each in {path.resolve(), *data_files})
     return ModelFile(path, proto, model, data_files, num_bytes)
@@ -129,6 +143,10 @@ def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
     except Exception as error:  # onnx_ir documents no narrower class
         cause = error.__cause__ or error
         raise ModelError(f"'{name}' is not a valid ONNX model: {cause}") from error
+    if (name_of := _undecodable(model)) is not None:
+        raise ModelError(f"'{name}' is not a valid ONNX model: the name {name_of!r} is not UTF-8.")
+    if cycle := find_cycle(model):
+        raise ModelError(f"'{name}' is not a valid ONNX model: {cycle}.")
     # The other name of the default domain.
     for imports in (
         model.opset_imports,
@@ -137,6 +155,19 @@ def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
         if "ai.onnx" in imports:
             imports.setdefault("", imports.pop("ai.onnx"))
     return model
+
+
+def _undecodable(model: ir.Model) -> object | None:
+    """A name that is not text: protobuf hands on the bytes of those that are not UTF-8."""
+    names: list[object] = [*model.opset_imports]
+    for graph in (model.graph, *(each.graph for each in model.functions.values())):
+        names += [value.name for value in (*graph.inputs, *graph.outputs)]
+        names += graph.initializers
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            names += [node.name, node.domain, node.op_type, node.overload, *node.attributes]
+            names += [None if value is None else value.name for value in node.inputs]
+            names += [value.name for value in node.outputs]
+    return next((each for each in names if each is not None and not isinstance(each, str)), None)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -162,29 +193,66 @@ def why_invalid(model: AnyModel) -> str:
     return ""
 
 
-def check_external_data(model: ir.Model, name: str) -> None:
+def check_external_data(model: ir.Model, name: str, path: Path) -> list[int]:
     """Look for every external file, without reading it.
 
+    Args:
+        model: its tensors know the folder.
+        name: what messages call it.
+        path: of the model.
+
+    Returns:
+        The permissions of every file.
+
     Raises:
-        ModelError: naming the tensor, if a file is missing or ends before the tensor does.
+        ModelError: naming the tensor, if a file lies outside the model's folder, is missing or no
+            ordinary file, or ends before the tensor does.
     """
-    sizes: dict[str, int] = {}
+    files: dict[str, os.stat_result] = {}
     for tensor in external_tensors(model):
-        path = tensor.path
-        if path not in sizes:
+        what = f"'{name}' keeps tensor '{tensor.name}' in '{tensor.path}'"
+        location = str(tensor.location)
+        if location not in files:
+            if reason := _outside(location, path):
+                raise ModelError(f"{what}, {reason}.")
             try:
-                sizes[path] = Path(path).stat().st_size
+                files[location] = Path(tensor.path).stat()
             except OSError as error:
-                raise ModelError(
-                    f"'{name}' keeps tensor '{tensor.name}' in '{path}', which cannot be read: "
-                    f"{error.strerror}."
-                ) from error
-        end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-        if end > sizes[path]:
+                raise ModelError(f"{what}, which cannot be read: {error.strerror}.") from error
+            if not stat.S_ISREG(files[location].st_mode):
+                raise ModelError(f"{what}, which is not an ordinary file.")
+        num_bytes = tensor.nbytes if tensor.length is None else tensor.length
+        start, size = tensor.offset or 0, files[location].st_size
+        if start < 0 or num_bytes < tensor.nbytes:
             raise ModelError(
-                f"'{name}' keeps tensor '{tensor.name}' in '{path}' up to byte {end}, but "
-                f"the file has {sizes[path]} bytes; it is cut short."
+                f"{what} at byte {start} with {num_bytes} bytes, but the tensor has "
+                f"{tensor.nbytes}."
             )
+        if start + num_bytes > size:
+            raise ModelError(
+                f"{what} up to byte {start + num_bytes}, but the file has {size} bytes; it is cut "
+                "short."
+            )
+    return [stat.S_IMODE(each.st_mode) for each in files.values()]
+
+
+def _outside(location: str, model: Path) -> str:
+    """Why a model may not keep tensors at a location, by its name and links; or nothing.
+
+    As ONNX Runtime has it: below the folder of the model, or of the file the model links to.
+    """
+    try:
+        if not location or "\0" in location:
+            return "which is no name of a file"
+        if Path(location).is_absolute():
+            return "an absolute path; only files below the model's folder are read"
+        real = (model.parent / location).resolve()
+        folders = (model.parent.resolve(), model.resolve().parent)
+        if not any(real.is_relative_to(folder) for folder in folders):
+            return "which lies outside the model's folder"
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, odd characters
+        return f"which is no name of a file ({error})"
+    return ""
 
 
 def file_bytes(path: str | PathLike[str]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -17,14 +19,14 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from onnx_ternary.errors import ModelError
-from onnx_ternary.model_files.load import ModelFile
+from onnx_ternary.model_files.load import SOURCE_MODE, ModelFile
 from onnx_ternary.model_files.targets import (
-    _other_reader,
     check_link,
     check_target,
     check_unprotected,
-    check_unread,
-    data_names,
+    data_name,
+    locked,
+    old_data,
 )
 from onnx_ternary.model_files.tensors import constant_bytes, embedded, external_tensors
 from onnx_ternary.options import ExternalData
@@ -74,14 +76,19 @@ def copy_model(
         return save(source.model, target, external_data="always", accept=accept, source=source)
     check_target(target)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        real = target.resolve()
+        with (
+            locked(real),
+            tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=real.parent) as folder,
+        ):
             if accept is not None:
                 accept(source.path, source.num_bytes)
             if target.exists() and target.samefile(source.path):
                 return (target,)
             staged = Path(folder) / target.name
             shutil.copyfile(source.path, staged)
-            staged.replace(target.resolve())
+            staged.chmod(_mode(staged, real, source.model))
+            staged.replace(real)
     except OSError as error:
         raise ModelError(f"'{target}' cannot be written: {error.strerror or error}.") from error
     return (target,)
@@ -100,9 +107,13 @@ def save(
     Everything is written to a temporary folder beside the target and checked with onnx.checker
     before it takes the target's name, so converting a file in place is safe. Large tensors go to
     ``<name>.data`` (page-aligned) if ``external_data`` says so; with ``auto``, only when the model
-    would not fit into one file. Where the model that is replaced reads that file, they go to
-    ``<name>.ternary.data``, and the old file is removed once the new model has its name, unless it
-    is protected or another model in the folder reads it.
+    would not fit into one file. Where another file has that name, they go to
+    ``<name>.<digest>.data``; no data file is replaced. Those of ours that the replaced model reads
+    are removed once the new model has its name, unless they are protected or another model in the
+    folder reads them. Of several writers of one target each waits for the one before.
+
+    A file that is replaced keeps its permissions, and so do its data's; a new file is no more
+    readable than the files ``model`` was loaded from.
 
     Args:
         model: what to write.
@@ -137,33 +148,27 @@ def save(
     in_place = source is not None and source.path.resolve() == target
     protected = frozenset() if source is None or in_place else source.data_files
     try:
-        with tempfile.TemporaryDirectory(
-            prefix=f".{target.name}.",
-            dir=target.parent,
-            ignore_cleanup_errors=True,  # once the model has its name, nothing has failed
-        ) as temporary:
+        with (
+            locked(target),
+            tempfile.TemporaryDirectory(
+                prefix=f".{target.name}.",
+                dir=target.parent,
+                ignore_cleanup_errors=True,  # once the model has its name, nothing has failed
+            ) as temporary,
+        ):
             staged = Path(temporary) / target.name
-            data, old_data = data_names(target, source if in_place else None)
-            _write(model, staged, data if external else None)
+            check_unprotected(target, protected)
+            names = _stage(model, staged, target, protected, external=external)
             _check(staged)
-            names = [target.name]
-            if (Path(temporary) / data).exists():
-                names.append(data)
             if accept is not None:
                 accept(staged, sum((Path(temporary) / name).stat().st_size for name in names))
-            for name in names:
-                check_unprotected(target.parent / name, protected)
-            check_unread([target.parent / name for name in names[1:]], target)
+            old = old_data(target, source if in_place else None)
+            old = old.difference(protected, (target.parent / each for each in names))
             _move(Path(temporary), target.parent, names)
-            removed = [
-                each
-                for each in old_data.difference(protected)
-                if _other_reader(each, target) is None
-            ]
-            for each in removed:
+            for each in old:
                 with suppress(OSError):  # the new model has its name
                     each.unlink()
-            _forget_replaced_data(model, [target.parent / data, *removed])
+            _forget_replaced_data(model, list(old))
             return tuple(path.parent / name for name in (path.name, *names[1:]))
     except OSError as error:
         # numpy says how much of a tensor it wrote, not why it stopped.
@@ -207,6 +212,53 @@ def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
         raise ModelError(f"'{path.name}' cannot be written: {cause}") from error
 
 
+def _stage(
+    model: ir.Model, staged: Path, target: Path, protected: Collection[Path], *, external: bool
+) -> list[str]:
+    """Write a model and its data into a folder of their own; returns the names they will have."""
+    name = f"{target.name}.data"
+    _write(model, staged, name if external else None)
+    mode = _mode(staged, target, model)
+    data = staged.with_name(name)
+    if not data.exists():
+        staged.chmod(mode)
+        return [target.name]
+    new_name = data_name(target, data, protected)
+    if new_name != name:
+        proto = onnx.load(staged, load_external_data=False)
+        for tensor in _external_protos(proto):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = new_name
+        staged.write_bytes(proto.SerializeToString())
+        data = data.rename(staged.with_name(new_name))
+    staged.chmod(mode)
+    data.chmod(mode)
+    return [target.name, new_name]
+
+
+def _external_protos(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        for tensor in graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                yield tensor
+        for node in graph.node:
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
+
+
+def _mode(staged: Path, target: Path, model: ir.Model) -> int:
+    """Permissions for what takes the name ``target``."""
+    if target.exists():
+        return stat.S_IMODE(target.stat().st_mode)
+    given = stat.S_IMODE(staged.stat().st_mode)
+    allowed: int = model.meta.get(SOURCE_MODE, given)
+    return given & (allowed | stat.S_IWUSR)
+
+
 def _forget_replaced_data(model: ir.Model, replaced: list[Path]) -> None:
     """Make tensors that lay in a replaced file fail when read, instead of giving other numbers."""
     for tensor in external_tensors(model):
@@ -246,29 +298,21 @@ def _checker_error(path: Path) -> str:
 def _move(source: Path, folder: Path, names: list[str]) -> None:
     """Give staged files their names; the model, first of ``names``, last.
 
-    A failure before the model has its name puts the replaced data file back.
+    A data file that is there already is an equal one. A failure before the model has its name
+    takes the data away again.
     """
     model, *data = names
-    # Noted before they are done: an interrupt may come in between.
-    restore: list[tuple[Path, Path]] = []
     added: list[tuple[Path, Path]] = []
     try:
         for name in data:
-            if (folder / name).exists():
-                kept = source / f"{name}.replaced"
-                restore.append((kept, folder / name))
-                (folder / name).replace(kept)
-            added.append((source / name, folder / name))
-            (source / name).replace(folder / name)
-        if (folder / model).exists():
-            shutil.copymode(folder / model, source / model)
+            if not os.path.lexists(folder / name):
+                # Noted before it is done: an interrupt may come in between.
+                added.append((source / name, folder / name))
+                (source / name).replace(folder / name)
         (source / model).replace(folder / model)
     except BaseException:  # an interrupt too
         if (source / model).exists():  # else the new model has its name, and reads the new data
             for staged, new in added:
                 if not staged.exists():
                     new.unlink(missing_ok=True)
-            for kept, original in restore:
-                if kept.exists():
-                    kept.replace(original)
         raise

@@ -100,10 +100,14 @@ def prefetch(tensor: ir.TensorProtocol | None) -> None:
     """Ask the system to read an external tensor's bytes; returns at once."""
     if not isinstance(tensor, ir.ExternalTensor) or not hasattr(os, "posix_fadvise"):
         return
-    with suppress(OSError), Path(tensor.path).open("rb") as file:
-        os.posix_fadvise(
-            file.fileno(), tensor.offset or 0, tensor.length or 0, os.POSIX_FADV_WILLNEED
-        )
+    with suppress(OSError, ValueError):
+        # Opening a pipe would wait; loading a model has looked, a model in memory may name one.
+        if not Path(tensor.path).is_file():
+            return
+        with Path(tensor.path).open("rb") as file:
+            os.posix_fadvise(
+                file.fileno(), tensor.offset or 0, tensor.length or 0, os.POSIX_FADV_WILLNEED
+            )
 
 
 @contextmanager

@@ -474,7 +474,7 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     ),
     "cone_not_folded": lambda: Miss(
         quantized().model,
-        "weight 'w' is the end of a constant expression of 7 nodes, which is left alone because "
+        "weight 'w' is the end of a constant expression, which is left alone because "
         "folding is switched off",
         {"fold": False},
     ),
@@ -502,8 +502,9 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     ),
     "cone_huge": lambda: Miss(
         huge_cone(),
-        "weight 'w' is the end of a constant expression that is not evaluated: Expand "
-        f"'Expand_huge' makes a tensor of {(1 << 30) * K * N * 4} bytes",
+        "weight 'w' is the end of a constant expression that is not evaluated: with what Expand "
+        f"'Expand_huge' makes it would hold {(1 << 30) * K * N * 4 + 24} bytes at once, more than "
+        "268435456; --max-fold-bytes (max_fold_bytes) sets another limit",
     ),
     "cone_of_a_branch": lambda: Miss(
         branch_makes_weight(), "no constant weight: 'w' is computed at run time (by If 'choice')"

@@ -1,4 +1,6 @@
-"""``python -m tests.fuzz nodes|sessions --seconds 600``: damage for as long as you like.
+"""``python -m tests.fuzz TARGET --seconds 600``: damage for as long as you like.
+
+Targets: conversions (models to convert), nodes (of the op) and sessions (converted models).
 
 Each attempt runs in a child process that a finding may end; the parent says which attempt it was.
 ``--only SEED:ATTEMPT`` repeats one. For memory errors build the library with
@@ -33,6 +35,11 @@ def attempts(target: str) -> Callable[[np.random.Generator], str]:
             return nodes.try_node(*next(nodes.hostile_nodes(variant, rng)), rng)
 
         return try_node
+    if target == "conversions":
+        from tests.fuzz import conversions
+
+        contents = conversions.base_models()
+        return lambda rng: conversions.try_model(contents[rng.integers(len(contents))], rng)
     from tests.fuzz import sessions
 
     models = sessions.base_models()
@@ -57,7 +64,7 @@ def child(target: str, seed: int, first: int, seconds: float, place: Path) -> No
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("target", choices=["nodes", "sessions"])
+    parser.add_argument("target", choices=["conversions", "nodes", "sessions"])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="SEED:ATTEMPT")

@@ -16,6 +16,7 @@ from onnx import helper
 
 from onnx_ternary.cli import main
 from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.graph_passes.constants import cones
 from onnx_ternary.options import OptimizeOptions
 from tests.catalogue.case import F32, K, matmul, model
 from tests.catalogue.cones import (
@@ -85,8 +86,12 @@ def test_each_weight_is_evaluated_once(name: str, sessions: list[Any]) -> None:
     assert len(sessions) == (2 if name == "cone_in_branches" else 1)
 
 
-def test_large_results_are_let_go(sessions: list[Any]) -> None:
+@pytest.mark.parametrize(("kept_bytes", "num_sessions"), [(0, 3), (1 << 26, 2)])
+def test_large_results_are_let_go(
+    kept_bytes: int, num_sessions: int, sessions: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More than one large weight is evaluated again where it is used again."""
+    monkeypatch.setattr(cones, "KEPT_BYTES", kept_bytes)
     rows = 256
     generator = np.random.default_rng(0)
     made = model(
@@ -106,7 +111,7 @@ def test_large_results_are_let_go(sessions: list[Any]) -> None:
     )
     report = optimize(made, ALL).report
     assert [row.shares_index_with for row in report.rewrites] == [None, None, "first"]
-    assert len(sessions) == 3
+    assert len(sessions) == num_sessions
 
 
 def test_nothing_is_evaluated_without_folding(sessions: list[Any]) -> None:

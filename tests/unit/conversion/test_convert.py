@@ -19,24 +19,36 @@ from tests.support.two_products import two_products, write_two_products
 ALWAYS = OptimizeOptions(external_data="always")
 
 
-@pytest.mark.parametrize(
-    ("data", "target", "options"),
-    [
-        ("new.onnx.data", "new.onnx", ALWAYS),
-        ("new.onnx", "new.onnx", OptimizeOptions()),
-        ("new.onnx.data", "new.onnx", OptimizeOptions(exclude=("*",))),
-    ],
-    ids=["data file", "model file", "copy"],
-)
-def test_data_of_the_original_is_not_replaced(
-    tmp_path: Path, data: str, target: str, options: OptimizeOptions
-) -> None:
+def test_model_does_not_take_the_name_of_the_originals_data(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    write_two_products(path, data)
+    write_two_products(path, "new.onnx")
     before = {each: each.read_bytes() for each in tmp_path.iterdir()}
     with pytest.raises(ModelError, match="original model keeps tensors in it"):
-        convert(path, tmp_path / target, options, verify_result=False)
+        convert(path, tmp_path / "new.onnx", verify_result=False)
     assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["data of the original", "another model's", "no model's", "link"])
+def test_no_data_file_is_replaced(tmp_path: Path, kind: str) -> None:
+    path, new = tmp_path / "model.onnx", tmp_path / "new.onnx"
+    there = tmp_path / "new.onnx.data"
+    write_two_products(path, "new.onnx.data" if kind == "data of the original" else "weights")
+    if kind == "another model's":
+        write_two_products(tmp_path / "other.pb", "new.onnx.data")
+    elif kind == "no model's":
+        there.write_text("a thesis")
+    elif kind == "link":
+        there.symlink_to("nowhere")
+    before = {each: each.lstat() for each in tmp_path.iterdir()}
+    files = convert(path, new, ALWAYS, verify_result=False).files
+    assert files == (new, tmp_path / "new.onnx.ca905831c966.data")
+    after = {each: each.lstat() for each in tmp_path.iterdir()}
+    assert {each: after[each] for each in before} == before
+    load(new)
+    # The same once more gives the same files.
+    content = [each.read_bytes() for each in files]
+    assert convert(path, new, ALWAYS, verify_result=False).files == files
+    assert [each.read_bytes() for each in files] == content
 
 
 @pytest.mark.parametrize("external_data", ["always", "never"])
@@ -55,7 +67,7 @@ def test_in_place_with_external_data(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write_two_products(path, "model.onnx.data")
     files = convert(path, path, ALWAYS).files
-    assert files == (path, tmp_path / "model.onnx.ternary.data")
+    assert files == (path, tmp_path / "model.onnx.ca905831c966.data")
     assert set(tmp_path.iterdir()) == set(files)
     # And back to the first name, since the second is in use now.
     assert convert(path, path, ALWAYS).files == (path,)
@@ -96,7 +108,7 @@ def test_interrupt_after_the_model_has_its_name_keeps_its_data(
     monkeypatch.setattr(Path, "replace", interrupt)
     with pytest.raises(SystemExit):
         convert(path, path, ALWAYS, verify_result=False)
-    assert data_files(path) == {tmp_path / "model.onnx.ternary.data"}
+    assert data_files(path) == {tmp_path / "model.onnx.ca905831c966.data"}
     assert not [each for each in tmp_path.iterdir() if each.is_dir()]
 
 
@@ -107,7 +119,6 @@ def test_interrupted_first_move_leaves_the_old_state(
 ) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(two_products(), path)
-    (tmp_path / "model.onnx.data").write_text("nobody's")
     before = {each: each.read_bytes() for each in tmp_path.iterdir()}
     replace = Path.replace
 
@@ -162,12 +173,27 @@ def test_data_another_model_reads_is_neither_removed_nor_replaced(
     before = (tmp_path / "m.onnx.data").read_bytes()
     convert(path, path, ALWAYS, verify_result=False)
     assert (tmp_path / "m.onnx.data").read_bytes() == before
-    # Now the model reads m.onnx.ternary.data, and the first name would be free but for the other.
-    kept = path.read_bytes()
-    with pytest.raises(ModelError, match=r"'.*other\.onnx' keeps tensors in it"):
-        save(load(path).model, path, external_data="always")
+    # Now the model reads another file, and the first name would be free but for the other model.
+    save(load(path).model, path, external_data="always")
     assert (tmp_path / "m.onnx.data").read_bytes() == before
-    assert path.read_bytes() == kept
+
+
+@pytest.mark.parametrize("name", ["copy.pb", "copy"])
+def test_data_read_under_any_name_is_not_removed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "m.onnx"
+    write_two_products(path, "m.onnx.data")
+    shutil.copyfile(path, tmp_path / name)
+    before = (tmp_path / "m.onnx.data").read_bytes()
+    convert(path, path, ALWAYS, verify_result=False)
+    assert (tmp_path / "m.onnx.data").read_bytes() == before
+
+
+def test_reports_that_name_a_data_file_do_not_keep_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    write_two_products(path, "m.onnx.data")
+    (tmp_path / "report.json").write_text("m.onnx.data")
+    convert(path, path, verify_result=False)
+    assert not (tmp_path / "m.onnx.data").exists()
 
 
 def test_data_that_a_model_of_a_longer_name_reads_is_removed(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx
 import pytest
+from onnx import helper
 
 from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import ModelError
@@ -80,3 +82,71 @@ def test_file_bytes_counts_every_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write_two_products(path, "weights.bin")
     assert load.file_bytes(path) == sum(each.stat().st_size for each in tmp_path.iterdir())
+
+
+def external(location: str, dims: tuple[int, ...] = (64, 64)) -> onnx.ModelProto:
+    """A model whose weight is in another place."""
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=dims)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info("x", 1, (1, dims[0]))],
+        [helper.make_tensor_value_info("y", 1, (1, dims[1]))],
+        [tensor],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("dims", [(64, 64), (0, 64)], ids=str)
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("pipe", "not an ordinary file"),
+        ("folder", "not an ordinary file"),
+        ("../outside", "outside the model's folder"),
+        ("link", "outside the model's folder"),
+        ("/dev/zero", "an absolute path"),
+        ("device", "outside the model's folder"),
+        ("circle", "circle"),
+        ("missing", "cannot be read: No such file"),
+        ("a\0b", "no name of a file"),
+        ("", "no name of a file"),
+    ],
+)
+def test_data_is_judged_before_it_is_opened(
+    tmp_path: Path, location: str, reason: str, dims: tuple[int, ...]
+) -> None:
+    folder = tmp_path / "models"
+    (folder / "folder").mkdir(parents=True)
+    (tmp_path / "outside").write_bytes(bytes(64 * 64 * 4))
+    (folder / "link").symlink_to(tmp_path / "outside")
+    (folder / "device").symlink_to("/dev/zero")
+    (folder / "circle").symlink_to("circle")
+    os.mkfifo(folder / "pipe")
+    path = folder / "model.onnx"
+    path.write_bytes(external(location, dims).SerializeToString())
+    with pytest.raises(ModelError, match=reason):
+        load.load(path)
+
+
+def test_data_beside_what_a_model_links_to(tmp_path: Path) -> None:
+    """Download caches keep files under other names and link to them."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (blobs / "1").write_bytes(external("weights").SerializeToString())
+    (blobs / "2").write_bytes(bytes(64 * 64 * 4))
+    (snapshot / "model.onnx").symlink_to(blobs / "1")
+    (snapshot / "weights").symlink_to(blobs / "2")
+    load.load(snapshot / "model.onnx")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "circle"])
+def test_load_opens_ordinary_files_only(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(ModelError, match=kind):
+        load.load(tmp_path / kind)
