@@ -25,6 +25,7 @@ from .rewrite import remaining
 from .rewrite.finish import Replaced
 from .rewrite.replace import Replacer
 from .rules.catalogue import RULES, match_product
+from .site import Site
 
 # Gemm and Add broadcast differently before; models below IR 4 cannot hold a constant initializer.
 _MIN_OPSET = 7
@@ -74,25 +75,27 @@ def run(
         spool: where the tensors of indices go; None keeps them in memory.
     """
     budget = Budget(options, constant_bytes(model))
-    with set_apart(model), folding(model, budget, fold=options.fold), Ahead(options) as ahead:
-        return _run(model, options, progress, spool, ahead)
+    site = Site.of(model)
+    with set_apart(model), folding(site, budget, fold=options.fold), Ahead(options) as ahead:
+        return _run(site, options, progress, spool, ahead)
 
 
 def _run(
-    model: ir.Model,
+    site: Site,
     options: OptimizeOptions,
     progress: Progress | None,
     spool: Spool | None,
     ahead: Ahead,
 ) -> PassResult:
+    model = site.model
     context = Context(options, ahead)
-    replacer = Replacer(model, options, spool)
+    replacer = Replacer(site, options, spool)
     whole_model = _refusal_of_model(model)
     rejections: list[Kept] = []
     requantised: list[str] = []
     already = [node_label(node) for node in op_nodes(model)]
     products = list(_products(model))
-    functions = Functions(model, with_body=options.function_body)
+    functions = Functions(site, with_body=options.function_body)
     for position, product in enumerate(products):
         node, where = product.node, product.where
         if progress is not None:

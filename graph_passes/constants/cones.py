@@ -28,9 +28,8 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_ternary.op.nodes import owning_functions
-
 from ..local_calls import real_domain
+from ..site import Site
 from . import qonnx
 from .budget import Budget, OverBudget
 from .constant import FOLDER, Constant, NotConstant, Numbers, call_attribute
@@ -97,15 +96,15 @@ class _Kept:
 
 
 @contextmanager
-def folding(model: ir.Model, budget: Budget, *, fold: bool) -> Iterator[None]:
-    """While open, `resolve.resolve` finds the constant expressions of ``model``.
+def folding(site: Site, budget: Budget, *, fold: bool) -> Iterator[None]:
+    """While open, `resolve.resolve` finds the constant expressions of the site's model.
 
     Args:
-        model: what the values that are resolved belong to.
+        site: of the model the values that are resolved belong to.
         budget: of the conversion.
         fold: False names constant expressions without evaluating them.
     """
-    token = FOLDER.set(_Folder(model, budget, fold=fold))
+    token = FOLDER.set(_Folder(site, budget, fold=fold))
     try:
         yield
     finally:
@@ -115,11 +114,11 @@ def folding(model: ir.Model, budget: Budget, *, fold: bool) -> Iterator[None]:
 class _Folder:
     """Finds and evaluates cones."""
 
-    def __init__(self, model: ir.Model, budget: Budget, *, fold: bool) -> None:
-        self._model = model
+    def __init__(self, site: Site, budget: Budget, *, fold: bool) -> None:
+        self._model = site.model
         self._budget = budget
         self._fold = fold
-        self._nodes = Nodes(model, owning_functions(model))
+        self._nodes = Nodes(site.model, site.owners)
         self.resolved: dict[int, tuple[ir.Value, Constant | NotConstant]] = {}
         # By id; the values are held so that no id comes back.
         self._statuses: dict[int, tuple[ir.Value, NotConstant | None]] = {}

@@ -26,6 +26,7 @@ from onnx_ternary.schema import OpAttributes
 
 from ..constants.constant import Constant
 from ..match import Rejection, TernaryMatMul
+from ..site import Site
 from .finish import Replaced, Replacements, finish
 from .insert import insert
 from .model_editor import (
@@ -53,10 +54,8 @@ class _StoredIndex:
 class Replacer:
     """Edits one model, one product after the other."""
 
-    def __init__(
-        self, model: ir.Model, options: OptimizeOptions, spool: Spool | None = None
-    ) -> None:
-        self._editor = ModelEditor(model, spool)
+    def __init__(self, site: Site, options: OptimizeOptions, spool: Spool | None = None) -> None:
+        self._editor = ModelEditor(site, spool)
         self._options = options
         self._indices: dict[Hashable, _StoredIndex] = {}
         self._found = Replacements()
