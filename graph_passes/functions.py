@@ -7,9 +7,8 @@ import onnx_ir as ir
 from onnx_ternary.op.nodes import local_functions, node_label
 
 from .constants.constant import INLINE, Constant
-from .constants.resolve import resolve
 from .local_calls import called
-from .match import Rejection
+from .match import Context, Rejection
 from .site import Site
 
 _MAX_STEPS = 64
@@ -24,8 +23,9 @@ def function_name(function: ir.Function) -> str:
 class Functions:
     """What products inside local functions may not have: what differs from call to call."""
 
-    def __init__(self, site: Site, *, with_body: bool) -> None:
+    def __init__(self, site: Site, context: Context, *, with_body: bool) -> None:
         self._site, model = site, site.model
+        self._context = context
         self._with_body = with_body
         self._calls: dict[ir.OperatorIdentifier, list[ir.Node]] = {
             function.identifier(): [] for function in local_functions(model)
@@ -66,7 +66,9 @@ class Functions:
         node = rejection.node
         function = self._site.function_of(node)
         values = [value for value in node.inputs if value is not None]
-        if function is None or any(isinstance(resolve(each), Constant) for each in values):
+        if function is None or any(
+            isinstance(self._context.resolve(each), Constant) for each in values
+        ):
             return rejection
         name = function_name(function)
         for value in values:
@@ -90,7 +92,7 @@ class Functions:
                 value = node.inputs[at] if at < len(node.inputs) else None
                 if value is None:
                     continue
-                constant = resolve(value)
+                constant = self._context.resolve(value)
                 if isinstance(constant, Constant):
                     return f"'{node_label(node)}' gives '{constant.name}'"
                 caller = self._site.function_of(node)

@@ -15,9 +15,8 @@ from onnx_ternary.reports.report import Kept
 
 from .constants.ahead import Ahead
 from .constants.budget import Budget
-from .constants.cones import folding
+from .constants.cones import Cones
 from .constants.constant import Constant
-from .constants.resolve import resolve
 from .functions import Functions, function_name
 from .local_calls import set_apart
 from .match import Context, Rejection, TernaryMatMul
@@ -76,26 +75,26 @@ def run(
     """
     budget = Budget(options, constant_bytes(model))
     site = Site.of(model)
-    with set_apart(model), folding(site, budget, fold=options.fold), Ahead(options) as ahead:
-        return _run(site, options, progress, spool, ahead)
+    cones = Cones(site, budget, fold=options.fold)
+    with set_apart(model), Ahead(options) as ahead:
+        replacer = Replacer(site, options, spool, cones)
+        return _run(site, Context(options, ahead, cones), replacer, ahead, progress)
 
 
 def _run(
     site: Site,
-    options: OptimizeOptions,
-    progress: Progress | None,
-    spool: Spool | None,
+    context: Context,
+    replacer: Replacer,
     ahead: Ahead,
+    progress: Progress | None,
 ) -> PassResult:
-    model = site.model
-    context = Context(options, ahead)
-    replacer = Replacer(site, options, spool)
+    model, options = site.model, context.options
     whole_model = _refusal_of_model(model)
     rejections: list[Kept] = []
     requantised: list[str] = []
     already = [node_label(node) for node in op_nodes(model)]
     products = list(_products(model))
-    functions = Functions(site, with_body=options.function_body)
+    functions = Functions(site, context, with_body=options.function_body)
     for position, product in enumerate(products):
         node, where = product.node, product.where
         if progress is not None:
@@ -104,8 +103,8 @@ def _run(
         following = [each.node for each in products[position : position + window + 1]]
         _prefetch(following[-1])
         if not whole_model:
-            context.read_ahead([each for each in following if not _excluded(each, options)])
-        refusal = whole_model or functions.refusal(node) or _excluded(node, options)
+            context.read_ahead([each for each in following if not _excluded(each, context)])
+        refusal = whole_model or functions.refusal(node) or _excluded(node, context)
         found = Rejection(node, refusal) if refusal else match_product(node, context)
         if not refusal and isinstance(found, Rejection):
             found = functions.explained(found)
@@ -113,7 +112,7 @@ def _run(
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
             reason = refused.reason
-            quantized, outcome = _requantize(product, replacer, options)
+            quantized, outcome = _requantize(product, replacer, context)
             if quantized:
                 requantised.append(name)
             reason = f"{reason}; {outcome}" if outcome else reason
@@ -122,18 +121,18 @@ def _run(
     return PassResult(replacer.finish(), tuple(rejections), tuple(requantised), tuple(already))
 
 
-def _requantize(product: _Found, replacer: Replacer, options: OptimizeOptions) -> tuple[bool, str]:
+def _requantize(product: _Found, replacer: Replacer, context: Context) -> tuple[bool, str]:
     """Hand a product to onnxruntime's quantizer if the user asks.
 
     Returns:
         Whether it took it, and what was done or why not; empty if nobody asked.
     """
-    choice, node = options.remaining, product.node
-    if choice == "keep" or _excluded(node, options):
+    choice, node = context.options.remaining, product.node
+    if choice == "keep" or _excluded(node, context):
         return False, ""
     if product.in_function:
         return False, "not quantized by --remaining: it is in a local function"
-    quantized = remaining.quantize(node, int(choice.removeprefix("int")))
+    quantized = remaining.quantize(node, context, int(choice.removeprefix("int")))
     if isinstance(quantized, str):
         return False, f"not quantized by --remaining: {quantized}"
     replacer.requantize(node, quantized)
@@ -193,12 +192,13 @@ def _refusal_of_model(model: ir.Model) -> str:
     return ""
 
 
-def _excluded(node: ir.Node, options: OptimizeOptions) -> str:
+def _excluded(node: ir.Node, context: Context) -> str:
+    options = context.options
     if not (options.include or options.exclude):
         return ""
     names = [node.name or ""]
     for value in node.inputs:
-        operand = None if value is None else resolve(value)
+        operand = None if value is None else context.resolve(value)
         if isinstance(operand, Constant):
             names.append(operand.name)
     for glob in options.exclude:

@@ -20,8 +20,7 @@ user's graph stays as it is, and rewrite/ removes what nobody uses any more.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,7 @@ from ..local_calls import real_domain
 from ..site import Site
 from . import qonnx
 from .budget import Budget, OverBudget
-from .constant import FOLDER, Constant, NotConstant, Numbers, call_attribute
+from .constant import Constant, NotConstant, Numbers, call_attribute
 from .evaluate import Evaluation, Made, Operand, Refusal
 from .resolve import leaf, resolve
 from .steps import Nodes, Step, has_graph
@@ -95,24 +94,14 @@ class _Kept:
             self._last = None
 
 
-@contextmanager
-def folding(site: Site, budget: Budget, *, fold: bool) -> Iterator[None]:
-    """While open, `resolve.resolve` finds the constant expressions of the site's model.
+class Cones:
+    """Finds and evaluates the constant expressions of one model.
 
     Args:
         site: of the model the values that are resolved belong to.
         budget: of the conversion.
         fold: False names constant expressions without evaluating them.
     """
-    token = FOLDER.set(_Folder(site, budget, fold=fold))
-    try:
-        yield
-    finally:
-        FOLDER.reset(token)
-
-
-class _Folder:
-    """Finds and evaluates cones."""
 
     def __init__(self, site: Site, budget: Budget, *, fold: bool) -> None:
         self._model = site.model
@@ -341,9 +330,8 @@ class _Folder:
             for constant in leaves:
                 constant.release()
 
-    @staticmethod
-    def _quantized(value: ir.Value) -> Array:
-        found = resolve(value)
+    def _quantized(self, value: ir.Value) -> Array:
+        found = resolve(value, self)
         if isinstance(found, NotConstant):
             raise Refusal(found.reason)
         return found.numpy()

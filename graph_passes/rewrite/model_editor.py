@@ -21,7 +21,7 @@ from onnx_ternary.op.nodes import (
 )
 from onnx_ternary.schema import DOMAIN, OpAttributes
 
-from ..constants.constant import FOLDER, Constant
+from ..constants.constant import Constant, Folder
 from ..constants.resolve import leaf
 from ..site import Site
 
@@ -35,11 +35,12 @@ class ModelEditor:
         opset: the ai.onnx opset the model imports.
     """
 
-    def __init__(self, site: Site, spool: Spool | None = None) -> None:
+    def __init__(self, site: Site, spool: Spool | None, folder: Folder) -> None:
         self.site = site
         self.model = site.model
         self.opset = site.opset
         self._spool = spool
+        self._folder = folder
         self._tensors: dict[Hashable, ir.Value] = {}
 
     def value_name(self, name: str) -> str:
@@ -88,6 +89,11 @@ class ModelEditor:
         )
         graph.register_initializer(value)
         return value
+
+    def prune(self, value: ir.Value) -> None:
+        """Remove a constant nobody uses any more, and what it was made from."""
+        if isinstance(leaf(value), Constant) or self._folder.status(value) is None:
+            remove_unused(value)
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -151,16 +157,6 @@ def set_array(value: ir.Value | None, array: NDArray[Any]) -> None:
         return
     value.const_value = tensor
     value.shape = ir.Shape(array.shape)
-
-
-def prune(value: ir.Value) -> None:
-    """Remove a constant nobody uses any more, and what it was made from."""
-    if not isinstance(leaf(value), Constant):
-        # Without a folder no rule has looked behind what such steps make.
-        folder = FOLDER.get()
-        if folder is None or folder.status(value) is not None:
-            return
-    remove_unused(value)
 
 
 def remove_unused(value: ir.Value) -> None:

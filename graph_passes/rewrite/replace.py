@@ -24,14 +24,13 @@ from onnx_ternary.options import INT8_RULE, OptimizeOptions
 from onnx_ternary.reports.report import Rewrite
 from onnx_ternary.schema import OpAttributes
 
-from ..constants.constant import Constant
+from ..constants.constant import Constant, Folder
 from ..match import Rejection, TernaryMatMul
 from ..site import Site
 from .finish import Replaced, Replacements, finish
 from .insert import insert
 from .model_editor import (
     ModelEditor,
-    prune,
     remove_unused,
 )
 from .remaining import Quantized, requantize
@@ -54,8 +53,10 @@ class _StoredIndex:
 class Replacer:
     """Edits one model, one product after the other."""
 
-    def __init__(self, site: Site, options: OptimizeOptions, spool: Spool | None = None) -> None:
-        self._editor = ModelEditor(site, spool)
+    def __init__(
+        self, site: Site, options: OptimizeOptions, spool: Spool | None, folder: Folder
+    ) -> None:
+        self._editor = ModelEditor(site, spool, folder)
         self._options = options
         self._indices: dict[Hashable, _StoredIndex] = {}
         self._found = Replacements()
@@ -180,8 +181,7 @@ class Replacer:
         zeros = np.zeros(match.levels.levels.shape[1:] if needs_n else (), np.float32)
         return self._editor.shared_constant(match.product, match.weight, "zero_bias", zeros)
 
-    @staticmethod
-    def _remove(match: TernaryMatMul) -> None:
+    def _remove(self, match: TernaryMatMul) -> None:
         graph = match.product.graph
         assert isinstance(graph, ir.Graph)
         removed = (match.product, *match.absorbed)
@@ -189,7 +189,7 @@ class Replacer:
         graph.remove(removed, safe=True)
         for value in operands:
             if match.activation is None:
-                prune(value)
+                self._editor.prune(value)
             else:
                 remove_unused(value)
 

@@ -158,6 +158,13 @@ def test_only_native_reaches_ctypes(files: dict[str, Path]) -> None:
     assert {room(module) for module in users} == {"native"}
 
 
+def test_nothing_is_handed_on_behind_the_arguments(files: dict[str, Path]) -> None:
+    """A context variable is an argument nobody sees, and threads do not get it."""
+    for module, path in files.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert "contextvars" not in {base for base, _ in imported(tree, module, path)}, module
+
+
 def test_only_rewrite_and_the_exporter_edit_graphs(files: dict[str, Path]) -> None:
     editors = {
         module
