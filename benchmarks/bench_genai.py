@@ -36,7 +36,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BYTES = np.array(
     [byte for byte in range(256) if all(byte >> 2 * i & 3 != 3 for i in range(4))], np.uint8
 )
-PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 128, 32, 3
+PROMPT_TOKENS, NEW_TOKENS = 64, 16
 
 
 def matrices(shape: Shape) -> Iterator[tuple[str, int, int]]:
@@ -194,14 +194,16 @@ def serve(folder: Path, threads: int) -> None:
         print(json.dumps(found), flush=True)
 
 
-def run(folders: list[Path], threads: int) -> None:
+def run(folders: list[Path], threads: int, num_rounds: int) -> None:
     """Time folders in turns and print medians."""
     models = [Model(folder, threads) for folder in folders]
-    rounds = [[model.measure() for model in models] for _ in range(ROUNDS)]
+    rounds = [[model.measure() for model in models] for _ in range(num_rounds)]
     for model in models:
         model.close()
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    print(f"{threads} threads, prompt {PROMPT_TOKENS}, {NEW_TOKENS} new tokens, median of {ROUNDS}")
+    print(
+        f"{threads} threads, prompt {PROMPT_TOKENS}, {NEW_TOKENS} new tokens, {num_rounds} rounds"
+    )
     print(f"load average {load} on {os.cpu_count()} processors")
     for at, folder in enumerate(folders):
         numbers = [each[at] for each in rounds]
@@ -230,6 +232,7 @@ def main() -> None:
         running.add_argument("--threads", type=int, default=2)
         if name == "run":
             running.add_argument("--against", type=Path)
+            running.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.command == "make":
         shape = PRESETS[arguments.preset]
@@ -242,7 +245,7 @@ def main() -> None:
         serve(arguments.folder, arguments.threads)
     else:
         others = [arguments.against] if arguments.against else []
-        run([arguments.folder, *others], arguments.threads)
+        run([arguments.folder, *others], arguments.threads, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -13,8 +13,9 @@ from onnx_ternary.op.nodes import local_functions, node_label, op_nodes
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import Kept
 
+from .attributes import check_attributes
 from .constants.ahead import Ahead
-from .constants.budget import Budget
+from .constants.budget import LEAST_EXPANSION, Budget, OverBudget
 from .constants.cones import Cones
 from .constants.constant import Constant
 from .functions import Functions, function_name
@@ -73,12 +74,14 @@ def run(
         progress: called before each product with its name, its index and their number.
         spool: where the tensors of indices go; None keeps them in memory.
     """
+    check_attributes(model)
     budget = Budget(options, constant_bytes(model))
     site = Site.of(model)
     cones = Cones(site, budget, fold=options.fold)
     with set_apart(model), Ahead(options) as ahead:
         replacer = Replacer(site, options, spool, cones)
-        return _run(site, Context(options, ahead, cones), replacer, ahead, progress)
+        context = Context(options, ahead, cones)
+        return _run(site, context, replacer, ahead, _Charges(budget), progress)
 
 
 def _run(
@@ -86,6 +89,7 @@ def _run(
     context: Context,
     replacer: Replacer,
     ahead: Ahead,
+    charges: _Charges,
     progress: Progress | None,
 ) -> PassResult:
     model, options = site.model, context.options
@@ -108,6 +112,8 @@ def _run(
         found = Rejection(node, refusal) if refusal else match_product(node, context)
         if not refusal and isinstance(found, Rejection):
             found = functions.explained(found)
+        if isinstance(found, TernaryMatMul):
+            found = charges.refusal(found) or found
         refused = replacer.replace(found, where) if isinstance(found, TernaryMatMul) else found
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
@@ -119,6 +125,31 @@ def _run(
             rejections.append(Kept(name, op_type, where, refused.weight, reason))
         ahead.drop(node)
     return PassResult(replacer.finish(), tuple(rejections), tuple(requantised), tuple(already))
+
+
+class _Charges:
+    """What the budget is charged for indices of weights no file holds.
+
+    Every graph that uses an expression gets an index, so a few kilobytes could ask for gigabytes.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._charged: set[Hashable] = set()
+
+    def refusal(self, match: TernaryMatMul) -> Rejection | None:
+        """Why a product stays; None if it may be replaced."""
+        weight = match.weight
+        num_bytes = weight.size * weight.dtype.itemsize
+        key = (id(match.product.graph), weight.key)
+        if num_bytes <= LEAST_EXPANSION * weight.stored_bytes or key in self._charged:
+            return None
+        try:
+            self._budget.make(int(num_bytes), f"{match.product.op_type} '{match.product.name}'")
+        except OverBudget as refusal:
+            return Rejection(match.product, str(refusal), weight.name)
+        self._charged.add(key)
+        return None
 
 
 def _requantize(product: _Found, replacer: Replacer, context: Context) -> tuple[bool, str]:

@@ -1,8 +1,9 @@
-"""How much memory and how many processors may be used, without a library for it."""
+"""The processor, and how much of it and of memory may be used, without a library for it."""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 from pathlib import Path
 
@@ -12,6 +13,20 @@ def num_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_name(root: Path = Path("/")) -> str:
+    """The processor's name as it calls itself, or its architecture.
+
+    Args:
+        root: where ``proc`` lies.
+    """
+    try:
+        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import MutableMapping
+from importlib import metadata
 from typing import Any
 
 TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
@@ -22,6 +23,14 @@ def without_telemetry(environment: MutableMapping[str, str] = os.environ) -> Non
             left alone.
     """
     environment.setdefault(TELEMETRY_VARIABLE, "1")
+
+
+def version() -> str:
+    """The installed version, without starting it where its package says so."""
+    try:
+        return metadata.version("onnxruntime")
+    except metadata.PackageNotFoundError:  # onnxruntime-gpu and others have names of their own
+        return str(importlib.import_module("onnxruntime").__version__)
 
 
 def __getattr__(name: str) -> Any:

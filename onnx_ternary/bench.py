@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +25,8 @@ from onnx_ternary.model_files.load import file_bytes
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import format_size
 from onnx_ternary.schema import DOMAIN, OP_TYPE
-from onnx_ternary.verification.inputs import Feeds, Inputs, verification_inputs
+from onnx_ternary.verification.generated import Feeds
+from onnx_ternary.verification.inputs import InputOptions, Inputs, choose_inputs
 
 # onnxruntime's idle pool threads spin for a while after a run and would slow the other model.
 _SPIN_DOWN_SECONDS = 0.2
@@ -331,13 +332,9 @@ def _operators(path: Path) -> Counter[tuple[str, str]]:
 
 def _feeds(entry: _Entry, inputs: Inputs | None, seed: int) -> tuple[Feeds, dict[str, str]]:
     """Inputs the original runs with, and how they were made."""
-
-    def refusals(attempts: Sequence[Feeds]) -> Iterator[ModelError | None]:
-        for feeds in attempts:
-            yield entry.why_not(feeds)
-
     proto = onnx.load(entry.path, load_external_data=False)
-    return verification_inputs(proto, inputs, seed, refusals)
+    chosen = choose_inputs(proto, InputOptions(inputs, seed), entry.why_not)
+    return chosen.feeds, dict(chosen.described)
 
 
 def _session(path: Path, threads: int, libraries: Sequence[str]) -> ort.InferenceSession:

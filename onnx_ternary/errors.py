@@ -37,6 +37,10 @@ class ModelError(OnnxTernaryError):
     """A model cannot be read, is not valid ONNX, or cannot be written."""
 
 
+class NotComparedError(ModelError):
+    """Nothing of a model could be verified, because onnxruntime runs no part of the original."""
+
+
 class IndexFormatError(OnnxTernaryError, ValueError):
     """Index tensors or attributes break the rules of docs/index_format.md."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from onnx_ternary.schema import MAX_BLOCK_WIDTH, STORAGES, Algorithm, IndexFormat, Storage
@@ -150,3 +150,19 @@ class Requirements:
     rewrite: bool = False
     max_size_ratio: float | None = None
     complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationOptions:
+    """How a converted model is compared with its original.
+
+    Attributes:
+        shapes: Sizes of generated inputs: ``{"batch": 4}`` of a symbolic dimension, ``{"x:1": 4}``
+            of an input's axis, ``{"x": (1, 3, 224, 224)}`` of a whole input. Others are solved from
+            the graph, or tried.
+        require_whole: Fail with `RequirementError` where models cannot be compared as a whole but
+            only product by product.
+    """
+
+    shapes: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
+    require_whole: bool = False

@@ -1,6 +1,7 @@
 // Runtime detection: CPUID for what the processor has, XGETBV for what the operating system saves
 // on a context switch (a processor with AVX2 under a system that does not save ymm must not use
-// it, and likewise AVX-512 and zmm). Bits: Intel SDM volume 2A, CPUID leaves 1 and 7.
+// it, and likewise AVX-512 and zmm). Bits: Intel SDM volume 2A, CPUID leaves 1 and 7. On ARM the
+// operating system answers.
 #include "dispatch/cpu_features.h"
 
 #include <cstdint>
@@ -12,6 +13,16 @@
 #else
 #include <cpuid.h>
 #endif
+#elif defined(__aarch64__) || defined(_M_ARM64)
+#define OTN_AARCH64 1
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#endif
 #endif
 
 namespace onnx_ternary {
@@ -21,6 +32,9 @@ namespace {
 #if defined(OTN_X86_64)
 #define OTN_ON_x86_64(statement) statement
 #define OTN_ON_aarch64(statement)
+#elif defined(OTN_AARCH64)
+#define OTN_ON_x86_64(statement)
+#define OTN_ON_aarch64(statement) statement
 #endif
 
 #if defined(OTN_X86_64)
@@ -69,6 +83,46 @@ CpuFeatureSet Detect() {
   // Opmask registers, upper halves of zmm0-15, zmm16-31.
   const uint64_t zmm_states = 0xe0;
   const bool zmm = ymm && (EnabledStates() & zmm_states) == zmm_states;
+#define OTN_CPU_FEATURE(name, architecture, test) OTN_ON_##architecture(features.name = test);
+#include "dispatch/instruction_sets.inc"
+  return features;
+}
+
+#elif defined(OTN_AARCH64)
+
+#if defined(__linux__)
+
+// HWCAP_ASIMDDP and HWCAP2_I8MM of the kernel's interface, spelled out: older headers lack the
+// second.
+bool HasDotprod() { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; }
+bool HasI8mm() { return (getauxval(AT_HWCAP2) >> 13 & 1) != 0; }
+
+#elif defined(__APPLE__)
+
+bool HasFeature(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+bool HasDotprod() { return HasFeature("hw.optional.arm.FEAT_DotProd"); }
+bool HasI8mm() { return HasFeature("hw.optional.arm.FEAT_I8MM"); }
+
+#elif defined(_WIN32)
+
+// PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE and PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE, spelled out:
+// older headers lack them, and older systems say no.
+bool HasDotprod() { return IsProcessorFeaturePresent(43) != 0; }
+bool HasI8mm() { return IsProcessorFeaturePresent(66) != 0; }
+
+#else
+
+bool HasDotprod() { return false; }
+bool HasI8mm() { return false; }
+
+#endif
+
+CpuFeatureSet Detect() {
+  CpuFeatureSet features;
 #define OTN_CPU_FEATURE(name, architecture, test) OTN_ON_##architecture(features.name = test);
 #include "dispatch/instruction_sets.inc"
   return features;

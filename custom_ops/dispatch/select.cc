@@ -6,6 +6,7 @@
 
 #include "dispatch/built.h"
 #include "dispatch/kernel_registry.h"
+#include "dispatch/self_test.h"
 
 namespace onnx_ternary {
 namespace {
@@ -21,6 +22,14 @@ constexpr SelectionRow kSelection[] = {
     {built::packed_gemv_int8_1x4_avx2, 1, 1},
     {built::packed_gemm_int8_8x4_avx2, 2, 9},
     {built::packed_gemm_int8_16x8_avx2, 10, kAnyRows},
+    {built::packed_gemm_float_8x4_neon_i8mm, 2, kAnyRows},
+    {built::packed_gemm_int8_16x4_neon_i8mm, 2, kAnyRows},
+    {built::packed_gemv_float_1x4_neon_dotprod, 1, 1},
+    {built::packed_gemm_float_4x4_neon_dotprod, 2, kAnyRows},
+    {built::packed_gemv_int8_1x4_neon_dotprod, 1, 1},
+    {built::packed_gemm_int8_16x4_neon_dotprod, 2, kAnyRows},
+    {built::packed_gemv_float_1x4_neon, 1, 4},
+    {built::packed_gemm_int8_4x4_neon, 1, kAnyRows},
     {built::packed_gemv_float_portable, 1, 4},
     {built::packed_gemm_float_portable, 5, kAnyRows},
     {built::packed_gemv_int8_portable, 1, 4},
@@ -151,7 +160,8 @@ const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,
     if (rows < row.rows_min || rows > row.rows_max) continue;
     if (row.kernel->fixed_point && !ordinary_rows) continue;
     if (row.layers == Layers::bits && !IsBits(layer)) continue;
-    if (IsaAllowed(row.kernel->isa, forced_isa) && Accepts(*row.kernel, layer)) return row.kernel;
+    if (!IsaAllowed(row.kernel->isa, forced_isa) || !Accepts(*row.kernel, layer)) continue;
+    if (PassesSelfTest(*row.kernel)) return row.kernel;
   }
   *error = std::string("no kernel serves index_format ") + FormatName(layer.index_format) +
            ", activation " + ActivationName(layer.activation) + ", block_size " +

@@ -16,8 +16,8 @@ constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
 enum class Layers : uint8_t { all, bits };
 
 // The first row of the table that fits the layer, the number of rows and the processor is used, so
-// the best come first, and a kernel that does not accept a layer leaves it to the next. Crossovers:
-// docs/kernels.md.
+// the best come first, and a kernel that does not accept a layer, or fails its self-test here,
+// leaves it to the next. Crossovers: docs/kernels.md.
 struct SelectionRow {
   const Kernel* kernel;  // null where the library is built without its instruction set
   int64_t rows_min;

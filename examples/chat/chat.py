@@ -87,6 +87,8 @@ def main() -> None:
     chat = Chat(arguments.folder, arguments.threads)
     interactive = arguments.prompt is None and sys.stdin.isatty()
     for text in [arguments.prompt] if arguments.prompt is not None else sys.stdin:
+        if not text.strip():
+            continue
         for piece in chat.answer(text.rstrip("\n"), arguments.max_tokens):
             print(piece, end="", flush=True)
         print(

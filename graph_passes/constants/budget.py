@@ -7,7 +7,8 @@ the model and the options alone, so the same model gives the same answer on ever
 1. At once: what one expression holds between two of its nodes, `EXPANSION` times its constants,
    at least `LEAST_BYTES` and at most `MOST_BYTES`; or `OptimizeOptions.max_fold_bytes`.
 2. In all: `TURNOVER` times that, of all constants of the model. A node that multiplies matrices is
-   charged for its products as well.
+   charged for its products as well, and an index of a weight that is much larger than its constants
+   for the weight.
 3. Nodes that run, those of called functions included: `OptimizeOptions.max_fold_steps`.
 """
 
@@ -17,6 +18,8 @@ from onnx_ternary.options import OptimizeOptions
 
 EXPANSION = 128
 """Packed ternary weights take 2 bits; three results in int64 at once are 96 times that."""
+LEAST_EXPANSION = 32
+"""Float32 of one bit a weight, which a file may well hold; a larger weight is made of nothing."""
 LEAST_BYTES = 1 << 28
 MOST_BYTES = 1 << 34
 TURNOVER = 16

@@ -90,7 +90,7 @@ def _weight(node: ir.Node, context: Context) -> Constant | str:
     if bits not in _BITS:
         return f"bits = {bits}; 2, 4 and 8 are handled"
     operands: list[Constant | None] = []
-    for value in (*node.inputs, None)[1:4]:
+    for value in (*node.inputs, *[None] * 4)[1:4]:
         found = None if value is None else context.resolve(value)
         if isinstance(found, NotConstant):
             what = "no constant weight" if found.at_run_time else "weight"

@@ -20,7 +20,7 @@ from onnx_ternary.building.genai_folder import CONFIG, copy_library
 from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files import load
-from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.outcome import Conversion
 from onnx_ternary.verification.inputs import Inputs
 
@@ -40,9 +40,11 @@ def optimize_folder(
     requirements: Requirements | None = None,
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
+    verification: VerificationOptions | None = None,
     custom_op_libraries: Sequence[str | PathLike[str]] = (),
     report_path: str | PathLike[str] | None = None,
     summary_path: str | PathLike[str] | None = None,
+    annotations_path: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Conversion:
     """Convert the decoder in a model folder and write a new folder, or write nothing.
@@ -56,9 +58,11 @@ def optimize_folder(
         requirements: The same.
         verify_result: The same.
         inputs: The same; generated ones have the sizes that genai_config.json tells.
+        verification: The same.
         custom_op_libraries: The same.
         report_path: The same.
         summary_path: The same.
+        annotations_path: The same.
         progress: The same.
 
     Raises:
@@ -72,7 +76,7 @@ def optimize_folder(
     decoder = _decoder(config, folder)
     model = folder / str(decoder["filename"])
     load.load(model)  # whatever is wrong with the file is said in this package's words
-    if inputs is None:
+    if inputs is None and (verification is None or not verification.shapes):
         inputs = decoder_inputs(load_model(model, load_external_data=False), decoder)
 
     def run(out: Path | None) -> Conversion:
@@ -83,9 +87,11 @@ def optimize_folder(
             requirements=requirements,
             verify_result=verify_result,
             inputs=inputs,
+            verification=verification,
             custom_op_libraries=custom_op_libraries,
             report_path=report_path,
             summary_path=summary_path,
+            annotations_path=annotations_path,
             progress=progress,
         )
 

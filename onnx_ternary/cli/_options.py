@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.options import OptimizeOptions, VerificationOptions
 
 
 def _block_width(context: click.Context, option: click.Parameter, value: str) -> int | None:
@@ -38,6 +38,49 @@ def library_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+def comparison_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How models are compared; the command gets ``verification``."""
+
+    @wraps(command)
+    def with_options(shapes: tuple[str, ...], required: str | None, **arguments: Any) -> None:
+        arguments["verification"] = VerificationOptions(
+            dict(map(_shape, shapes)), require_whole=required == "whole"
+        )
+        command(**arguments)
+
+    result = click.option(
+        "--require-verification",
+        "required",
+        type=click.Choice(["whole"]),
+        help="Exit 4 if the models were not compared as a whole, but only product by product, "
+        "because the original does not run.",
+    )(with_options)
+    return click.option(
+        "--shape",
+        "shapes",
+        multiple=True,
+        metavar="NAME=SIZE",
+        help="A size of generated inputs (may be given more than once): 'batch=4' of a symbolic "
+        "dimension, 'x:1=4' of an input's axis, 'x=1,3,224,224' of a whole input. Sizes that are "
+        "not given are found.",
+    )(result)
+
+
+def _shape(text: str) -> tuple[str, int | tuple[int, ...]]:
+    """What ``--shape NAME=SIZE`` says."""
+    name, _, sizes = text.rpartition("=")
+    try:
+        numbers = tuple(map(int, sizes.split(",")))
+    except ValueError:
+        numbers = ()
+    if not name or not numbers or min(numbers) < 0:
+        raise click.UsageError(
+            f"--shape {text}: expected NAME=SIZE or INPUT=SIZE,SIZE,..., as 'batch=4' or "
+            "'x=1,3,224,224'."
+        )
+    return name, numbers if "," in sizes else numbers[0]
+
+
 def input_options(command: Callable[..., None]) -> Callable[..., None]:
     """What two models are run with; the command gets ``inputs``, ``libraries`` and ``seed``."""
     command = click.option(
@@ -55,7 +98,11 @@ def input_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def verification_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Verifying before writing; the command gets ``run_verify``, ``inputs`` and ``libraries``."""
+    """Verifying before writing; the command gets ``run_verify``, ``inputs`` and ``libraries``.
+
+    And what `comparison_options` gives.
+    """
+    command = comparison_options(command)
     command = click.option(
         "--inputs",
         type=click.Path(path_type=Path),
@@ -65,8 +112,9 @@ def verification_options(command: Callable[..., None]) -> Callable[..., None]:
         "--verify/--no-verify",
         "run_verify",
         default=None,
-        help="Compare both models in onnxruntime before the output is written. Default: on for "
-        "models up to 2 GB.",
+        help="Compare both models in onnxruntime before the output is written. Default: as a whole "
+        "up to 2 GB, product by product above and where the original does not run; --verify fails "
+        "where not even that can be done.",
     )(command)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from onnx_ternary.cli._output import Output, print_table
 from onnx_ternary.reports.markdown import verdict
@@ -62,6 +62,15 @@ def print_outcomes(out: Output, outcomes: Sequence[Outcome]) -> None:
 def print_notes(out: Output, report: Report) -> None:
     for note in report.notes:
         out.console.print("Note:", note, markup=False, highlight=False, soft_wrap=True)
+
+
+def incomplete(report: VerificationReport) -> Iterator[str]:
+    """What a verification that passed did not look at, for warnings."""
+    if report.scope == "products" and report.not_whole:
+        yield report.notes[-1].rstrip(".")
+    unjudged = report.num_unjudged
+    if report.scope == "products" and unjudged:
+        yield f"products without a verdict, as they do not run alone: {unjudged}"
 
 
 def print_verification(out: Output, report: VerificationReport) -> None:

@@ -12,7 +12,7 @@ from onnx_ternary.cli._output import Output, print_table
 from onnx_ternary.cli._tables import print_verification
 from onnx_ternary.exporting.export import ExportedFile, export_file
 from onnx_ternary.exporting.exporter import ExportedProduct, Form
-from onnx_ternary.options import ExternalData
+from onnx_ternary.options import ExternalData, VerificationOptions
 from onnx_ternary.reports.report import format_size
 from onnx_ternary.schema import OP_TYPE
 
@@ -57,6 +57,7 @@ def export_command(
     accuracy_level: int,
     run_verify: bool | None,
     inputs: Path | None,
+    verification: VerificationOptions,
     libraries: tuple[str, ...],
     external_data: ExternalData,
     quiet: bool,
@@ -74,6 +75,7 @@ def export_command(
             external_data=external_data,
             verify_result=run_verify,
             inputs=inputs,
+            verification=verification,
             custom_op_libraries=libraries,
             progress=progress,
         )

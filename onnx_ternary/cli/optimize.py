@@ -11,6 +11,7 @@ from onnx_ternary.building import is_model_folder, optimize_folder
 from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options, verification_options
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import (
+    incomplete,
     print_notes,
     print_outcomes,
     print_rewrites,
@@ -18,7 +19,7 @@ from onnx_ternary.cli._tables import (
 )
 from onnx_ternary.conversion.batch import convert_many, default_target, is_pattern
 from onnx_ternary.conversion.convert import convert
-from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.outcome import Batch, Conversion
 from onnx_ternary.reports.report import format_size
 
@@ -78,6 +79,13 @@ from onnx_ternary.reports.report import format_size
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the report as Markdown, also where the command fails.",
 )
+@click.option(
+    "--annotations",
+    "annotations_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what went wrong as GitHub's workflow commands; printed in a job, they become "
+    "annotations that name the model.",
+)
 @quiet_and_verbose
 @click.pass_context
 def optimize_command(
@@ -86,6 +94,7 @@ def optimize_command(
     options: OptimizeOptions,
     run_verify: bool | None,
     inputs: Path | None,
+    verification: VerificationOptions,
     libraries: tuple[str, ...],
     dry_run: bool,
     in_place: bool,
@@ -95,6 +104,7 @@ def optimize_command(
     max_size_ratio: float | None,
     report_path: Path | None,
     summary_path: Path | None,
+    annotations_path: Path | None,
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -127,10 +137,12 @@ def optimize_command(
                     requirements=requirements,
                     verify_result=run_verify,
                     inputs=inputs,
+                    verification=verification,
                     custom_op_libraries=libraries,
                     jobs=jobs,
                     report_path=report_path,
                     summary_path=summary_path,
+                    annotations_path=annotations_path,
                     progress=progress,
                 )
             except ValueError as error:
@@ -147,9 +159,11 @@ def optimize_command(
             requirements=requirements,
             verify_result=run_verify,
             inputs=inputs,
+            verification=verification,
             custom_op_libraries=libraries,
             report_path=report_path,
             summary_path=summary_path,
+            annotations_path=annotations_path,
             progress=progress,
         )
     print_rewrites(out, conversion.report)
@@ -229,4 +243,6 @@ def _warnings(conversion: Conversion, target: Path | None) -> Iterator[str]:
         done = "nothing was written" if target is None else "the model was written unchanged"
         yield f"no product was rewritten; {done}"
     if report.changed and conversion.verification is None:
-        yield f"not verified: {conversion.verification_skipped}"
+        yield f"not verified: {conversion.verification_skipped.rstrip('.')}"
+    if conversion.verification is not None:
+        yield from incomplete(conversion.verification)

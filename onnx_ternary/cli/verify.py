@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from onnx_ternary.cli._options import input_options, quiet_and_verbose
+from onnx_ternary.cli._options import comparison_options, input_options, quiet_and_verbose
 from onnx_ternary.cli._output import Output
-from onnx_ternary.cli._tables import print_verification
+from onnx_ternary.cli._tables import incomplete, print_verification
 from onnx_ternary.errors import VerificationError
+from onnx_ternary.options import VerificationOptions
 from onnx_ternary.verification.verify import verify
 
 
@@ -18,12 +19,12 @@ from onnx_ternary.verification.verify import verify
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("converted", type=click.Path(path_type=Path))
 @input_options
+@comparison_options
 @click.option(
     "--weight-tolerance",
     type=click.FloatRange(0.0),
-    default=0.0,
-    show_default=True,
-    help="The --tolerance CONVERTED was made with; outputs then get no verdict.",
+    help="The --tolerance CONVERTED was made with; outputs then get no verdict. Default: what "
+    "its metadata says.",
 )
 @click.option(
     "--products",
@@ -38,9 +39,10 @@ def verify_command(
     original: Path,
     converted: Path,
     inputs: Path | None,
+    verification: VerificationOptions,
     libraries: tuple[str, ...],
     seed: int,
-    weight_tolerance: float,
+    weight_tolerance: float | None,
     products_only: bool,
     as_json: bool,
     quiet: bool,
@@ -52,6 +54,7 @@ def verify_command(
         report = verify(
             original,
             converted,
+            verification,
             inputs=inputs,
             custom_op_libraries=libraries,
             seed=seed,
@@ -65,8 +68,7 @@ def verify_command(
         print_verification(out, report)
     if not report.passed:
         raise VerificationError(report.summary())
-    unjudged = report.num_unjudged
-    if products_only and unjudged:
-        out.warn(f"Products without a verdict, as they do not run alone: {unjudged}.")
+    for warning in incomplete(report):
+        out.warn(f"{warning}.")
     if not report.products and not report.num_nested_products:
         out.warn(f"'{converted}' has no TernaryIndexedMatMul node; are the arguments swapped?")

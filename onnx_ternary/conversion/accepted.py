@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
 import onnx_ir as ir
 
+from onnx_ternary.errors import NotComparedError, RequirementError
 from onnx_ternary.model_files.load import ModelFile
 from onnx_ternary.model_files.save import copy_model, save
-from onnx_ternary.options import ExternalData
+from onnx_ternary.options import ExternalData, VerificationOptions
 from onnx_ternary.verification.inputs import Inputs
 from onnx_ternary.verification.report import VerificationReport
-from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES
+from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES, verify
+
+_TOO_LARGE = (
+    "the whole models were not compared, as they are larger than "
+    f"{MAX_VERIFIED_BYTES / 1e9:g} GB: --verify does it, in the memory of both"
+)
 
 Progress = Callable[[str, int, int], None]
 
@@ -24,30 +30,69 @@ class Verifying:
     """How the user wants a result verified.
 
     Attributes:
-        asked: whether to; None for: where the model is not larger than `MAX_VERIFIED_BYTES`.
+        asked: whether to; None for: as far as it is possible.
         inputs: arrays by name or an .npz file; None for generated ones.
+        options: how models are compared.
         custom_op_libraries: other libraries whose operators the model uses.
         progress: called for each product.
     """
 
     asked: bool | None = None
     inputs: Inputs | None = None
+    options: VerificationOptions = field(default_factory=VerificationOptions)
     custom_op_libraries: Sequence[str | PathLike[str]] = ()
     progress: Progress | None = None
 
-    def why_not(self, nothing: str, num_bytes: int, too_large: str) -> str:
+    def why_not(self, nothing: str) -> str:
         """Why a result is not verified; empty if it is.
 
         Args:
             nothing: why there is nothing to verify; empty if there is.
-            num_bytes: size of the model that decides.
-            too_large: what is said of a model that is too large, with its limit in GB as ``{}``.
+
+        Raises:
+            RequirementError: if a verification is required but not asked for.
         """
         if nothing:
             return nothing
-        if self.asked is None and num_bytes > MAX_VERIFIED_BYTES:
-            return too_large.format(f"{MAX_VERIFIED_BYTES / 1e9:g} GB")
+        if self.asked is False and self.options.require_whole:
+            raise RequirementError(
+                "A verification of the whole is required, but none was asked for (--no-verify)."
+            )
         return "" if self.asked is None or self.asked else "not asked for"
+
+    def compare(
+        self,
+        original: ModelFile | Path,
+        converted: ModelFile | Path,
+        num_bytes: int,
+        weight_tolerance: float,
+    ) -> VerificationReport:
+        """Compare a result with its source: as a whole, product by product where it is large.
+
+        Args:
+            original: what is right.
+            converted: what is held against it.
+            num_bytes: size of the model that decides.
+            weight_tolerance: what conversion was allowed to change a weight by.
+
+        Raises:
+            NotComparedError: if onnxruntime runs no part of the original.
+            OnnxTernaryError: as `verify`.
+        """
+        alone = num_bytes > MAX_VERIFIED_BYTES and not (self.asked or self.options.require_whole)
+        report = verify(
+            original,
+            converted,
+            self.options,
+            inputs=None if alone else self.inputs,
+            weight_tolerance=weight_tolerance,
+            products_only=alone,
+            custom_op_libraries=self.custom_op_libraries,
+            progress=self.progress,
+        )
+        if alone:
+            report = replace(report, not_whole=_TOO_LARGE, notes=(*report.notes, _TOO_LARGE))
+        return report
 
 
 class Acceptance:
@@ -57,6 +102,7 @@ class Acceptance:
         files: the files written, the model first; none before the result is accepted.
         bytes_after: size of the result, external data included; of the source before there is one.
         verification: the comparison with the source; None before it, and where there is none.
+        not_verified: why there is none, where onnxruntime runs no part of the source.
     """
 
     def __init__(self, source: ModelFile) -> None:
@@ -64,6 +110,7 @@ class Acceptance:
         self.files: tuple[Path, ...] = ()
         self.bytes_after = source.num_bytes
         self.verification: VerificationReport | None = None
+        self.not_verified = ""
 
     def save(
         self,
@@ -74,6 +121,7 @@ class Acceptance:
         check: Callable[[], None],
         compare: Callable[[Path], VerificationReport] | None,
         judge: Callable[[VerificationReport], None],
+        required: bool = False,
     ) -> None:
         """Write the result if it is accepted, all of it; else nothing.
 
@@ -84,6 +132,7 @@ class Acceptance:
             check: raises what is wrong with the size.
             compare: compares the complete staged model with the source; None to leave it out.
             judge: raises what is wrong with the comparison.
+            required: whether a source of which onnxruntime runs no part is an error.
 
         Raises:
             ModelError: as `model_files.save.save`; besides, what the three functions raise.
@@ -92,8 +141,15 @@ class Acceptance:
         def accept(staged: Path, num_bytes: int) -> None:
             self.bytes_after = num_bytes
             check()
-            if compare is not None:
+            if compare is None:
+                return
+            try:
                 self.verification = compare(staged)
+            except NotComparedError as error:
+                if required:
+                    raise
+                self.not_verified = str(error)
+            else:
                 judge(self.verification)
 
         if model is None:

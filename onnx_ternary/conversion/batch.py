@@ -14,7 +14,8 @@ from onnx_ternary.conversion.convert import check_distinct
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.conversion.worker_pool import Task, convert_all, memory_needed
 from onnx_ternary.errors import ModelError
-from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
+from onnx_ternary.reports.annotations import annotate
 from onnx_ternary.reports.markdown import summarize_batch
 from onnx_ternary.reports.outcome import Batch, Outcome
 from onnx_ternary.verification.inputs import Inputs
@@ -44,10 +45,12 @@ def convert_many(
     requirements: Requirements | None = None,
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
+    verification: VerificationOptions | None = None,
     custom_op_libraries: Sequence[str | PathLike[str]] = (),
     jobs: int | None = None,
     report_path: str | PathLike[str] | None = None,
     summary_path: str | PathLike[str] | None = None,
+    annotations_path: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Batch:
     """Convert models, each as `convert` does; one that fails does not keep the others from it.
@@ -71,10 +74,12 @@ def convert_many(
         requirements: As in `convert`, for each model.
         verify_result: As in `convert`.
         inputs: As in `convert`, the same for all.
+        verification: As in `convert`.
         custom_op_libraries: As in `convert`.
         jobs: Models at a time, at most; None for the number of processors.
         report_path: Where `Batch.to_dict` goes as JSON.
         summary_path: Where the same goes as Markdown.
+        annotations_path: Where what went wrong goes as GitHub's workflow commands.
         progress: Called with the model that was finished, the number of finished ones and of all;
             before the first, with an empty name.
 
@@ -85,11 +90,9 @@ def convert_many(
     if in_place and target is not None:
         raise ValueError("in_place = True and a target exclude each other")
     found = _find(sources, None if target is None else Path(target), in_place)
-    report = None if report_path is None else Path(report_path)
-    summary = None if summary_path is None else Path(summary_path)
-    check_distinct(
-        {"report": report, "summary": summary}, [path for pair in found.items() for path in pair]
-    )
+    paths = {"report": report_path, "summary": summary_path, "annotations": annotations_path}
+    texts = {what: None if path is None else Path(path) for what, path in paths.items()}
+    check_distinct(texts, [path for pair in found.items() for path in pair])
     tasks = [
         Task(
             source,
@@ -98,6 +101,7 @@ def convert_many(
             requirements or Requirements(),
             verify_result,
             inputs,
+            verification,
             tuple(custom_op_libraries),
             memory_needed(source),
         )
@@ -111,8 +115,9 @@ def convert_many(
             progress(str(outcome.source), len(outcomes), len(tasks))
 
     with (
-        staged_text(report, "report") as write_report,
-        staged_text(summary, "summary") as write_summary,
+        staged_text(texts["report"], "report") as write_report,
+        staged_text(texts["summary"], "summary") as write_summary,
+        staged_text(texts["annotations"], "annotations") as write_annotations,
         _folders([task.target.parent for task in tasks if task.target is not None]),
     ):
         if progress is not None:
@@ -121,6 +126,7 @@ def convert_many(
         batch = Batch(tuple(outcomes[task.source] for task in tasks))
         write_report(json.dumps(batch.to_dict(), indent=2) + "\n")
         write_summary(summarize_batch(batch))
+        write_annotations(annotate(batch.outcomes))
     return batch
 
 

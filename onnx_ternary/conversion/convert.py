@@ -20,12 +20,12 @@ from onnx_ternary.errors import (
 from onnx_ternary.model_files.load import load
 from onnx_ternary.model_files.targets import check_target
 from onnx_ternary.model_files.tensors import Spool, external_tensors, release
-from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
+from onnx_ternary.reports.annotations import annotate
 from onnx_ternary.reports.markdown import summarize
 from onnx_ternary.reports.outcome import Conversion, Outcome
 from onnx_ternary.verification.inputs import Inputs
 from onnx_ternary.verification.report import VerificationReport
-from onnx_ternary.verification.verify import verify
 
 
 def convert(
@@ -36,9 +36,11 @@ def convert(
     requirements: Requirements | None = None,
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
+    verification: VerificationOptions | None = None,
     custom_op_libraries: Sequence[str | PathLike[str]] = (),
     report_path: str | PathLike[str] | None = None,
     summary_path: str | PathLike[str] | None = None,
+    annotations_path: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Conversion:
     """Convert the model in ``source`` and write it to ``target``, or write nothing.
@@ -50,14 +52,18 @@ def convert(
         target: Where the result goes, ``source`` itself included; None for a dry run.
         options: None for the defaults.
         requirements: None for none.
-        verify_result: Compare both models in onnxruntime; None for: where the model is not larger
-            than `MAX_VERIFIED_BYTES`.
+        verify_result: Compare the result with its original. True: both models as a whole, and
+            nothing is written where onnxruntime runs no part of the original. None: the same up to
+            `MAX_VERIFIED_BYTES`, each product alone above; what cannot be compared is reported.
+            False: not at all. In every case products run alone where the original does not run.
         inputs: Inputs to verify with, by name or in an .npz file; None for generated ones.
+        verification: How they are compared; None for the defaults.
         custom_op_libraries: Other libraries whose operators the model uses, as `verify` takes
             them.
         report_path: Where `Outcome.to_dict` goes as JSON, after everything else. It says what went
             wrong, so it is written too where this function raises one of the errors below.
         summary_path: Where the same goes as Markdown, under the same rule.
+        annotations_path: Where what went wrong goes as GitHub's workflow commands, likewise.
         progress: Called for each product with its name, its index and their number, once while
             converting and once more while verifying.
 
@@ -70,15 +76,19 @@ def convert(
     source, target = Path(source), None if target is None else Path(target)
     report = None if report_path is None else Path(report_path)
     summary = None if summary_path is None else Path(summary_path)
-    check_distinct({"report": report, "summary": summary}, [source, target])
+    annotations = None if annotations_path is None else Path(annotations_path)
+    texts = {"report": report, "summary": summary, "annotations": annotations}
+    check_distinct(texts, [source, target])
     with (
         staged_text(report, "report") as write_report,
         staged_text(summary, "summary") as write_summary,
+        staged_text(annotations, "annotations") as write_annotations,
     ):
 
         def write(outcome: Outcome) -> None:
             write_report(outcome.to_json())
             write_summary(summarize(outcome))
+            write_annotations(annotate([outcome]))
 
         try:
             with _scratch_folder(target) as scratch:
@@ -87,7 +97,13 @@ def convert(
                     target,
                     options,
                     requirements or Requirements(),
-                    Verifying(verify_result, inputs, custom_op_libraries, progress),
+                    Verifying(
+                        verify_result,
+                        inputs,
+                        verification or VerificationOptions(),
+                        custom_op_libraries,
+                        progress,
+                    ),
                     scratch,
                 )
         except OnnxTernaryError as error:
@@ -127,28 +143,21 @@ def _convert(
         file.model, source, options, progress=verifying.progress, spool=Spool(scratch)
     )
     report = result.report
-    skipped = verifying.why_not(
-        "" if report.changed else "nothing was rewritten",
-        file.num_bytes,
-        "the model is larger than {}; use --verify to do it, or 'onnx-ternary verify --products' "
-        "in bounded memory",
-    )
+    skipped = verifying.why_not("" if report.changed else "nothing was rewritten")
     found = Acceptance(file)
 
     def done(files: tuple[Path, ...]) -> Conversion:
         return Conversion(
-            report, files, file.num_bytes, found.bytes_after, found.verification, skipped
+            report,
+            files,
+            file.num_bytes,
+            found.bytes_after,
+            found.verification,
+            skipped or found.not_verified,
         )
 
     def compare(staged: Path) -> VerificationReport:
-        return verify(
-            file,
-            staged,
-            inputs=verifying.inputs,
-            weight_tolerance=result.options.tolerance,
-            custom_op_libraries=verifying.custom_op_libraries,
-            progress=verifying.progress,
-        )
+        return verifying.compare(file, staged, file.num_bytes, result.options.tolerance)
 
     try:
         found.save(
@@ -158,6 +167,7 @@ def _convert(
             check=lambda: _check_requirements(requirements, source, done(())),
             compare=None if skipped else compare,
             judge=_judge,
+            required=bool(verifying.asked),
         )
     except (RequirementError, VerificationError) as error:
         error.conversion = done(())

@@ -13,12 +13,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnx_ternary import _onnxruntime
+from onnx_ternary._machine import cpu_name
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
 from onnx_ternary.model_files.load import AnyModel, any_model, why_invalid
 from onnx_ternary.model_files.save import save as save_model
 from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.model_files.tensors import Spool, constant_bytes, external_tensors
+from onnx_ternary.native.kernels import list_kernels
+from onnx_ternary.op.nodes import constant_tensor
 from onnx_ternary.options import ExternalData, OptimizeOptions
 from onnx_ternary.reports.report import Kept, Report
 from onnx_ternary.schema import FORMAT_VERSION
@@ -155,7 +159,13 @@ def optimize_in_place(
             "onnx": onnx.__version__,
             "onnx-ir": ir.__version__,
             "numpy": np.__version__,
+            "onnxruntime": _onnxruntime.version(),
             "python": platform.python_version(),
+        },
+        machine={
+            "cpu": cpu_name(),
+            "features": ", ".join(list_kernels()["cpu"]),
+            "system": f"{platform.system()} {platform.machine()}",
         },
     )
     return OptimizeResult(converted, report, options, external_data)
@@ -179,8 +189,8 @@ def _with_weights(model: ir.Model, rejections: Iterable[Kept]) -> tuple[Kept, ..
         if value.const_value is not None
     }
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type == "Constant" and "value" in node.attributes:
-            stored[node.outputs[0].name] = node.attributes["value"].as_tensor()
+        if (tensor := constant_tensor(next(iter(node.outputs), None))) is not None:
+            stored[node.outputs[0].name] = tensor
     return tuple(
         replace(kept, weight_shape=tuple(tensor.shape.numpy()), weight_bytes=int(tensor.nbytes))
         if (tensor := stored.get(kept.weight)) is not None

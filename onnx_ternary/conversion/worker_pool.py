@@ -23,7 +23,7 @@ from onnx_ternary._machine import available_memory
 from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ExitCode, ModelError, OnnxTernaryError
 from onnx_ternary.model_files.load import file_bytes
-from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.outcome import Outcome
 from onnx_ternary.verification.inputs import Inputs
 
@@ -48,6 +48,7 @@ class Task:
     requirements: Requirements
     verify_result: bool | None
     inputs: Inputs | None
+    verification: VerificationOptions | None
     custom_op_libraries: tuple[str | PathLike[str], ...]
     need: int
 
@@ -73,6 +74,7 @@ def convert_one(task: Task) -> Outcome:
             requirements=task.requirements,
             verify_result=task.verify_result,
             inputs=task.inputs,
+            verification=task.verification,
             custom_op_libraries=task.custom_op_libraries,
         )
     except OnnxTernaryError as error:

@@ -12,17 +12,17 @@ import onnx
 import onnx_ir as ir
 
 from onnx_ternary.conversion.accepted import Acceptance, Verifying
-from onnx_ternary.errors import ModelError, VerificationError
+from onnx_ternary.errors import ModelError, NotComparedError, VerificationError
 from onnx_ternary.exporting.exporter import ExportedProduct, Exporter, Form
 from onnx_ternary.model_files.load import AnyModel, ModelFile, any_model, load
 from onnx_ternary.model_files.save import save as save_model
 from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.model_files.tensors import constant_bytes
-from onnx_ternary.options import ExternalData
+from onnx_ternary.options import ExternalData, VerificationOptions
 from onnx_ternary.reports.report import format_size
 from onnx_ternary.verification.inputs import Inputs
+from onnx_ternary.verification.outputs import DEFAULT_TOLERANCES
 from onnx_ternary.verification.report import VerificationReport
-from onnx_ternary.verification.verify import DEFAULT_TOLERANCES, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,7 @@ def export_file(
     external_data: ExternalData = "auto",
     verify_result: bool | None = None,
     inputs: Inputs | None = None,
+    verification: VerificationOptions | None = None,
     custom_op_libraries: Sequence[str | PathLike[str]] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> ExportedFile:
@@ -164,6 +165,7 @@ def export_file(
         verify_result: compare both models in onnxruntime; None for: where the exported one's
             tensors take at most `MAX_VERIFIED_BYTES`.
         inputs: inputs to verify with, by name or in an .npz file; None for generated ones.
+        verification: how they are compared; None for the defaults.
         custom_op_libraries: other libraries whose operators the model uses, as `verify` takes
             them.
         progress: called for each product, once while exporting and once more while verifying.
@@ -180,20 +182,25 @@ def export_file(
     _check_choice(to, bits, accuracy_level)
     file = load(source)
     result = _export_in_place(file.model, to, bits, accuracy_level, progress)
-    verifying = Verifying(verify_result, inputs, custom_op_libraries, progress)
-    skipped = verifying.why_not(
-        "" if result.products else "nothing was exported",
-        constant_bytes(result.model),
-        "the result is larger than {}; use --verify to do it",
+    verifying = Verifying(
+        verify_result,
+        inputs,
+        verification or VerificationOptions(),
+        custom_op_libraries,
+        progress,
     )
+    skipped = verifying.why_not("" if result.products else "nothing was exported")
     found = Acceptance(file)
     found.save(
         result.model if result.products else None,
         target,
         external_data=external_data,
         check=lambda: None,  # an export may take any size
-        compare=None if skipped else lambda staged: _compared(staged, file, verifying),
+        compare=None
+        if skipped
+        else lambda staged: _compared(staged, file, verifying, constant_bytes(result.model)),
         judge=_judge,
+        required=bool(verifying.asked),
     )
     return ExportedFile(
         result.products,
@@ -201,20 +208,19 @@ def export_file(
         file.num_bytes,
         found.bytes_after,
         found.verification,
-        skipped,
+        skipped or found.not_verified,
     )
 
 
-def _compared(exported: Path, converted: ModelFile, verifying: Verifying) -> VerificationReport:
+def _compared(
+    exported: Path, converted: ModelFile, verifying: Verifying, num_bytes: int
+) -> VerificationReport:
     """The comparison: what the exported model computes is what the op is held against."""
     try:
-        return verify(
-            exported,
-            converted,
-            inputs=verifying.inputs,
-            custom_op_libraries=verifying.custom_op_libraries,
-            progress=verifying.progress,
-        )
+        # The export holds the converted model's own weights.
+        return verifying.compare(exported, converted, num_bytes, weight_tolerance=0.0)
+    except NotComparedError:
+        raise
     except ModelError as error:
         raise ModelError(
             f"The exported model (here the original) cannot be compared with '{converted.path}': "

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.cycles import find_cycle
+from onnx_ternary.model_files.map_types import deserialized
 from onnx_ternary.model_files.tensors import constant_tensors, external_tensors
 
 SOURCE_MODE = "onnx_ternary.source_mode"
@@ -135,7 +136,7 @@ def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
     if proto.training_info:
         raise ModelError(f"'{name}' has training information, which cannot be kept; remove it.")
     try:
-        model = ir.from_proto(proto)
+        model = deserialized(proto)
         # Tensors and attributes are looked at lazily; those no reader could read fail here.
         for tensor in constant_tensors(model):
             if tensor.dtype != ir.DataType.STRING:

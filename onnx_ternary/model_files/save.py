@@ -20,6 +20,7 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.load import SOURCE_MODE, ModelFile
+from onnx_ternary.model_files.map_types import has_map_types, restore_map_types
 from onnx_ternary.model_files.targets import (
     check_link,
     check_target,
@@ -187,7 +188,9 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
         raise ModelError(f"{size} bytes of tensors do not fit into one message; save the model.")
     try:
         with embedded(model):
-            return ir.to_proto(model)
+            proto = ir.to_proto(model)
+        restore_map_types(model, proto)
+        return proto
     except (OSError, ValueError, EncodeError, ir.serde.SerdeError) as error:
         raise ModelError(f"The model cannot be serialized: {error}") from error
 
@@ -207,6 +210,10 @@ def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
                 )
             else:
                 ir.save(model, path, format="protobuf")
+        if has_map_types(model):
+            proto = onnx.load(path, load_external_data=False)
+            restore_map_types(model, proto)
+            onnx.save(proto, path)
     except (EncodeError, ValueError, ir.serde.SerdeError) as error:
         cause = error.__cause__ or error
         raise ModelError(f"'{path.name}' cannot be written: {cause}") from error

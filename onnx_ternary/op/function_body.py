@@ -394,12 +394,16 @@ def _product(nodes: _Nodes, variant: BodyVariant, levels: str) -> None:
     else:
         sums = nodes("MatMul", x, weight)
 
+    # ONNX Runtime (1.32) takes an Add behind MatMulInteger, Cast and Mul for the bias of
+    # MatMulIntegerToFloat and drops axes it adds. A bias of 0 is removed and leaves the place to
+    # the model's next Add; Sum stays, and computes the same.
+    add = "Sum" if variant.activation == "uint8" else "Add"
     if variant.x_dtype == TensorProto.FLOAT:
-        nodes("Add", sums, "bias", output="Y")
+        nodes(add, sums, "bias", output="Y")
     elif variant.x_dtype:
-        nodes("Cast", nodes("Add", sums, "bias"), output="Y", to=variant.x_dtype)
+        nodes("Cast", nodes(add, sums, "bias"), output="Y", to=variant.x_dtype)
     else:
-        nodes("CastLike", nodes("Add", sums, "bias"), "X", output="Y")
+        nodes("CastLike", nodes(add, sums, "bias"), "X", output="Y")
 
 
 def _scaled(nodes: _Nodes, variant: BodyVariant, levels: str) -> str:

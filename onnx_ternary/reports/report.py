@@ -127,6 +127,7 @@ class Report:
         has_function_body: whether the result runs without the library.
         options: `OptimizeOptions.to_dict()`.
         versions: of this package and of what it used, by name.
+        machine: where it was made: ``cpu``, its ``features`` that kernels ask for, ``system``.
     """
 
     rewrites: tuple[Rewrite, ...] = ()
@@ -139,6 +140,7 @@ class Report:
     has_function_body: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
@@ -220,6 +222,7 @@ class Report:
             "has_function_body": self.has_function_body,
             "options": dict(self.options),
             "versions": dict(self.versions),
+            "machine": dict(self.machine),
         }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,44 +12,106 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from onnx_ternary.errors import ModelError, OnnxTernaryError
+from onnx_ternary.verification.generated import Candidates, Feeds
 
 Inputs: TypeAlias = "Mapping[str, NDArray[Any]] | str | os.PathLike[str]"
-Feeds: TypeAlias = dict[str, NDArray[Any]]
-# Why the model does not run on each of some inputs, None where it does.
-Refusals: TypeAlias = Callable[[Sequence[Feeds]], Iterable["ModelError | None"]]
+# Why the model does not run on some inputs; None where it does.
+Refusal: TypeAlias = Callable[[Feeds], "ModelError | None"]
 
-# Sizes for symbolic dimensions: (batch, anything else), tried in order.
-_SIZES = ((2, 8), (1, 8), (1, 1))
-_PAST_SIZE = 4
-_IMAGE_SIZE = 32
-_NUM_INTEGERS = 8
-_WORDS = ("the", "a", "model", "answers", "reads", "text", "small", "and", "Zürich", "42", ".", "?")
-_NUM_WORDS = 8
+# Models are run on at most so many generated inputs before the search ends.
+MAX_ATTEMPTS = 32
 
 
 class InputsError(OnnxTernaryError, ValueError):
     """The inputs given for verification do not fit the model."""
 
 
-def verification_inputs(
-    model: ModelProto, inputs: Inputs | None, seed: int, refusals: Refusals
-) -> tuple[Feeds, dict[str, str]]:
-    """Inputs by name, and how they read in a report.
+@dataclass(frozen=True, slots=True)
+class InputOptions:
+    """What a verification runs on.
+
+    Attributes:
+        given: arrays by input name, or an .npz file of them (other arrays in the file are
+            ignored); None generates them.
+        seed: of generated inputs.
+        shapes: sizes that generated inputs have to have: ``{"batch": 4}`` of a symbolic dimension,
+            ``{"x:1": 4}`` of an input's axis, ``{"x": (1, 3, 224, 224)}`` of a whole input.
+    """
+
+    given: Inputs | None = None
+    seed: int = 0
+    shapes: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenInputs:
+    """Inputs a model runs on.
+
+    Attributes:
+        feeds: arrays by input name.
+        described: how each reads in a report, by input name.
+        others: the same inputs with another choice of the boolean ones that decide which branch
+            of an If runs, one entry a branch that `feeds` leave out.
+    """
+
+    feeds: Feeds
+    described: Mapping[str, str]
+    others: Sequence[Feeds] = ()
+
+
+def choose_inputs(model: ModelProto, options: InputOptions, refusal: Refusal) -> ChosenInputs:
+    """Inputs of the model.
+
+    Generated ones are those of the first sizes with which the model runs: sizes that the graph
+    decides are solved for, the others tried, at most `MAX_ATTEMPTS` times.
+
+    Args:
+        model: external data is not needed.
+        options: given inputs, or how to generate them.
+        refusal: runs the model; not called where there is nothing to choose.
 
     Raises:
-        InputsError: if given inputs do not fit.
-        ModelError: if inputs cannot be generated.
+        InputsError: if given inputs, or sizes asked for, do not fit.
+        ModelError: if inputs cannot be generated, or the model runs with none of the sizes tried.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
     wanted = [value for value in model.graph.input if value.name not in constants]
-    if inputs is None:
-        feeds, source = _generate(wanted, seed, refusals), f"generated, seed {seed}"
-    elif isinstance(inputs, Mapping):
-        _require_known(inputs, wanted)
-        feeds, source = _given(inputs, wanted), "given"
+    given = options.given
+    if given is not None and options.shapes:
+        raise InputsError("Sizes of generated inputs were asked for, but inputs are given.")
+    candidates = Candidates(model, wanted, options.seed)
+    if given is None:
+        problem = candidates.pin(options.shapes)
+        if problem:
+            raise InputsError(problem)
+        feeds, source = _generate(candidates, refusal), f"generated, seed {options.seed}"
+    elif isinstance(given, Mapping):
+        _require_known(given, wanted)
+        feeds, source = _given(given, wanted), "given"
     else:
-        feeds, source = _given(_read_npz(inputs), wanted), f"from {os.fspath(inputs)}"
-    return feeds, {name: f"{source}: {array.dtype} {array.shape}" for name, array in feeds.items()}
+        feeds, source = _given(_read_npz(given), wanted), f"from {os.fspath(given)}"
+    described = {name: f"{source}: {array.dtype} {array.shape}" for name, array in feeds.items()}
+    return ChosenInputs(feeds, described, tuple(candidates.other_branches(feeds)))
+
+
+def _generate(candidates: Candidates, refusal: Refusal) -> Feeds:
+    first = candidates.next_feeds()
+    if first is not None and not candidates.has_choice:
+        return first
+    error: ModelError | None = None
+    feeds = first
+    for _ in range(MAX_ATTEMPTS):
+        if feeds is None:
+            break
+        error = refusal(feeds)
+        if error is None:
+            return feeds
+        candidates.learn(str(error))
+        feeds = candidates.next_feeds()
+    raise ModelError(
+        "Generated inputs do not fit; give sizes (--shape NAME=SIZE) or inputs of your own "
+        f"(--inputs). {error}"
+    ) from error
 
 
 def _read_npz(path: str | os.PathLike[str]) -> Feeds:
@@ -99,82 +161,3 @@ def _given(inputs: Mapping[str, Any], wanted: Sequence[ValueInfoProto]) -> Feeds
                 )
         feeds[value.name] = array
     return feeds
-
-
-def _generate(wanted: Sequence[ValueInfoProto], seed: int, refusals: Refusals) -> Feeds:
-    """Random inputs of the first sizes with which the model runs.
-
-    Raises:
-        ModelError: if an input is not a numeric tensor, or the model runs with none of the sizes.
-    """
-    attempts: list[Feeds] = []
-    for batch, other in _SIZES:
-        rng = np.random.default_rng(seed)
-        feeds = {value.name: _random(value, rng, batch, other) for value in wanted}
-        if not any(_same_shapes(feeds, tried) for tried in attempts):
-            attempts.append(feeds)
-    if len(attempts) == 1:
-        return attempts[0]
-    error: ModelError | None = None
-    for feeds, error in zip(attempts, refusals(attempts), strict=False):
-        if error is None:
-            return feeds
-    raise ModelError(f"Generated inputs do not fit; give inputs of your own. {error}") from error
-
-
-def _same_shapes(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:
-    return all(one[name].shape == other[name].shape for name in one)
-
-
-def _random(
-    value: ValueInfoProto, rng: np.random.Generator, batch: int, other: int
-) -> NDArray[Any]:
-    if not value.type.HasField("tensor_type"):
-        raise ModelError(f"Input '{value.name}' is not a tensor; give inputs of your own.")
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        raise ModelError(f"Input '{value.name}' has no shape; give inputs of your own.")
-    shape = [
-        dim.dim_value
-        if dim.HasField("dim_value")
-        else _symbolic_size(dim.dim_param, axis, batch, other)
-        for axis, dim in enumerate(tensor.shape.dim)
-    ]
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    if dtype.kind == "f":
-        return np.asarray(rng.standard_normal(shape), dtype)
-    name = value.name.lower()
-    if dtype.kind == "b" or (dtype.kind in "iu" and "mask" in name):
-        return np.ones(shape, dtype)
-    if tensor.elem_type == TensorProto.STRING:
-        texts = [" ".join(rng.choice(_WORDS, _NUM_WORDS)) for _ in range(math.prod(shape))]
-        return np.array(texts, dtype=object).reshape(shape)
-    if dtype.kind not in "iu":
-        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-        raise ModelError(
-            f"Input '{value.name}' is {kind}, which cannot be generated; give inputs of your own."
-        )
-    if "position" in name and shape:
-        return np.array(np.broadcast_to(np.arange(shape[-1]), shape), dtype)
-    if "token_type" in name:
-        return np.zeros(shape, dtype)
-    return np.asarray(rng.integers(0, _NUM_INTEGERS, shape), dtype)
-
-
-def _symbolic_size(name: str, axis: int, batch: int, other: int) -> int:
-    """A size for a dimension known by name, equal for equal names; sums of names are understood."""
-    if "+" in name:
-        terms = [part.strip() for part in name.split("+")]
-        return sum(
-            int(term) if term.isdigit() else _symbolic_size(term, 1, batch, other) for term in terms
-        )
-    lower = name.lower()
-    if "total" in lower:
-        return _PAST_SIZE + other
-    if "past" in lower:
-        return _PAST_SIZE
-    if "height" in lower or "width" in lower:
-        return _IMAGE_SIZE
-    if "batch" in lower or (axis == 0 and "seq" not in lower):
-        return batch
-    return other

@@ -7,133 +7,54 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, helper, numpy_helper
 
-from onnx_ternary import _onnxruntime as ort
-from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.op import activations, bounds
 from onnx_ternary.schema import OpAttributes
-from onnx_ternary.verification.loaded_model import LoadedModel
-from onnx_ternary.verification.original import (
-    INTEGER_PRODUCTS,
-    MIN_ROWS,
-    ROUNDING_OPS,
-    original_op_types,
-    run_original_product,
-)
-from onnx_ternary.verification.places import Place, Scope, node_attributes, node_name
-from onnx_ternary.verification.report import OutputCheck, ProductCheck, Reference
+from onnx_ternary.verification.report import OutputCheck
 
 # Operations of the original behind its MatMul: alpha, scale, bias and their conversions.
 _EXTRA_ROUNDINGS = 8
 _COLUMNS_AT_ONCE = 1024
-# Rows compared are cut where the bounds would take more multiplications than this (seconds).
-_PRODUCT_WORK = 1 << 31
-# Nonzero inputs of a probe row. A bound grows with them and with the length of the sums, a wrong
-# weight moves the result by at least its scale: 64 suffice up to K = 100000 and more.
-_PROBE_NONZEROS = 64
 
 
-def _probe(K: int, rank: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
-    """Rows (1, .., R, K) that hold each input once, magnitudes in [1, 2); None for rank 1."""
-    if rank < 2:
-        return None
-    num_rows = -(-K // _PROBE_NONZEROS)
-    rng = np.random.default_rng(0)
-    values = (1 + rng.random(K)) * rng.choice((-1, 1), K)
-    probe = np.zeros((num_rows, K), dtype)
-    probe[np.arange(K) % num_rows, np.arange(K)] = values
-    shaped: NDArray[Any] = probe.reshape((1,) * (rank - 2) + probe.shape)
-    return shaped
+@dataclass(slots=True)
+class Worst:
+    """The element farthest beyond or closest to its bound, and the largest differences.
+
+    Attributes:
+        row: of all rows compared, one behind the other; None where there is no element.
+    """
+
+    ratio: float = 0.0
+    max_error: float = 0.0
+    difference: float = 0.0
+    row: int | None = None
+    column: int = 0
+    expected: float = 0.0
+    found: float = 0.0
 
 
-def check_product(
-    before: LoadedModel,
-    after: LoadedModel,
-    scope: Scope,
-    node: NodeProto,
-    place: Place,
-    x: NDArray[Any],
-    y: NDArray[Any],
+def find_worst(
+    weight: tuple[OpAttributes, NDArray[np.int8], NDArray[Any], NDArray[Any]],
+    compared: Sequence[ComparedRows],
+    rounds: bool,
+    exact_sums: bool,
     weight_tolerance: float,
-    max_rows: int,
-) -> ProductCheck:
-    """One product, converted against original, on X and on a sparse probe.
+) -> Worst:
+    """The element that is closest to or farthest beyond its bound.
 
     Args:
-        before: the original.
-        after: the converted model.
-        scope: the graph or local function both products stand in.
-        node: the converted product.
-        place: where the product stands in the original.
-        x: what the original's values are at the place's source.
-        y: the same at its target.
+        weight: attributes, levels (K, N), scale and bias of the converted node.
+        compared: rows, as the op and as the original compute them.
+        rounds: whether the original quantizes its activations itself.
+        exact_sums: whether its sums are of integers.
         weight_tolerance: what conversion was allowed to change a weight by, relative to the scale.
-        max_rows: rows compared, at most.
-
-    Raises:
-        ModelError: if a constant of the node cannot be read, or onnxruntime cannot run the node.
-        IndexFormatError: if the node's index breaks its format.
     """
-    x, y = place.x_of(x), place.y_of(y)
-    attributes = node_attributes(node)
-    K, N = attributes.K, attributes.N
-    name = node_name(node)
-    tensors = after.constants(scope.after, node.input[1:], name)
-    codes, aux, scale, bias = tensors
-    validate_index(attributes, codes, aux, scale, bias, node=name)
-
-    def failed(reason: str) -> ProductCheck:
-        return ProductCheck(name, node.output[0], (K, N), "failed", reason=reason)
-
-    if x.ndim == 0 or x.shape[-1] != K or y.shape != (*x.shape[:-1], N):
-        return failed(
-            f"the original multiplies {x.shape} to {y.shape}, the converted node takes (..., {K}) "
-            f"to (..., {N})"
-        )
-    if x.dtype != y.dtype or x.dtype not in (np.float32, np.float16):
-        return failed(
-            f"the original has dtypes {x.dtype} and {y.dtype}, expected float32 or float16"
-        )
-    if x.dtype == np.float16:
-        # ONNX Runtime computes around float16 operators it lacks in float32, and may hand the
-        # product an x that was never rounded; on its own the product gets the x seen here.
-        alone = run_original_product(before, scope.before, place, x)
-        y = y if alone is None else alone
-    session = _node_session(after, node, tensors, x.dtype)
-    found = after.run_session(session, {"X": x}, ["Y"])["Y"]
-    num_rows = x.size // K
-    num_chosen = min(num_rows, max_rows, max(MIN_ROWS, _PRODUCT_WORK // (K * N)))
-    chosen = np.unique(np.linspace(0, num_rows - 1, num_chosen).round().astype(int))
-    rows = x.reshape(-1, K)[chosen]
-    found, y = found.reshape(-1, N)[chosen], y.reshape(-1, N)[chosen]
-    levels = decode_index(attributes, codes, aux, node=name)
-    integer = attributes.activation != "float"
-    op_types = original_op_types(before, scope.before, place) if integer else frozenset()
-    rounds, exact_sums = bool(op_types & ROUNDING_OPS), bool(op_types & INTEGER_PRODUCTS.keys())
-    quantized = _QuantizedRows.of(x.reshape(-1, K), chosen, attributes) if integer else None
-    compared = [_ComparedRows(rows, found, y, quantized)]
-    num_probes = 0
-    probe = _probe(K, x.ndim, x.dtype)
-    probed = None if probe is None else run_original_product(before, scope.before, place, probe)
-    if probe is not None and probed is not None and probed.shape == (*probe.shape[:-1], N):
-        rows, probed = probe.reshape(-1, K), probed.reshape(-1, N)
-        num_probes = len(rows)
-        answered, quantized = None, None
-        # A float original shows the weights, whatever rule the op was asked to follow.
-        if rounds or not integer:
-            answered = after.run_session(session, {"X": probe}, ["Y"])["Y"].reshape(-1, N)
-        if rounds:
-            quantized = _QuantizedRows.of(rows, np.arange(num_probes), attributes)
-        compared.append(_ComparedRows(rows, answered, probed, quantized))
-    row_names = [*chosen, *range(num_probes)]
-
-    worst_ratio, max_error, difference, is_probe = 0.0, 0.0, 0.0, False
-    worst: tuple[tuple[int, int] | None, float, float] = (None, 0.0, 0.0)
-    for start in range(0, N, _COLUMNS_AT_ONCE):
-        columns = slice(start, min(N, start + _COLUMNS_AT_ONCE))
+    attributes, levels, scale, bias = weight
+    worst = Worst()
+    for start in range(0, attributes.N, _COLUMNS_AT_ONCE):
+        columns = slice(start, min(attributes.N, start + _COLUMNS_AT_ONCE))
         part = _Columns(
             attributes,
             levels[:, columns],
@@ -146,38 +67,21 @@ def check_product(
         values, originals, wanted, error, ratio = map(np.concatenate, zip(*judged, strict=True))
         with np.errstate(invalid="ignore"):
             gap = np.abs(values - originals)
-        difference = max(difference, float(np.max(gap, initial=0, where=np.isfinite(gap))))
-        max_error = max(max_error, float(np.max(error, initial=0, where=np.isfinite(error))))
-        if ratio.size and (ratio.max() > worst_ratio or worst[0] is None):
+        difference = float(np.max(gap, initial=0, where=np.isfinite(gap)))
+        worst.difference = max(worst.difference, difference)
+        max_error = float(np.max(error, initial=0, where=np.isfinite(error)))
+        worst.max_error = max(worst.max_error, max_error)
+        if ratio.size and (ratio.max() > worst.ratio or worst.row is None):
             row, column = np.unravel_index(np.argmax(ratio), ratio.shape)
-            worst_ratio = float(ratio[row, column])
-            is_probe = bool(row >= len(chosen))
-            worst = (
-                (int(row_names[row]), start + int(column)),
-                float(wanted[row, column]),
-                float(values[row, column]),
-            )
-    return ProductCheck(
-        node=name,
-        output=node.output[0],
-        shape=(K, N),
-        status="passed" if worst_ratio <= 1 else "failed",
-        dtype=x.dtype.name,
-        compared_with=Reference.of(attributes.activation, original_rounds=rounds),
-        rows=len(chosen),
-        probe_rows=num_probes,
-        worst_is_probe=is_probe,
-        max_abs_error=max_error,
-        worst_error_over_bound=worst_ratio,
-        worst_index=worst[0],
-        worst_expected=worst[1],
-        worst_found=worst[2],
-        max_difference_from_original=difference / (_largest(y) or 1.0),
-    )
+            worst.ratio = float(ratio[row, column])
+            worst.row, worst.column = int(row), start + int(column)
+            worst.expected = float(wanted[row, column])
+            worst.found = float(values[row, column])
+    return worst
 
 
 @dataclass(frozen=True, slots=True)
-class _QuantizedRows:
+class QuantizedRows:
     """Rows as the op quantizes them: about ``integers * factor``.
 
     Attributes:
@@ -191,7 +95,7 @@ class _QuantizedRows:
     x_scale: np.float32
 
     @classmethod
-    def of(cls, x: NDArray[Any], chosen: NDArray[Any], attributes: OpAttributes) -> _QuantizedRows:
+    def of(cls, x: NDArray[Any], chosen: NDArray[Any], attributes: OpAttributes) -> QuantizedRows:
         """Rows ``chosen`` of x (M, K), which is all that the op is given at once."""
         x = x.astype(np.float32)
         if attributes.activation == "uint8":
@@ -258,7 +162,7 @@ class _Columns:
         return products
 
     def quantized_expected(
-        self, x: NDArray[Any], rows: _QuantizedRows
+        self, x: NDArray[Any], rows: QuantizedRows
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What the activation rule gives, and the bound on the op's distance from it."""
         expected = self._products(rows.integers, rows.factor, self.levels) + self.bias
@@ -276,7 +180,7 @@ class _Columns:
 
     def original_bound(
         self,
-        rows: _QuantizedRows,
+        rows: QuantizedRows,
         dtype: np.dtype[Any],
         *,
         exact_sums: bool,
@@ -314,7 +218,7 @@ _Judged: TypeAlias = tuple[
 
 
 @dataclass(frozen=True, slots=True)
-class _ComparedRows:
+class ComparedRows:
     """Rows of X, what the op and the original make of them, and how they are quantized.
 
     Attributes:
@@ -322,12 +226,14 @@ class _ComparedRows:
         found: (M, N) of the op; None to judge the weights alone, by their product in float64.
         originals: (M, N) of the original's product.
         quantized: the rows as the op quantizes them; None where it does not.
+        is_body: whether the function body computed them, whose sums are float32.
     """
 
     x: NDArray[Any]
     found: NDArray[Any] | None
     originals: NDArray[Any]
-    quantized: _QuantizedRows | None
+    quantized: QuantizedRows | None
+    is_body: bool = False
 
     def judge(
         self,
@@ -347,6 +253,10 @@ class _ComparedRows:
             bound = part.float_bound(self.x, originals, weight_tolerance)
             return values, originals, originals, *_compare(values, originals, bound)
         wanted, bound = part.quantized_expected(self.x, self.quantized)
+        if self.is_body:
+            bound = bound + part.original_bound(
+                self.quantized, self.x.dtype, exact_sums=False, weight_tolerance=0.0
+            )
         error, ratio = _compare(values, wanted, bound)
         if rounds:
             bound = bound + part.original_bound(
@@ -373,36 +283,10 @@ def _compare(
     return error, np.where(np.isnan(ratio), np.inf, ratio)
 
 
-def _largest(values: NDArray[Any]) -> float:
+def largest_magnitude(values: NDArray[Any]) -> float:
     """The largest finite magnitude, 0 if there is none."""
     magnitudes = np.abs(values.astype(np.float64))
     return float(np.max(magnitudes, initial=0, where=np.isfinite(magnitudes)))
-
-
-def _node_session(
-    after: LoadedModel, node: NodeProto, tensors: Sequence[NDArray[Any]], x_dtype: np.dtype[Any]
-) -> ort.InferenceSession:
-    """The converted node alone, X to Y, through the library."""
-    alone = NodeProto()
-    alone.CopyFrom(node)
-    names = ["codes", "aux", "scale", "bias"]
-    alone.input[:] = ["X", *names]
-    alone.output[:] = ["Y"]
-    dtype = helper.np_dtype_to_tensor_dtype(x_dtype)
-    graph = helper.make_graph(
-        [alone],
-        "product",
-        [helper.make_tensor_value_info("X", dtype, None)],
-        [onnx.ValueInfoProto(name="Y")],
-        [
-            numpy_helper.from_array(np.asarray(tensor), name)
-            for name, tensor in zip(names, tensors, strict=True)
-        ],
-    )
-    model = helper.make_model(
-        graph, opset_imports=after.proto.opset_import, ir_version=after.proto.ir_version
-    )
-    return after.session(model, optimized=True)
 
 
 def check_output(
@@ -440,7 +324,7 @@ def check_output(
         with np.errstate(invalid="ignore"):
             gaps = np.where(same, 0.0, np.abs(got - wanted))
         gaps = np.where(np.isnan(gaps), np.inf, gaps)
-        largest = _largest(expected)
+        largest = largest_magnitude(expected)
     else:
         gaps = (expected != found).astype(np.float64)
         largest = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnx_ternary import _onnxruntime as ort
 from onnx_ternary import runtime
@@ -23,6 +23,17 @@ from onnx_ternary.schema import OP_TYPE
 from onnx_ternary.verification.places import nested_nodes
 
 Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | ir.Model | ModelFile"
+
+
+_MakeSession: TypeAlias = Callable[["str | bytes", ort.SessionOptions], ort.InferenceSession]
+
+
+def _with_op(model: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    return runtime.InferenceSession(model, options)
+
+
+def _without_op(model: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +84,15 @@ class LoadedModel:
         """The folder external data is looked for in; empty for a model in memory."""
         return "" if self.path is None else str(self.path.parent.resolve())
 
-    def session(self, proto: ModelProto | None, *, optimized: bool) -> ort.InferenceSession:
+    def session(
+        self, proto: ModelProto | None, *, optimized: bool, with_op: bool = True
+    ) -> ort.InferenceSession:
         """A session of the model, or of an edited copy of its proto.
+
+        Args:
+            proto: the copy; None for the model.
+            optimized: whether onnxruntime may optimize it.
+            with_op: whether the op's library is registered; the function body runs without it.
 
         Raises:
             ModelError: if onnxruntime refuses it.
@@ -86,42 +104,43 @@ class LoadedModel:
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
         )
+        make = _with_op if with_op else _without_op
         try:
             if proto is None and self.path is not None:
-                return runtime.InferenceSession(str(self.path), options)
+                return make(str(self.path), options)
             proto = self.proto if proto is None else proto
             if not _has_external_data(proto):
-                return runtime.InferenceSession(proto.SerializeToString(), options)
-            return self._session_with_external_data(proto, options)
+                return make(proto.SerializeToString(), options)
+            return self._session_with_external_data(proto, options, make)
         except OnnxTernaryError:
             raise
         except Exception as error:  # onnxruntime raises types of its own that share no base
             raise self._error("load", error) from error
 
     def _session_with_external_data(
-        self, proto: ModelProto, options: ort.SessionOptions
+        self, proto: ModelProto, options: ort.SessionOptions, make: _MakeSession
     ) -> ort.InferenceSession:
         folder = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(folder, self.base_dir)
         try:
-            return runtime.InferenceSession(proto.SerializeToString(), options)
+            return make(proto.SerializeToString(), options)
         except LibraryError:
             raise
         except Exception:  # onnxruntime below 1.21 does not know the entry
             whole = ModelProto()
             whole.CopyFrom(proto)
             onnx.load_external_data_for_model(whole, self.base_dir)
-            return runtime.InferenceSession(whole.SerializeToString(), options)
+            return make(whole.SerializeToString(), options)
 
     def run(
         self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str], *, optimized: bool
-    ) -> dict[str, NDArray[Any]]:
-        """Outputs by name.
+    ) -> dict[str, Any]:
+        """Outputs by name: arrays, lists of sequences, dictionaries of maps, None.
 
         Raises:
             ModelError: if onnxruntime cannot load or run the model.
         """
-        return self.run_session(self.session(None, optimized=optimized), feeds, names)
+        return self.run_values(self.session(None, optimized=optimized), feeds, names)
 
     def run_session(
         self,
@@ -129,43 +148,49 @@ class LoadedModel:
         feeds: Mapping[str, NDArray[Any]],
         names: Sequence[str],
     ) -> dict[str, NDArray[Any]]:
-        """Outputs of a session by name.
+        """Outputs of a session that gives tensors, by name.
 
         Raises:
             ModelError: if onnxruntime cannot run it, or an output is no tensor.
+        """
+        results = self.run_values(session, feeds, names)
+        for name, result in results.items():
+            if not isinstance(result, np.ndarray):
+                raise ModelError(f"Value '{name}' of the {self.name} is not a tensor.")
+        return results
+
+    def run_values(
+        self,
+        session: ort.InferenceSession,
+        feeds: Mapping[str, NDArray[Any]],
+        names: Sequence[str],
+    ) -> dict[str, Any]:
+        """Outputs of a session by name, of whatever type they are.
+
+        Raises:
+            ModelError: if onnxruntime cannot run it.
         """
         try:
             results = session.run(list(names), dict(feeds))
         except Exception as error:  # onnxruntime raises types of its own that share no base
             raise self._error("run", error) from error
-        for name, result in zip(names, results, strict=True):
-            if not isinstance(result, np.ndarray):
-                raise ModelError(
-                    f"Output '{name}' of the {self.name} is not a tensor; verification compares "
-                    "tensors only."
-                )
         return dict(zip(names, results, strict=True))
 
-    def refusal(
-        self, attempts: Sequence[Mapping[str, NDArray[Any]]]
-    ) -> Iterator[ModelError | None]:
-        """Why the model does not run on each of these inputs, one at a time."""
-        session = self.session(None, optimized=False)
-        names = [output.name for output in session.get_outputs()]
-        for feeds in attempts:
-            yield self._refusal(session, feeds, names)
+    def refusal(self) -> Callable[[Mapping[str, NDArray[Any]]], ModelError | None]:
+        """Says why the model does not run on inputs; its session is made at the first call."""
+        session: ort.InferenceSession | None = None
 
-    def _refusal(
-        self,
-        session: ort.InferenceSession,
-        feeds: Mapping[str, NDArray[Any]],
-        names: Sequence[str],
-    ) -> ModelError | None:
-        try:
-            self.run_session(session, feeds, names)
-        except ModelError as error:
-            return error
-        return None
+        def refusal(feeds: Mapping[str, NDArray[Any]]) -> ModelError | None:
+            nonlocal session
+            if session is None:
+                session = self.session(None, optimized=False)
+            try:
+                self.run_values(session, feeds, [output.name for output in session.get_outputs()])
+            except ModelError as error:
+                return error
+            return None
+
+        return refusal
 
     def _error(self, action: str, error: Exception) -> ModelError:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -178,29 +203,26 @@ class LoadedModel:
         )
         return ModelError(f"onnxruntime cannot {action} the {self.name}: {first_line}; {advice}.")
 
-    def constants(self, graph: GraphProto, names: Sequence[str], node: str) -> list[NDArray[Any]]:
-        """Constant inputs of a converted node of ``graph``.
+    def constants(
+        self, tensors: Mapping[str, TensorProto], names: Sequence[str], node: str
+    ) -> list[NDArray[Any]]:
+        """Constant inputs of a converted node, among the constants it sees.
 
         Raises:
             ModelError: if one is not an initializer or its data file is missing.
         """
-        by_name = {tensor.name: tensor for tensor in graph.initializer}
-        by_name.update(
-            (each.output[0], attribute.t)
-            for each in graph.node
-            if each.op_type == "Constant" and each.domain == ""
-            for attribute in each.attribute
-            if attribute.name == "value"
-        )
         arrays = []
+        base_dir = ""
         for name in names:
-            if name not in by_name:
+            if name not in tensors:
                 raise ModelError(
                     f"{OP_TYPE} '{node}': input '{name}' is not an initializer of the {self.name}; "
                     "convert the model again with 'onnx-ternary optimize'."
                 )
             try:
-                arrays.append(numpy_helper.to_array(by_name[name], self.base_dir))
+                if tensors[name].data_location == TensorProto.EXTERNAL:
+                    base_dir = base_dir or self.base_dir
+                arrays.append(numpy_helper.to_array(tensors[name], base_dir))
             except Exception as error:  # onnx raises a type of its own for unreadable files
                 raise ModelError(
                     f"{OP_TYPE} '{node}': initializer '{name}' of the {self.name} cannot be read: "

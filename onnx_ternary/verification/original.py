@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.verification.loaded_model import LoadedModel
+from onnx_ternary.verification.pieces import Piece, run_pieces
 from onnx_ternary.verification.places import (
     FunctionKey,
     Place,
+    Scope,
+    constant_tensors,
     function_key,
+    has_graph,
     nested_nodes,
     subgraph_nodes,
 )
@@ -31,6 +35,8 @@ INTEGER_PRODUCTS = {"MatMulInteger": 3, "MatMulIntegerToFloat": 5, "DynamicQuant
 # 2 * 255 * 64 fits in int16, twice that does not.
 _LARGEST_UNSATURATED = 64
 MIN_ROWS = 16
+# Nodes between a product's input and its output, those that compute its weight included.
+_MAX_PRODUCT_NODES = 4096
 _NUMPY_TYPES = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
@@ -39,7 +45,7 @@ _NUMPY_TYPES = {
 
 
 def run_alone(
-    before: LoadedModel, graph: GraphProto, place: Place, K: int, rng: np.random.Generator
+    before: LoadedModel, scope: Scope, place: Place, K: int, rng: np.random.Generator
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Random numbers and what the original's product makes of them, as its source and target.
 
@@ -54,13 +60,15 @@ def run_alone(
         for rank in ranks:
             rows = values if rank > 1 else values[0]
             x = rows.astype(dtype).reshape((1,) * (rank - 2) + rows.shape)
-            try:
-                y = product_of(before, graph, place, x)
-            except ModelError as error:
-                failure = error
+            piece = product_piece(scope, place, x)
+            if piece is None:
                 continue
-            if y is not None and y.dtype == x.dtype:
-                return place.source_of(x), place.target_of(y)
+            functions = original_functions(before, [piece])
+            (answer,) = run_pieces(before, [piece], optimized=False, functions=functions)
+            if isinstance(answer, ModelError):
+                failure = answer
+            elif answer[0].dtype == x.dtype:
+                return place.source_of(x), answer[0]
     raise failure
 
 
@@ -143,6 +151,7 @@ def with_unsigned_weights(model: LoadedModel) -> LoadedModel:
     weights in pairs that saturate at int16; by uint8 weights its sums are exact.
     """
     stored = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+    known = constant_tensors(model.proto.graph)
 
     def int8(name: str) -> bool:
         return name in stored and stored[name].data_type == TensorProto.INT8
@@ -155,9 +164,7 @@ def with_unsigned_weights(model: LoadedModel) -> LoadedModel:
     large = {
         name
         for name in {node.input[1] for node in products}
-        if np.abs(model.constants(model.proto.graph, [name], name)[0].astype(np.int16)).max(
-            initial=0
-        )
+        if np.abs(model.constants(known, [name], name)[0].astype(np.int16)).max(initial=0)
         > _LARGEST_UNSATURATED
     }
     if not large:
@@ -173,7 +180,7 @@ def with_unsigned_weights(model: LoadedModel) -> LoadedModel:
         if name not in moved:
             old = np.zeros((), np.int8)
             if name:
-                old = model.constants(model.proto.graph, [name], name)[0]
+                old = model.constants(known, [name], name)[0]
             codes = (old.astype(np.int16) + 128).astype(np.uint8)
             fresh = f"{name}.unsigned"
             while fresh in taken:
@@ -234,71 +241,48 @@ class _OriginalProduct:
         return {node.op_type for node in self.nodes}
 
 
-def original_product(graph: GraphProto, place: Place) -> _OriginalProduct | None:
+def original_product(scope: Scope, place: Place) -> _OriginalProduct | None:
     """None where they take more than constants and the product's input, or have subgraphs."""
-    source, target = place.source, place.target
-    makers = {name: maker for maker in graph.node for name in maker.output if name}
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-    needed: set[str] = set()
+    needed: dict[tuple[int, int], NodeProto] = {}
     constants: dict[str, TensorProto] = {}
-    open_names = [target]
+    seen = {"", place.source}
+    open_names = [place.target]
     while open_names:
         name = open_names.pop()
-        if name in ("", source) or name in needed or name in constants:
+        if name in seen:
             continue
-        if name in initializers:
-            constants[name] = initializers[name]
+        seen.add(name)
+        if name in scope.initializers:
+            constants[name] = scope.initializers[name]
             continue
-        maker = makers.get(name)
-        if maker is None or any(_has_graph(attribute) for attribute in maker.attribute):
+        if name not in scope.makers or len(needed) >= _MAX_PRODUCT_NODES:
             return None
-        needed.update(maker.output)
+        at, maker = scope.makers[name]
+        if any(has_graph(attribute) for attribute in maker.attribute):
+            return None
+        needed[at] = maker
         open_names.extend(maker.input)
-    nodes = [maker for maker in graph.node if any(name in needed for name in maker.output)]
-    return _OriginalProduct(nodes, list(constants.values()))
+    return _OriginalProduct([needed[at] for at in sorted(needed)], list(constants.values()))
 
 
-def run_original_product(
-    before: LoadedModel, graph: GraphProto, place: Place, probe: NDArray[Any]
-) -> NDArray[Any] | None:
-    """The original's product on another X; None where it does not stand alone or for its shape."""
-    try:
-        return product_of(before, graph, place, probe)
-    except ModelError:
-        return None
-
-
-def product_of(
-    before: LoadedModel, graph: GraphProto, place: Place, probe: NDArray[Any]
-) -> NDArray[Any] | None:
-    """The original's product on another X; None where it does not stand alone.
-
-    Raises:
-        ModelError: if it does not run, on X of this shape and type or at all.
-    """
-    source, target = place.source, place.target
-    x = place.source_of(probe)
-    product = original_product(graph, place)
+def product_piece(scope: Scope, place: Place, x: NDArray[Any]) -> Piece | None:
+    """The original's product on another X; None where it does not stand alone."""
+    product = original_product(scope, place)
     if product is None:
         return None
-    alone = ModelProto()
-    alone.ir_version = before.proto.ir_version
-    alone.opset_import.extend(before.proto.opset_import)
-    alone.functions.extend(before.proto.functions)
-    alone.graph.name = "product"
-    alone.graph.node.extend(product.nodes)
-    alone.graph.initializer.extend(product.constants)
-    dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
-    alone.graph.input.append(helper.make_tensor_value_info(source, dtype, x.shape))
-    alone.graph.output.append(onnx.ValueInfoProto(name=target))
-    session = before.session(alone, optimized=False)
-    result: NDArray[Any] = before.run_session(session, {source: x}, [target])[target]
-    return place.y_of(result)
+    feeds = {place.source: place.source_of(x)}
+    return Piece(product.nodes, product.constants, feeds, [place.target])
 
 
-def original_op_types(before: LoadedModel, graph: GraphProto, place: Place) -> frozenset[str]:
+def original_functions(before: LoadedModel, pieces: Sequence[Piece]) -> list[FunctionProto]:
+    """Local functions that pieces of the original may call."""
+    calls = any(node.domain for piece in pieces for node in piece.nodes)
+    return list(before.proto.functions) if calls else []
+
+
+def original_op_types(before: LoadedModel, scope: Scope, place: Place) -> frozenset[str]:
     """Operators between the original's values, those inside called functions included."""
-    product = original_product(graph, place)
+    product = original_product(scope, place)
     functions = {(each.domain, each.name): each for each in before.proto.functions}
     found: set[str] = set()
     waiting = [] if product is None else list(product.nodes)
@@ -308,7 +292,3 @@ def original_op_types(before: LoadedModel, graph: GraphProto, place: Place) -> f
         called = functions.pop((node.domain, node.op_type), None)
         waiting.extend(() if called is None else called.node)
     return frozenset(found)
-
-
-def _has_graph(attribute: onnx.AttributeProto) -> bool:
-    return attribute.HasField("g") or len(attribute.graphs) > 0

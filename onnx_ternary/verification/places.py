@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+)
 
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
 
@@ -53,44 +62,135 @@ def subgraph_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
 FunctionKey: TypeAlias = tuple[str, str, str]
 
 
-@dataclass(frozen=True, slots=True)
 class Scope:
-    """Where products stand: the main graph, or a local function seen as a graph.
+    """Where products stand: the main graph, a local function seen as a graph, or a subgraph.
 
-    Attributes:
-        before: the original's.
-        after: the converted model's.
-        function: which function; None for the main graph.
+    What names mean is looked up once, so that a product costs the same however large its graph is.
     """
 
-    before: GraphProto
-    after: GraphProto
-    function: FunctionKey | None = None
+    def __init__(
+        self,
+        before: GraphProto,
+        after: GraphProto,
+        function: FunctionKey | None = None,
+        outer: Scope | None = None,
+    ) -> None:
+        """A graph of both models.
+
+        Args:
+            before: the original's.
+            after: the converted model's.
+            function: which function it is, or is inside of; None for the main graph.
+            outer: what a subgraph sees; None where the graph is none.
+        """
+        self.before = before
+        self.after = after
+        self.function = function
+        self.outer = outer
 
     @property
+    def is_subgraph(self) -> bool:
+        """Whether it is a branch or a body, which may run many times or not at all."""
+        return self.outer is not None
+
+    @cached_property
     def products(self) -> list[NodeProto]:
         """Those of its own nodes, subgraphs apart."""
         return [node for node in self.after.node if is_product(node)]
 
-    @property
+    @cached_property
     def known(self) -> set[str]:
         """Names of the original's values."""
         names = {value.name for value in self.before.input}
         names.update(tensor.name for tensor in self.before.initializer)
         names.update(name for node in self.before.node for name in node.output if name)
-        return names
+        return names if self.outer is None else names | self.outer.known
+
+    @cached_property
+    def makers(self) -> Mapping[str, tuple[tuple[int, int], NodeProto]]:
+        """The original's nodes by their outputs, and their place: outer graphs come first."""
+        found = {} if self.outer is None else dict(self.outer.makers)
+        for at, node in enumerate(self.before.node):
+            found.update((name, ((self._depth, at), node)) for name in node.output if name)
+        return found
+
+    @cached_property
+    def initializers(self) -> Mapping[str, TensorProto]:
+        """The original's, by name."""
+        found = {} if self.outer is None else dict(self.outer.initializers)
+        found.update((tensor.name, tensor) for tensor in self.before.initializer)
+        return found
+
+    @cached_property
+    def constants(self) -> Mapping[str, TensorProto]:
+        """The converted model's initializers and Constant nodes, by name."""
+        found = {} if self.outer is None else dict(self.outer.constants)
+        found.update(constant_tensors(self.after))
+        return found
+
+    @cached_property
+    def attributes(self) -> Mapping[int, OpAttributes]:
+        """Of each product, by the node's id."""
+        return {id(node): node_attributes(node) for node in self.products}
+
+    @cached_property
+    def places(self) -> Mapping[int, Place]:
+        """Where each product stands in the original, by the node's id."""
+        return find_places(self.after, self.products, self.known)
+
+    @property
+    def _depth(self) -> int:
+        return 0 if self.outer is None else self.outer._depth + 1
+
+
+def constant_tensors(graph: GraphProto) -> dict[str, TensorProto]:
+    """Initializers and Constant nodes of a graph, by name."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    found.update(
+        (node.output[0], attribute.t)
+        for node in graph.node
+        if node.op_type == "Constant" and node.domain == ""
+        for attribute in node.attribute
+        if attribute.name == "value"
+    )
+    return found
 
 
 def find_scopes(before: ModelProto, after: ModelProto) -> list[Scope]:
-    """The main graph, and the local functions with products that both models have."""
+    """The main graph, and the local functions and subgraphs with products that both models have."""
     originals = {function_key(function): function for function in before.functions}
     scopes = [Scope(before.graph, after.graph)]
     for function in after.functions:
         key = function_key(function)
         # The op's own body holds no product.
-        if key in originals and any(map(is_product, function.node)):
+        if key in originals and key[:2] != (DOMAIN, OP_TYPE):
             scopes.append(Scope(_as_graph(originals[key]), _as_graph(function), key))
-    return scopes
+    subgraphs = [inner for scope in scopes for inner in _subgraph_scopes(scope)]
+    return [scope for scope in (*scopes, *subgraphs) if scope.products or scope is scopes[0]]
+
+
+def _subgraph_scopes(scope: Scope) -> Iterator[Scope]:
+    """Subgraphs of the nodes that both graphs have, at every depth."""
+    originals = {
+        node.output[0]: node
+        for node in scope.before.node
+        if node.output and any(map(has_graph, node.attribute))
+    }
+    for node in scope.after.node:
+        original = originals.get(node.output[0]) if node.output else None
+        if original is None or original.op_type != node.op_type:
+            continue
+        graphs = {each.name: each.g for each in original.attribute if each.HasField("g")}
+        for attribute in node.attribute:
+            if attribute.HasField("g") and attribute.name in graphs:
+                inner = Scope(graphs[attribute.name], attribute.g, scope.function, scope)
+                yield inner
+                yield from _subgraph_scopes(inner)
+
+
+def has_graph(attribute: AttributeProto) -> bool:
+    """Whether an attribute holds subgraphs."""
+    return attribute.HasField("g") or len(attribute.graphs) > 0
 
 
 def function_key(function: FunctionProto) -> FunctionKey:

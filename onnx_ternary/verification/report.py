@@ -56,7 +56,10 @@ class ProductCheck:
         rows: rows of X compared, evenly taken.
         probe_rows: sparse rows compared besides, which show a single wrong weight however long the
             sums are; 0 where the original's product cannot be run on its own.
+        ran_without_library: whether the same rows also ran through the model's function body, as
+            one product of each kind does.
         worst_is_probe: whether worst_index counts rows of the probe.
+        worst_is_without_library: whether that element comes from the function body.
         max_abs_error: largest difference of a finite element.
         worst_error_over_bound: largest ratio of error and bound; above 1 fails.
         worst_index: (row, column) of that element.
@@ -75,7 +78,9 @@ class ProductCheck:
     reason: str = ""
     rows: int = 0
     probe_rows: int = 0
+    ran_without_library: bool = False
     worst_is_probe: bool = False
+    worst_is_without_library: bool = False
     max_abs_error: float = 0.0
     worst_error_over_bound: float = 0.0
     worst_index: tuple[int, int] | None = None
@@ -99,6 +104,7 @@ class OutputCheck:
         worst_index: where the largest difference is.
         top1_agreement: share of equal argmax along the last axis, for float outputs of rank >= 2.
         passed: whether it is within its tolerance.
+        why_no_verdict: why it has no tolerance, where one operator is to blame.
     """
 
     name: str
@@ -111,6 +117,7 @@ class OutputCheck:
     worst_index: tuple[int, ...] | None
     top1_agreement: float | None
     passed: bool
+    why_no_verdict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +125,17 @@ class VerificationReport:
     """What `verify` found.
 
     Attributes:
-        products: one a TernaryIndexedMatMul node of the converted model's main graph and local
-            functions; those of a function are judged on what its first call is given.
-        outputs: one an output of the model.
-        num_nested_products: converted nodes in subgraphs, covered end to end only.
+        products: one per TernaryIndexedMatMul node of the converted model; those of a function are
+            judged on what its first call is given, those of subgraphs on random activations.
+        outputs: one per output of the model; empty where whole models were not compared.
+        num_nested_products: converted nodes in places that the original does not have, covered end
+            to end only.
         inputs: shape and dtype of each input used, "generated, seed 0: float32 (2, 64)".
         notes: what the reader has to know to read the numbers.
+        scope: "whole" where both models ran as a whole, "products" where each product ran alone.
+        not_whole: why whole models were not compared; empty where they were.
+        without_library: the outputs once more, of the converted model in a session without the
+            library, where its function body computes; empty where that did not run.
     """
 
     products: tuple[ProductCheck, ...]
@@ -131,6 +143,9 @@ class VerificationReport:
     num_nested_products: int
     inputs: Mapping[str, str]
     notes: tuple[str, ...]
+    scope: Literal["whole", "products"] = "whole"
+    not_whole: str = ""
+    without_library: tuple[OutputCheck, ...] = ()
 
     @property
     def products_passed(self) -> bool:
@@ -140,7 +155,7 @@ class VerificationReport:
     @property
     def outputs_passed(self) -> bool:
         """Whether every output that has a tolerance is within it."""
-        return all(output.passed for output in self.outputs)
+        return all(output.passed for output in (*self.outputs, *self.without_library))
 
     @property
     def num_unjudged(self) -> int:
@@ -177,26 +192,43 @@ class VerificationReport:
             where = (
                 f"probe {product.worst_index}" if product.worst_is_probe else product.worst_index
             )
+            without = " without the library" if product.worst_is_without_library else ""
             parts.append(
-                f"worst: {product.node} at {where}, "
+                f"worst: {product.node} at {where}{without}, "
                 f"{product.worst_error_over_bound:.3g} of its bound"
             )
         if output is not None:
-            limit = "no tolerance" if output.tolerance is None else f"limit {output.tolerance:g}"
+            limit = (
+                f"no verdict: {output.why_no_verdict}" if output.why_no_verdict else "no tolerance"
+            )
+            if output.tolerance is not None:
+                limit = f"limit {output.tolerance:g}"
             parts.append(
                 f"outputs differ by at most {output.max_relative_difference:.3g} relative "
                 f"({limit}): {output.name} at {output.worst_index}, made by {output.node}"
             )
+        elif self.scope == "products":
+            parts.append("outputs were not compared")
+        parts += [
+            f"without the library output {check.name} differs by "
+            f"{check.max_relative_difference:.3g} relative (or in its shape, expected "
+            f"{check.shape})"
+            for check in self.without_library
+            if not check.passed
+        ]
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON, which has no inf and NaN: these become strings."""
         return {
             "passed": self.passed,
+            "scope": self.scope,
+            "not_whole": self.not_whole,
             "products_passed": self.products_passed,
             "outputs_passed": self.outputs_passed,
             "products": [_for_json(product) for product in self.products],
             "outputs": [_for_json(output) for output in self.outputs],
+            "without_library": [_for_json(output) for output in self.without_library],
             "num_nested_products": self.num_nested_products,
             "inputs": dict(self.inputs),
             "notes": list(self.notes),

@@ -4,51 +4,52 @@ Each rewritten product is judged on its own, by the op's derived error bound: th
 runs with optimizations off and the product's input and output exposed, and the converted node runs
 on that input. End to end, where no bound survives normalization and rounding, the differences of
 the outputs are measured against stated tolerances.
+
+Where the whole original does not run, products are taken out of it and run alone.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
-from onnx import NodeProto
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from onnx_ternary import runtime
-from onnx_ternary.errors import ModelError
-from onnx_ternary.verification.inputs import Inputs, InputsError, verification_inputs
-from onnx_ternary.verification.judge import check_output, check_product
+from onnx_ternary.errors import ModelError, NotComparedError, RequirementError
+from onnx_ternary.op.nodes import METADATA_OPTIONS
+from onnx_ternary.options import VerificationOptions
+from onnx_ternary.verification.body import Bodies, run_without_library
+from onnx_ternary.verification.inputs import (
+    ChosenInputs,
+    InputOptions,
+    Inputs,
+    InputsError,
+    choose_inputs,
+)
 from onnx_ternary.verification.loaded_model import LoadedModel, Model
 from onnx_ternary.verification.original import (
     ROUNDING_OPS,
-    original_product,
-    run_alone,
-    run_exposed,
     with_float_sums,
     with_unsigned_weights,
 )
+from onnx_ternary.verification.outputs import compare_outputs
 from onnx_ternary.verification.places import (
-    Scope,
     blockwise_products,
-    find_places,
     find_scopes,
     is_product,
     nested_nodes,
-    node_attributes,
-    node_name,
 )
-from onnx_ternary.verification.report import ProductCheck, VerificationReport
+from onnx_ternary.verification.products import (
+    Comparison,
+    Progress,
+    check_alone,
+    check_in_place,
+)
+from onnx_ternary.verification.report import OutputCheck, ProductCheck, VerificationReport
+from onnx_ternary.verification.verdicts import outputs_without_verdict
 
-Progress: TypeAlias = Callable[[str, int, int], None]
-# Largest difference of an output relative to its largest magnitude. Models with float16 products
-# get that of float16, whatever their outputs are.
-DEFAULT_TOLERANCES: Mapping[str, float] = {
-    "float64": 1e-5,
-    "float32": 1e-5,
-    "float16": 1e-2,
-}
 # In front of a MatMul, or as one, optimized to a product of 8-bit activations.
 _ROUNDED_WHEN_OPTIMIZED = frozenset(("DequantizeLinear", "MatMulNBits"))
 # Verification holds the original in memory, its products' inputs and outputs beside it.
@@ -58,11 +59,12 @@ MAX_VERIFIED_BYTES = 2_000_000_000
 def verify(
     original: Model,
     converted: Model,
+    options: VerificationOptions | None = None,
     *,
     inputs: Inputs | None = None,
     seed: int = 0,
     tolerance: float | None = None,
-    weight_tolerance: float = 0.0,
+    weight_tolerance: float | None = None,
     max_rows: int = 256,
     max_exposed_bytes: int = 1 << 28,
     products_only: bool = False,
@@ -71,18 +73,23 @@ def verify(
 ) -> VerificationReport:
     """Compares a converted model with its original, product by product and end to end.
 
-    Memory grows with the original, unless ``products_only``.
+    Where the whole original does not run (an operator of another domain, no generated inputs that
+    fit), each product runs alone, as with ``products_only``, and the report says why. Memory grows
+    with the original, unless ``products_only``.
 
     Args:
         original: the model before conversion: a path, a serialized model or a model in memory.
         converted: the model after it.
+        options: None for the defaults.
         inputs: arrays by input name, or an .npz file of them (other arrays in the file are
             ignored); None generates them.
         seed: of generated inputs.
         tolerance: largest difference of a float output relative to its largest magnitude. None
-            takes DEFAULT_TOLERANCES, and gives no verdict on outputs of models that quantize
-            activations or whose weights were changed (`weight_tolerance`).
-        weight_tolerance: what conversion was allowed to change a weight by, relative to the scale.
+            takes DEFAULT_TOLERANCES, and gives no verdict on outputs behind an operator that may
+            turn a rounding error into another value, of models that quantize activations, or whose
+            weights were changed (`weight_tolerance`).
+        weight_tolerance: what conversion was allowed to change a weight by, relative to the scale;
+            None reads what the converted model's metadata says.
         max_rows: rows a product is compared on at most, fewer where it is large; all are run.
         max_exposed_bytes: intermediate values held at once, roughly.
         products_only: run each product alone, on random activations, and no whole model: memory is
@@ -97,238 +104,281 @@ def verify(
         The report; a difference is not an error, look at `passed`.
 
     Raises:
-        ModelError: if a model cannot be read or run.
+        NotComparedError: if neither the whole original nor any of its products runs.
+        ModelError: if a model cannot be read, the converted one does not run, or the original does
+            not on inputs that were given.
         InputsError: if `inputs` do not fit the original's inputs, or are given where none are used.
+        RequirementError: if `options` require what cannot be done.
         LibraryError: if the library is missing or onnxruntime is too old.
         IndexFormatError: if a converted node's index breaks its format.
     """
+    options = options or VerificationOptions()
     libraries = tuple(map(runtime.find_library, custom_op_libraries))
     before = LoadedModel.load(original, "original", libraries)
     after = LoadedModel.load(converted, "converted", libraries)
-    notes: list[str] = []
-    if products_only:
-        if inputs is not None:
-            raise InputsError("Products are compared alone, on random activations: give no inputs.")
-        return _verify_products(before, after, seed, weight_tolerance, max_rows, progress)
-    feeds, used = verification_inputs(before.proto, inputs, seed, before.refusal)
+    if products_only and inputs is not None:
+        raise InputsError("Products are compared alone, on random activations: give no inputs.")
+    if products_only and options.require_whole:
+        raise RequirementError("Products alone and a comparison of the whole exclude each other.")
+    if weight_tolerance is None:
+        weight_tolerance = _recorded_tolerance(after)
     exact, num_rounding = with_float_sums(before)
     exact = with_unsigned_weights(exact)
-    scopes = find_scopes(exact.proto, after.proto)
-    nodes = [node for scope in scopes for node in scope.products]
-    num_nested = _num_nested(after, scopes)
-    if num_nested:
-        notes.append(f"{num_nested} products in subgraphs are covered end to end only")
-
-    output_names = [value.name for value in before.proto.graph.output]
-    expected = before.run(feeds, output_names, optimized=False)
-    # As users run it, unless onnxruntime then rounds activations of products that stayed.
-    kept_codes = any(
-        node.op_type in _ROUNDED_WHEN_OPTIMIZED
-        for node in (*after.proto.graph.node, *nested_nodes(after.proto))
-    )
-    found = after.run(
-        feeds, [value.name for value in after.proto.graph.output], optimized=not kept_codes
-    )
-    products = _check_products(
+    comparison = Comparison(
         exact,
         after,
-        scopes,
-        feeds,
+        find_scopes(exact.proto, after.proto),
         weight_tolerance=weight_tolerance,
         max_rows=max_rows,
         max_exposed_bytes=max_exposed_bytes,
+        seed=seed,
+        bodies=Bodies.of(after.proto),
         progress=progress,
     )
-
-    if num_rounding:
-        notes.append(
-            f"{num_rounding} MatMulNBits nodes of the original may round their inputs to int8 "
-            "(accuracy_level = 4): the products are compared with what onnxruntime computes in "
-            "float32 (accuracy_level = 1) from the same weights"
+    if products_only:
+        return _alone(comparison, "it was not asked for", strict=True)
+    try:
+        chosen = choose_inputs(
+            before.proto, InputOptions(inputs, seed, options.shapes), before.refusal()
         )
-    requantised = blockwise_products(after.proto) - blockwise_products(before.proto)
-    if requantised:
-        notes.append(
-            f"{len(requantised)} products were quantized by onnxruntime (--remaining), so the "
-            "outputs are reported without a verdict"
-        )
-    quantizes = (
-        num_rounding > 0
-        or bool(requantised)
-        or any(node_attributes(node).activation != "float" for node in nodes)
-        or any(
-            node.op_type in ROUNDING_OPS
-            for node in (*before.proto.graph.node, *nested_nodes(before.proto))
-        )
-    )
-    if quantizes:
-        notes.append(
-            "activations are quantized or rounded: a value that rounds the other way moves the "
-            "outputs far more than the products' errors"
-        )
-    if weight_tolerance:
-        notes.append(
-            f"weights were changed by up to {weight_tolerance:g} of their scale, so the outputs "
-            "are reported without a verdict"
-        )
-    if any(check.compared_with.is_rule for check in products):
-        notes.append(
-            "products with quantized activations are held against the numpy reference of the "
-            "quantization rule, on the original's inputs, and against the original's product where "
-            "the original quantizes by itself"
-        )
-    unjudged = num_nested + sum(check.status == "end to end only" for check in products)
-    if unjudged and tolerance is None and (quantizes or weight_tolerance):
-        notes.append(
-            f"{unjudged} products have no verdict: neither they nor the outputs behind them can be "
-            "held to a bound"
-        )
-    makers = {
-        name: node.name or node.op_type for node in after.proto.graph.node for name in node.output
-    }
-    half = any(check.dtype == "float16" for check in products)
-    outputs = []
-    for name in output_names:
-        if name not in found:
-            raise ModelError(
-                f"The converted model has no output '{name}', which the original has; convert the "
-                "model again with 'onnx-ternary optimize'."
-            )
-        limit = tolerance
-        if limit is None and not quantizes and not weight_tolerance:
-            coarsest = "float16" if half else expected[name].dtype.name
-            limit = DEFAULT_TOLERANCES.get(coarsest)
-        outputs.append(check_output(name, makers.get(name, ""), expected[name], found[name], limit))
-    return VerificationReport(tuple(products), tuple(outputs), num_nested, used, tuple(notes))
+        expected = before.run(chosen.feeds, _output_names(before), optimized=False)
+    except ModelError as error:
+        if inputs is not None:
+            raise
+        if options.require_whole:
+            raise RequirementError(
+                f"The whole models were not compared, but that is required: {error}"
+            ) from error
+        report = _alone(comparison, str(error), strict=False)
+        if report.products and report.num_unjudged == len(report.products):
+            raise NotComparedError(str(error)) from error
+        return report
+    whole = _Whole(before, comparison, num_rounding, tolerance)
+    return whole.report(chosen, expected)
 
 
-def _verify_products(
-    before: LoadedModel,
-    after: LoadedModel,
-    seed: int,
-    weight_tolerance: float,
-    max_rows: int,
-    progress: Progress | None,
-) -> VerificationReport:
-    """Each product alone, on random activations."""
-    exact = with_unsigned_weights(with_float_sums(before)[0])
-    scopes = find_scopes(exact.proto, after.proto)
-    total = sum(len(scope.products) for scope in scopes)
-    rng = np.random.default_rng(seed)
-    checks: list[ProductCheck] = []
-    for scope in scopes:
-        nodes = scope.products
-        places = find_places(scope.after, nodes, scope.known)
-        for node in nodes:
-            if progress is not None:
-                progress(node_name(node), len(checks) + 1, total)
-            place, attributes = places[id(node)], node_attributes(node)
-            between = f"the original's nodes from '{place.source}' to '{place.target}'"
-            named = (node_name(node), node.output[0], (attributes.K, attributes.N))
-            if original_product(scope.before, place) is None:
-                reason = f"{between} cannot be taken out alone"
-                checks.append(ProductCheck(*named, "end to end only", reason=reason))
-                continue
+def _recorded_tolerance(model: LoadedModel) -> float:
+    """What conversion was allowed to change a weight by, as it wrote into the model."""
+    for each in model.proto.metadata_props:
+        if each.key == METADATA_OPTIONS:
             try:
-                pair = run_alone(exact, scope.before, place, attributes.K, rng)
-            except ModelError as error:
-                reason = f"{between} do not run on (M, {attributes.K}): {error}"
-                checks.append(ProductCheck(*named, "failed", reason=reason))
-                continue
-            checks.append(
-                check_product(exact, after, scope, node, place, *pair, weight_tolerance, max_rows)
-            )
-    notes = ("each product ran alone, on random activations; outputs were not compared",)
-    return VerificationReport(tuple(checks), (), _num_nested(after, scopes), {}, notes)
+                return float(json.loads(each.value).get("tolerance", 0.0))
+            except (ValueError, TypeError, AttributeError):
+                return 0.0
+    return 0.0
 
 
-def _num_nested(after: LoadedModel, scopes: Sequence[Scope]) -> int:
-    """Products in subgraphs, and in functions that the original does not have."""
-    return sum(map(is_product, nested_nodes(after.proto))) - sum(
-        len(scope.products) for scope in scopes if scope.function
-    )
+def _output_names(model: LoadedModel) -> list[str]:
+    return [value.name for value in model.proto.graph.output]
 
 
-def _check_products(
-    before: LoadedModel,
-    after: LoadedModel,
-    scopes: Sequence[Scope],
-    feeds: Mapping[str, NDArray[Any]],
-    *,
-    weight_tolerance: float,
-    max_rows: int,
-    max_exposed_bytes: int,
-    progress: Progress | None,
-) -> list[ProductCheck]:
-    rows = max(map(_num_rows, feeds.values()), default=1)
-    total = sum(len(scope.products) for scope in scopes)
-    checks: list[ProductCheck] = []
-    batches = (
-        (scope, batch)
-        for scope in scopes
-        for batch in _batches(scope.products, rows, max_exposed_bytes)
-    )
-    for scope, batch in batches:
-        known = scope.known
-        places = find_places(scope.after, batch, known)
-        names = dict.fromkeys(
-            name
-            for node in batch
-            for name in (places[id(node)].source, places[id(node)].target)
-            if name in known
+def _alone(comparison: Comparison, why: str, *, strict: bool) -> VerificationReport:
+    """Each product alone, on random activations."""
+    checks = check_alone(comparison, strict=strict)
+    notes = ["each product ran alone, on random activations; outputs were not compared"]
+    if not strict:
+        notes.append(
+            f"the whole models were not compared: {why} To compare them, give inputs that fit "
+            "(--inputs, --shape) or the library of the operators (--library)"
         )
-        values = {} if scope.function else dict(feeds)
-        wanted = [name for name in names if name not in values]
-        values.update(run_exposed(before, scope.function, feeds, wanted))
-        for node in batch:
-            if progress is not None:
-                progress(node_name(node), len(checks) + 1, total)
-            place = places[id(node)]
-            missing = [n for n in (place.source, place.target) if n not in values]
-            if missing:
-                attributes = node_attributes(node)
-                checks.append(
-                    ProductCheck(
-                        node_name(node),
-                        node.output[0],
-                        (attributes.K, attributes.N),
-                        "end to end only",
-                        reason=(
-                            f"local function {scope.function[0]}::{scope.function[1]} is called in "
-                            "subgraphs only"
-                            if scope.function and missing[0] in known
-                            else f"the original has no tensor '{missing[0]}' to compare with"
-                        ),
+    return VerificationReport(
+        tuple(checks),
+        (),
+        _num_nested(comparison),
+        {},
+        tuple(notes),
+        scope="products",
+        not_whole=why,
+    )
+
+
+def _num_nested(comparison: Comparison) -> int:
+    """Products in subgraphs and functions that the original does not have."""
+    nested = sum(map(is_product, nested_nodes(comparison.after.proto)))
+    return nested - sum(
+        len(scope.products)
+        for scope in comparison.scopes
+        if scope.function is not None or scope.is_subgraph
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """Both models as a whole.
+
+    Attributes:
+        before: the original as it is.
+        comparison: what products are compared by.
+        num_rounding: MatMulNBits nodes of the original that may round their inputs.
+        tolerance: of outputs, as the caller gave it.
+    """
+
+    before: LoadedModel
+    comparison: Comparison
+    num_rounding: int
+    tolerance: float | None
+
+    def report(self, chosen: ChosenInputs, expected: Mapping[str, Any]) -> VerificationReport:
+        """Products on the values they have, outputs against tolerances."""
+        first, found = expected, self._found(chosen.feeds)
+        products = check_in_place(self.comparison, chosen.feeds)
+        rounding = list(self._rounding_notes())
+        num_nested = _num_nested(self.comparison)
+        no_verdict = self._no_verdict(expected, bool(rounding))
+        half = any(check.dtype == "float16" for check in products)
+        outputs: list[OutputCheck] = []
+        other_notes: list[str] = []
+        for suffix, feeds in _variants(chosen):
+            if suffix:
+                try:
+                    expected = self.before.run(feeds, _output_names(self.before), optimized=False)
+                except ModelError:
+                    other_notes.append(
+                        f"the original does not run on inputs of this shape{suffix}: that branch "
+                        "was not compared end to end"
                     )
-                )
-                continue
-            x, y = values[place.source], values[place.target]
-            checks.append(
-                check_product(before, after, scope, node, place, x, y, weight_tolerance, max_rows)
+                    continue
+                found = self._found(feeds)
+            outputs += self._compared(expected, found, no_verdict, half, suffix)
+        body, note = run_without_library(
+            self.comparison.after,
+            chosen.feeds,
+            _output_names(self.comparison.after),
+            optimized=self._optimized,
+        )
+        without_library: list[OutputCheck] = []
+        if body is not None:
+            without_library = self._compared(first, body, no_verdict, half, "")
+        notes = [
+            *rounding,
+            *_grouped(no_verdict),
+            *self._product_notes(products, num_nested, bool(no_verdict)),
+            *other_notes,
+            *filter(None, [note]),
+        ]
+        return VerificationReport(
+            tuple(products),
+            tuple(outputs),
+            num_nested,
+            chosen.described,
+            tuple(notes),
+            without_library=tuple(without_library),
+        )
+
+    def _compared(
+        self,
+        expected: Mapping[str, Any],
+        found: Mapping[str, Any],
+        no_verdict: Mapping[str, str],
+        half: bool,
+        suffix: str,
+    ) -> list[OutputCheck]:
+        graph = self.comparison.after.proto.graph
+        return compare_outputs(
+            expected,
+            found,
+            makers={name: node.name or node.op_type for node in graph.node for name in node.output},
+            tolerance=self.tolerance,
+            undecided=no_verdict,
+            half=half,
+            suffix=suffix,
+        )
+
+    def _found(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        after = self.comparison.after
+        return after.run(feeds, _output_names(after), optimized=self._optimized)
+
+    @property
+    def _optimized(self) -> bool:
+        """As users run it, unless onnxruntime then rounds activations of products that stayed."""
+        after = self.comparison.after.proto
+        return not any(
+            node.op_type in _ROUNDED_WHEN_OPTIMIZED
+            for node in (*after.graph.node, *nested_nodes(after))
+        )
+
+    def _rounding_notes(self) -> Iterator[str]:
+        """Why no output of the model can be held to a tolerance, where that is so."""
+        before, after = self.before.proto, self.comparison.after.proto
+        if self.num_rounding:
+            yield (
+                f"{self.num_rounding} MatMulNBits nodes of the original may round their inputs to "
+                "int8 (accuracy_level = 4): the products are compared with what onnxruntime "
+                "computes in float32 (accuracy_level = 1) from the same weights"
             )
-    return checks
+        requantized = blockwise_products(after) - blockwise_products(before)
+        if requantized:
+            yield (
+                f"{len(requantized)} products were quantized by onnxruntime (--remaining), so the "
+                "outputs are reported without a verdict"
+            )
+        kinds = [each for scope in self.comparison.scopes for each in scope.attributes.values()]
+        if (
+            self.num_rounding > 0
+            or bool(requantized)
+            or any(attributes.activation != "float" for attributes in kinds)
+            or any(
+                node.op_type in ROUNDING_OPS for node in (*before.graph.node, *nested_nodes(before))
+            )
+        ):
+            yield (
+                "activations are quantized or rounded: a value that rounds the other way moves the "
+                "outputs far more than the products' errors"
+            )
+        if self.comparison.weight_tolerance:
+            yield (
+                f"weights were changed by up to {self.comparison.weight_tolerance:g} of their "
+                "scale, so the outputs are reported without a verdict"
+            )
+
+    def _no_verdict(self, expected: Mapping[str, Any], rounds: bool) -> dict[str, str]:
+        """Outputs without a verdict, and why."""
+        if self.tolerance is not None:
+            return {}
+        if rounds:
+            return dict.fromkeys(expected, "")
+        return outputs_without_verdict(self.comparison.after.proto)
+
+    def _product_notes(
+        self, products: Sequence[ProductCheck], num_nested: int, no_verdict: bool
+    ) -> Iterator[str]:
+        if num_nested:
+            yield f"{num_nested} products in subgraphs are covered end to end only"
+        num_inside = sum(
+            len(scope.products) for scope in self.comparison.scopes if scope.is_subgraph
+        )
+        if num_inside:
+            yield f"{num_inside} products in subgraphs ran alone, on random activations"
+        if any(check.compared_with.is_rule for check in products):
+            yield (
+                "products with quantized activations are held against the numpy reference of the "
+                "quantization rule, on the original's inputs, and against the original's product "
+                "where the original quantizes by itself"
+            )
+        unjudged = num_nested + sum(check.status == "end to end only" for check in products)
+        if unjudged and no_verdict:
+            yield (
+                f"{unjudged} products have no verdict: neither they nor the outputs behind them "
+                "can be held to a bound"
+            )
 
 
-def _num_rows(feed: NDArray[Any]) -> int:
-    """Rows of X this input may lead to: one a character, a token or a vector."""
-    if feed.dtype.kind in "OSU":
-        return sum(map(len, feed.flat))
-    return int(feed.size if feed.dtype.kind in "iu" else np.prod(feed.shape[:-1]))
+def _variants(chosen: ChosenInputs) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The inputs, and those that take other branches, with what to call them."""
+    yield "", chosen.feeds
+    for feeds in chosen.others:
+        changed = [
+            f"{name} = {bool(array.flat[0])}"
+            for name, array in feeds.items()
+            if array is not chosen.feeds[name] and array.size
+        ]
+        yield f" with {', '.join(changed)}", feeds
 
 
-def _batches(
-    nodes: Sequence[NodeProto], rows: int, max_bytes: int
-) -> Iterator[Sequence[NodeProto]]:
-    """Runs of nodes whose inputs and outputs take about max_bytes together, one node at least."""
-    batch: list[NodeProto] = []
-    num_bytes = 0
-    for node in nodes:
-        attributes = node_attributes(node)
-        needed = 4 * max(rows, 1) * (attributes.K + attributes.N)
-        if batch and num_bytes + needed > max_bytes:
-            yield batch
-            batch, num_bytes = [], 0
-        batch.append(node)
-        num_bytes += needed
-    if batch:
-        yield batch
+def _grouped(no_verdict: Mapping[str, str]) -> Iterator[str]:
+    """One note a reason."""
+    for reason in dict.fromkeys(filter(None, no_verdict.values())):
+        names = [name for name, each in no_verdict.items() if each == reason]
+        shown = ", ".join(f"'{name}'" for name in names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        yield f"no verdict on {shown}{more}: {reason}"

@@ -46,6 +46,7 @@ class Run:
     outputs: dict[str, str]
     summary: str
     temporary: Path
+    values: dict[str, str]
 
 
 def environment() -> dict[str, str]:
@@ -65,10 +66,12 @@ def run_action(folder: Path, **inputs: str) -> Run:
     assert required <= given.keys()
     values |= given | {"github.action_path": str(ROOT)}
     temporary = folder.parent / "runner"
-    temporary.mkdir()
+    temporary.mkdir(exist_ok=True)  # kept between runs, it is what the cache would bring back
     summary = temporary / "summary"
     log = ""
     for step in action["runs"]["steps"]:
+        if step["id"] == "cache":
+            continue
         assert step["shell"] == "bash"
         output, script = temporary / f"{step['id']}.output", temporary / f"{step['id']}.sh"
         output.touch()
@@ -99,7 +102,7 @@ def run_action(folder: Path, **inputs: str) -> Run:
         for name, each in action["outputs"].items()
     }
     text = summary.read_text(encoding="utf-8") if summary.exists() else ""
-    return Run(done.returncode, log, outputs, text, temporary)
+    return Run(done.returncode, log, outputs, text, temporary, values)
 
 
 def substitute(text: str, values: dict[str, str]) -> str:
@@ -207,7 +210,8 @@ def obeyed(log: str) -> list[str]:
             token = "" if line == f"::{token}::" else token
         elif line.startswith("::"):
             commands.append(line)
-            token = line.removeprefix("::stop-commands::") if "stop-commands" in line else ""
+            stops = line.startswith("::stop-commands::")
+            token = line.removeprefix("::stop-commands::") if stops else ""
     assert not token, "commands were not resumed"
     return commands
 
@@ -224,7 +228,10 @@ def test_action_obeys_no_command_of_a_model(workspace: Path) -> None:
         assert done.code == 4, done.log
         assert done.outputs["exit-code"] == "4"
         assert "\n::error::injected" in done.log
-        commands += obeyed(done.log)
+        stop, annotation = obeyed(done.log)
+        commands.append(stop)
+        assert annotation.startswith("::error file=named.onnx,title=Requirement not met::")
+        assert "%0A::error::injected" in annotation
         shutil.rmtree(done.temporary)
     assert len(set(commands)) == 2, commands
     assert all(re.fullmatch("::stop-commands::[0-9a-f]{32}", line) for line in commands)
@@ -232,9 +239,26 @@ def test_action_obeys_no_command_of_a_model(workspace: Path) -> None:
 
 def test_action_keeps_inputs_out_of_its_scripts() -> None:
     for step in load("action.yml")["runs"]["steps"]:
+        if step["id"] == "cache":
+            assert step["uses"] == "actions/cache@v4"
+            assert step["with"].keys() == {"path", "key"}
+            continue
         assert not EXPRESSION.search(step["run"])
         assert "${{" not in step["run"]
         assert "uses" not in step
+
+
+def test_action_names_its_installation_by_what_it_depends_on(workspace: Path) -> None:
+    def key(python: str = sys.executable, version: str = "") -> str:
+        inputs = {"install": "false", "python": python, "version": version}
+        return run_action(workspace, model="models", output="out", **inputs).values[
+            "steps.name.outputs.key"
+        ]
+
+    first = key()
+    assert re.fullmatch(r"onnx-ternary-\d+-\d+-?", first)
+    assert key() == first
+    assert key(version="0.1.0") != first
 
 
 @pytest.mark.skipif(
@@ -248,6 +272,12 @@ def test_action_installs_itself(workspace: Path, monkeypatch: pytest.MonkeyPatch
     done = run_action(workspace, model="models", output="out", python=sys.executable)
     assert done.code == 0, done.log
     assert (workspace / "out/digits.onnx").stat().st_size < 200_000
+    # What the cache brings back is used as it is: without pip nothing could be installed.
+    (installed,) = done.temporary.glob("onnx-ternary-*/installed")
+    before = installed.stat().st_mtime_ns
+    done = run_action(workspace, model="models", output="again", python=sys.executable)
+    assert done.code == 0, done.log
+    assert installed.stat().st_mtime_ns == before
 
 
 def command(line: str) -> list[str]:

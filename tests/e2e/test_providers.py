@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+from onnx.numpy_helper import to_array
 
 import onnx_ternary
 from onnx_ternary.native import kernels as native_kernels
-from onnx_ternary.schema import OP_TYPE
+from onnx_ternary.native import layer
+from onnx_ternary.schema import OP_TYPE, OpAttributes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CPU = "CPUExecutionProvider"
+# By rows, the best first.
+BEST_FLOAT_ISAS = {
+    1: ("avx512vnni", "avx2", "neon_dotprod", "neon"),
+    8: ("avx512vbmi", "avx512vnni", "avx2", "neon_i8mm", "neon_dotprod"),
+}
 IMAGES = np.load(EXAMPLES / "digits_mlp.npz")["images"][:8]
 
 
@@ -115,3 +123,25 @@ def test_hand_written_kernels_are_used(converted: bytes, tmp_path: Path) -> None
 
 def supported_kernels() -> list[Any]:
     return [each for each in onnx_ternary.list_kernels()["kernels"] if each["supported"]]
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_products_of_digits_run_the_selected_kernels(converted: bytes, rows: int) -> None:
+    """Those of the best instruction set that this processor has."""
+    isas = {each["isa"] for each in supported_kernels()}
+    best = next((isa for isa in BEST_FLOAT_ISAS[rows] if isa in isas), None)
+    if best is None:
+        pytest.skip("this processor has none of the instruction sets")
+    by_name = {each["name"]: each for each in native_kernels.list_kernels()["kernels"]}
+    model = onnx.ModelProto.FromString(converted)
+    constants = {each.name: to_array(each) for each in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == OP_TYPE]
+    assert len(products) >= 2
+    for node in products:
+        values = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        texts = {name: value.decode() for name, value in values.items() if type(value) is bytes}
+        attributes = OpAttributes.read({**values, **texts}, node.name)
+        x = np.random.default_rng(0).normal(size=(rows, attributes.K)).astype(np.float32)
+        tensors = [constants[name] for name in node.input[1:]]
+        _, used = layer.run(attributes, *tensors, x)
+        assert {by_name[name]["isa"] for name in used.split(",")} == {best}

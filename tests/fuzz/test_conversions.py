@@ -18,7 +18,7 @@ from tests.catalogue.einsum import HITS as EINSUMS
 from tests.fuzz import conversions
 
 # Seed and attempt of what was a finding once, beside the models written out below.
-FOUND = [(1, 48), (2, 1137), (3, 2079)]
+FOUND = [(1, 48), (2, 1137), (3, 2079), (5, 1094), (5, 2682), (6, 147), (6, 2572)]
 ALL = OptimizeOptions(min_elements=0)
 
 contents = functools.cache(conversions.base_models)

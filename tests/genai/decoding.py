@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import onnxruntime_genai as og
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from onnx_ternary import register
@@ -39,12 +40,16 @@ class Transformers:
         )
         return [int(token) for token in out[0]][len(prompt) :]
 
+    def logits(self, prompt: Sequence[int]) -> NDArray[np.float64]:
+        """Logits (length, vocabulary) of a prompt."""
+        with torch.no_grad():
+            return self._model(torch.tensor([list(prompt)])).logits[0].double().numpy()
+
     def margin(self, prompt: Sequence[int]) -> tuple[float, float]:
         """How far the two best logits behind a prompt are apart, and their root mean square."""
-        with torch.no_grad():
-            logits = self._model(torch.tensor([list(prompt)])).logits[0, -1].double()
-        best = torch.topk(logits, 2).values
-        return float(best[0] - best[1]), float(logits.square().mean().sqrt())
+        logits = self.logits(prompt)[-1]
+        second, best = np.sort(logits)[-2:]
+        return float(best - second), float(np.sqrt(np.mean(logits**2)))
 
 
 class Genai:
@@ -78,12 +83,19 @@ class Onnxruntime:
         self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._caches = [each for each in self._session.get_inputs() if "past" in each.name]
 
+    def _empty(self) -> list[NDArray[np.float32]]:
+        return [np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32) for each in self._caches]
+
+    def logits(self, prompt: Sequence[int]) -> NDArray[np.float64]:
+        """As `Transformers.logits`."""
+        feeds = {each.name: cache for each, cache in zip(self._caches, self._empty(), strict=True)}
+        feeds["input_ids"] = np.array([prompt], np.int64)
+        feeds["attention_mask"] = np.ones((1, len(prompt)), np.int64)
+        return self._session.run(["logits"], feeds)[0][0].astype(np.float64)
+
     def tokens(self, prompt: Sequence[int], count: int) -> list[int]:
         """As `Transformers.tokens`."""
-        caches = [
-            ort.OrtValue.ortvalue_from_numpy(np.zeros((1, each.shape[1], 0, each.shape[3]), "f"))
-            for each in self._caches
-        ]
+        caches = [ort.OrtValue.ortvalue_from_numpy(each) for each in self._empty()]
         new, found = np.array([prompt], np.int64), list[int]()
         while len(found) < count and found[-1:] != [END]:
             binding = self._session.io_binding()

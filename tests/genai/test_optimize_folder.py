@@ -43,7 +43,8 @@ def test_a_float_folder_is_converted_without_flags(
     done = optimize(str(original), str(tmp_path / "converted"), "--report", str(report_path))
     assert done.returncode == 0, done.stderr
     report = json.loads(report_path.read_text())
-    assert len(report["rewrites"]) >= 14
+    # The builder joins the query, key and value projections: five products in each of two layers.
+    assert len(report["rewrites"]) >= 10
     assert report["verification"]["passed"]
     library = Path(onnx_ternary.get_library_path()).name
     config = json.loads((tmp_path / "converted/genai_config.json").read_text())
@@ -64,4 +65,4 @@ def test_an_int4_folder_is_refused_with_what_to_do(tmp_path: Path, trained: Trai
     report = tmp_path / "r.json"
     optimize(str(original), str(tmp_path / "out"), "--require-rewrite", "--report", str(report))
     reasons = [kept["reason"] for kept in json.loads(report.read_text())["rejections"]]
-    assert sum("levels -8, 0 and 7" in reason for reason in reasons) >= 7
+    assert sum("levels -8, 0 and 7" in reason for reason in reasons) >= 5

@@ -245,3 +245,32 @@ def test_unknown_size_is_refused() -> None:
 def test_catalogue_model_is_not_bounded_by_the_defaults() -> None:
     proto = model([node("Neg", ["v"], "w"), matmul()], {"v": ternary()})
     assert len(optimize(proto, OptimizeOptions(min_elements=0)).report.rewrites) == 1
+
+
+def test_indices_of_weights_made_of_nothing_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One number becomes a weight, which every branch has an index of."""
+    monkeypatch.setattr(budget, "LEAST_BYTES", 1 << 17)
+    monkeypatch.setattr(budget, "EXPANSION", 4)
+    branches = 80
+    nodes = [node("Expand", ["one", "sides"], "w")]
+    for at in range(branches):
+        graphs = {
+            name: helper.make_graph(
+                [matmul("x", "w", f"{name}{at}", f"{name}{at}")],
+                name,
+                [],
+                [helper.make_tensor_value_info(f"{name}{at}", 1, None)],
+            )
+            for name in ("then_branch", "else_branch")
+        }
+        nodes.append(helper.make_node("If", ["yes"], [f"y{at}"], name=f"if{at}", **graphs))
+    constants = {
+        "one": np.ones((1, 1), F32),
+        "sides": np.array([SIDE, SIDE]),
+        "yes": np.array(True),
+    }
+    proto = made(nodes, "w", constants)
+    report = optimize(proto, OptimizeOptions(min_elements=0)).report
+    assert len(report.rewrites) * SIDE * SIDE * 4 <= budget.TURNOVER * (1 << 17)
+    assert len(report.rewrites) > branches
+    assert "--max-fold-bytes" in report.rejections[-1].reason

@@ -17,8 +17,9 @@ from onnx_ternary.native import kernels
 from tests.support.kernel_node import BUILT, BY_NAME, LIST, SUPPORTED, Node, check_int8, make_node
 
 SUPPORTED_ISAS = {kernel["isa"] for kernel in SUPPORTED}
-# avx512bw and avx512vbmi have no kernels of their own for few rows or int8.
-VECTOR_ISAS = ("avx2", "avx512vnni")
+# avx512bw and avx512vbmi have no kernels of their own for few rows or int8, neon_i8mm none for one
+# row, neon none for batches of float rows.
+VECTOR_ISAS = ("avx2", "avx512vnni", "neon_dotprod")
 each_kernel = pytest.mark.parametrize("name", [kernel["name"] for kernel in SUPPORTED])
 each_packed_kernel = pytest.mark.parametrize(
     "name", [kernel["name"] for kernel in SUPPORTED if kernel["index_format"] == "packed"]
@@ -245,8 +246,15 @@ def test_int8_kernel_large_group_scales_do_not_overflow(name: str) -> None:
 
 
 def refuses_groups(node: Node, name: str) -> bool:
-    """Whether the kernel takes other groups alone, those of whole spans of 128 inputs."""
-    if BY_NAME[name]["isa"] != "avx512vbmi" or node.attributes.group_size % 128 == 0:
+    """Whether the kernel leaves the node's groups to others.
+
+    avx512vbmi takes those of whole spans of 128 inputs, neon_i8mm blocks of 32 inputs or more.
+    """
+    takes = {
+        "avx512vbmi": node.attributes.group_size % 128 == 0,
+        "neon_i8mm": node.attributes.block_size >= 32,
+    }
+    if takes.get(BY_NAME[name]["isa"], True):
         return False
     with pytest.raises(LibraryError, match=name):
         node.run(np.zeros((1, node.attributes.K), np.float32), name)

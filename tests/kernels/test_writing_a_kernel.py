@@ -5,25 +5,15 @@ from __future__ import annotations
 import ctypes
 import json
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from tests.support import scratch_library
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "writing_a_kernel.md"
 NAME = "packed_gemm_float_example_portable"
-# Sessions need these and kernels do not. Without them no headers of ONNX Runtime are needed.
-OF_SESSIONS = ("register", "op", "node_reader", "session_host")
 
-pytestmark = [
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="builds for Linux"),
-    pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake"),
-    pytest.mark.skipif(shutil.which("ninja") is None, reason="needs ninja"),
-    pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler"),
-]
+pytestmark = scratch_library.NEEDS
 
 
 def follow_the_page(tree: Path) -> None:
@@ -39,39 +29,6 @@ def follow_the_page(tree: Path) -> None:
     listed.write_text(text.replace(marker, "\n" + row + marker.lstrip("\n"), 1))
 
 
-def scratch_copy(tree: Path) -> None:
-    for folder in ("custom_ops", "cmake"):
-        shutil.copytree(ROOT / folder, tree / folder)
-    text = (ROOT / "CMakeLists.txt").read_text()
-    for name in OF_SESSIONS:
-        line = f"  custom_ops/{name}.cc\n"
-        assert line in text
-        text = text.replace(line, "")
-    (tree / "CMakeLists.txt").write_text(text)
-    (tree / "headers").mkdir()
-    (tree / "headers" / "onnxruntime_cxx_api.h").touch()
-
-
-def compile_library(tree: Path, build: Path) -> Path:
-    """Builds for a processor without rows of its own, without optimization: fast to build."""
-    options = [
-        "-DCMAKE_BUILD_TYPE=Debug",
-        "-DCMAKE_CXX_FLAGS=-O0 -g0",
-        "-DCMAKE_SYSTEM_NAME=Linux",
-        "-DCMAKE_SYSTEM_PROCESSOR=none",
-        "-DONNX_TERNARY_WERROR=ON",
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-DONNXRUNTIME_INCLUDE_DIR={tree / 'headers'}",
-    ]
-    if shutil.which("ccache") is not None:
-        options.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
-    configure = ["cmake", "-G", "Ninja", "-S", str(tree), "-B", str(build), *options]
-    for command in (configure, ["cmake", "--build", str(build)]):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return build / "libonnx_ternary_ops.so"
-
-
 def kernels_of(library: Path) -> dict[str, dict[str, object]]:
     functions = ctypes.CDLL(str(library))
     functions.otn_kernels_json.restype = ctypes.c_char_p
@@ -81,10 +38,10 @@ def kernels_of(library: Path) -> dict[str, dict[str, object]]:
 
 def test_page_makes_a_kernel(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
-    scratch_copy(tree)
+    scratch_library.copy_sources(tree)
     assert NAME not in (tree / "custom_ops" / "kernels" / "kernel_list.inc").read_text()
     follow_the_page(tree)
-    library = compile_library(tree, tmp_path / "build")
+    library = scratch_library.compile_library(tree, tmp_path / "build")
     kernels = kernels_of(library)
     assert kernels[NAME] == {
         "name": NAME,

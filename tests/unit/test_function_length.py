@@ -19,8 +19,6 @@ MAX_LINES = 60
 ROOTS = (Path(onnx_ternary.__file__).parent, Path(pipeline.__file__).parent)
 LONGER = {
     "cli/_options.py rewrite_options": "a table of click options",
-    "verification/judge.py check_product": "judges rows, probes and columns in one; to be split",
-    "verification/verify.py verify": "products, outputs and notes in one; to be split",
 }
 
 

@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "op model_files runtime",
         "verification",
         "reports",
-        "graph_passes.local_calls graph_passes.site",
+        "graph_passes.attributes graph_passes.local_calls graph_passes.site",
         "graph_passes.constants",
         "graph_passes.match",
         "graph_passes.rules graph_passes.rewrite graph_passes.functions",

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 from onnx_ternary.conversion.accepted import Acceptance, Verifying
 from onnx_ternary.errors import RequirementError, VerificationError
 from onnx_ternary.model_files.load import load
+from onnx_ternary.options import VerificationOptions
 from onnx_ternary.verification.report import VerificationReport
 from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES
+from tests.support.converted_models import (
+    Product,
+    converted_model,
+    original_model,
+    random_weight,
+)
 from tests.support.two_products import names_in, two_products
 
 REPORT = VerificationReport((), (), 0, {}, ())
@@ -90,9 +98,29 @@ def test_refused_size_is_not_compared(source: Path) -> None:
 
 
 def test_why_not_verified() -> None:
-    limit = MAX_VERIFIED_BYTES
-    assert Verifying().why_not("nothing done", 1, "") == "nothing done"
-    assert Verifying().why_not("", limit, "") == ""
-    assert Verifying().why_not("", limit + 1, "over {}") == "over 2 GB"
-    assert Verifying(asked=True).why_not("", limit + 1, "over {}") == ""
-    assert Verifying(asked=False).why_not("", 1, "over {}") == "not asked for"
+    assert Verifying().why_not("nothing done") == "nothing done"
+    assert Verifying().why_not("") == ""
+    assert Verifying(asked=True).why_not("") == ""
+    assert Verifying(asked=False).why_not("") == "not asked for"
+    required = VerificationOptions(require_whole=True)
+    with pytest.raises(RequirementError, match="none was asked for"):
+        Verifying(asked=False, options=required).why_not("")
+
+
+@pytest.mark.parametrize(
+    ("asked", "required", "scope"),
+    [(None, False, "products"), (True, False, "whole"), (None, True, "whole")],
+)
+def test_large_models_are_compared_product_by_product(
+    asked: bool | None, required: bool, scope: str, tmp_path: Path
+) -> None:
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    product = Product.make(random_weight(np.random.default_rng(0), 64, 16))
+    onnx.save(original_model([product]), before)
+    onnx.save(converted_model([product]), after)
+    verifying = Verifying(asked=asked, options=VerificationOptions(require_whole=required))
+    report = verifying.compare(before, after, MAX_VERIFIED_BYTES + 1, 0.0)
+    assert report.passed
+    assert report.scope == scope
+    assert ("larger than 2 GB" in report.not_whole) == (scope == "products")
+    assert verifying.compare(before, after, MAX_VERIFIED_BYTES, 0.0).scope == "whole"

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_ternary import runtime
@@ -243,6 +243,27 @@ def test_uint8_rule_same_bits(opset: int, options: dict[str, Any]) -> None:
                 np.testing.assert_array_equal(run(model, values, level), expected)
             # Extended optimizations fuse the operators, in another order of roundings.
             np.testing.assert_allclose(run(model, values), expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
+def test_uint8_keeps_the_axes_of_an_add_behind_it(opset: int, level: str, with_bias: bool) -> None:
+    rng = np.random.default_rng(3)
+    product = make_product(rng, 64, 32, {}, with_bias=with_bias, activation=UINT8)
+    model = converted_model([product], opset=opset, x_shape=["M", 64])
+    added = rng.standard_normal((1, 1, 32)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(added, "added"))
+    model.graph.node.append(helper.make_node("Add", ["y0", "added"], ["y"]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    x = rng.standard_normal((3, 64)).astype(np.float32)
+    index = product.index
+    expected = added + ternary_indexed_matmul(
+        x, index.codes, index.aux, index.scale, product.bias, product.attributes
+    )
+    found = run(model, x, level)
+    assert found.shape == (1, 3, 32)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("opset", [11, 17, 18])

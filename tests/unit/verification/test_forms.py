@@ -50,14 +50,9 @@ def test_products_are_judged_on_their_own(name: str) -> None:
     report = verify(original, other, inputs=inputs)
     assert report.passed, report.summary()
     statuses = {check.status for check in report.products}
-    if name == "function_called_in_branches":
-        assert statuses == {"end to end only"}
-    elif name in ("cone_in_branches", "function_with_branches"):  # values cannot be exposed
-        assert not statuses
-        assert report.num_nested_products == 2
-    else:
-        assert statuses == {"passed"}
-        assert report.num_nested_products == 0
+    assert statuses == {"passed"}
+    assert report.scope == "whole"
+    assert report.num_nested_products == 0
 
 
 @pytest.mark.parametrize(
@@ -108,12 +103,8 @@ def test_products_are_judged_without_the_whole_model(name: str) -> None:
     assert report.passed, report.summary()
     assert report.outputs == ()
     statuses = {check.status for check in report.products}
-    if name in ("cone_in_branches", "function_with_branches"):
-        assert not statuses
-        assert report.num_unjudged == 2
-    else:
-        assert statuses == {"passed"}
-        assert report.num_unjudged == 0
+    assert statuses == {"passed"}
+    assert report.num_unjudged == 0
 
 
 def test_fused_products_do_not_run_alone() -> None:

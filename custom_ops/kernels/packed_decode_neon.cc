@@ -1,0 +1,96 @@
+// Kernels for `packed`, any 64-bit ARM: decode and widening multiplications. The loop, its ranges
+// and layouts: common/decode_neon.h.
+//
+// Ranges. Two products of a field at scale 16 and code 3 are at most 2 * 48 * 128 = 12288, an
+// int16.
+//
+// C headers and intrinsics only, everything in the anonymous namespace: the dot product kernels
+// compile the same templates for their processors.
+#include "common/decode_neon.h"
+#include "kernel_list.h"
+
+namespace onnx_ternary {
+namespace neon {
+namespace {
+
+struct WideningOps : OneColumnOps {
+  static constexpr int64_t kInt8Rows = 4;
+  static constexpr int64_t kFloatRows = 1;
+  static constexpr int64_t kInt8GroupsRows = 4;
+  static constexpr int64_t kFloatGroupsRows = 1;
+
+  // Column by column at each step: four cycles from one to the next of the same column.
+  static OTN_ALWAYS_INLINE void Dot(int, int32x4_t* acc, int8x16_t q, const int8x16_t* codes) {
+    int16x8_t products[kTile];
+    OTN_UNROLL
+    for (int c = 0; c < kTile; ++c) {
+      products[c] = vmull_s8(vget_low_s8(codes[c]), vget_low_s8(q));
+      OTN_IN_REGISTER(products[c]);
+    }
+    OTN_UNROLL
+    for (int c = 0; c < kTile; ++c) {
+      products[c] = vmlal_high_s8(products[c], codes[c], q);
+      OTN_IN_REGISTER(products[c]);
+    }
+    OTN_UNROLL
+    for (int c = 0; c < kTile; ++c) {
+      acc[c] = vpadalq_s16(acc[c], products[c]);
+      OTN_IN_REGISTER(acc[c]);
+    }
+  }
+
+  template <int kDigits>
+  static const ComputeFunction* Functions(bool per_group) {
+    typedef WideningOps Ops;
+    if constexpr (kDigits == 1) {
+      static constexpr ComputeFunction kFunctions[] = {
+          ComputeRows<Ops, 1, 1>, ComputeRows<Ops, 1, 2>, ComputeRows<Ops, 1, 3>,
+          ComputeRows<Ops, 1, 4>};
+      static constexpr ComputeFunction kGroups[] = {
+          ComputeRowsGroups<Ops, 1, 1>, ComputeRowsGroups<Ops, 1, 2>, ComputeRowsGroups<Ops, 1, 3>,
+          ComputeRowsGroups<Ops, 1, 4>};
+      return per_group ? kGroups : kFunctions;
+    } else {
+      static constexpr ComputeFunction kFunctions[] = {ComputeRows<Ops, 3, 1>};
+      static constexpr ComputeFunction kGroups[] = {ComputeRowsGroups<Ops, 3, 1>};
+      return per_group ? kGroups : kFunctions;
+    }
+  }
+};
+
+}  // namespace
+}  // namespace neon
+
+extern const Kernel packed_gemm_int8_4x4_neon = {
+    "packed_gemm_int8_4x4_neon",
+    IndexFormat::packed,
+    Activation::int8,
+    Isa::neon,
+    /*accepts=*/nullptr,
+    /*max_rows=*/16,
+    /*column_step=*/neon::kTile,
+    neon::ExactDepth,
+    /*fixed_point=*/false,
+    neon::PreparedBytes<neon::WideningOps, 1>,
+    neon::Prepare<neon::WideningOps, 1>,
+    neon::ScratchBytes<neon::WideningOps>,
+    neon::Compute<neon::WideningOps, 1>,
+};
+
+extern const Kernel packed_gemv_float_1x4_neon = {
+    "packed_gemv_float_1x4_neon",
+    IndexFormat::packed,
+    Activation::float32,
+    Isa::neon,
+    /*accepts=*/nullptr,
+    /*max_rows=*/4,
+    /*column_step=*/neon::kTile,
+    neon::ExactDepth,
+    /*fixed_point=*/true,
+    neon::PreparedBytes<neon::WideningOps, 3>,
+    neon::Prepare<neon::WideningOps, 3>,
+    neon::ScratchBytes<neon::WideningOps>,
+    neon::Compute<neon::WideningOps, 3>,
+};
+
+}  // namespace onnx_ternary

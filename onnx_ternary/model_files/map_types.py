@@ -1,0 +1,59 @@
+"""Values that are maps, as scikit-learn's classifiers end in: onnx_ir has no type for them.
+
+They are read without a type, which is written back when the model is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+import onnx_ir as ir
+
+_KEY = "onnx_ternary.map_types"
+
+
+def deserialized(proto: onnx.ModelProto) -> ir.Model:
+    """The model of a message that may have maps as inputs, outputs or inner values."""
+    maps = {
+        value.name: value.type.SerializeToString()
+        for value in _values(proto.graph)
+        if _is_map(value.type)
+    }
+    if not maps:
+        return ir.from_proto(proto)
+    without = onnx.ModelProto()
+    without.CopyFrom(proto)
+    for value in _values(without.graph):
+        if value.name in maps:
+            value.ClearField("type")
+    model = ir.from_proto(without)
+    model.meta[_KEY] = maps
+    return model
+
+
+def has_map_types(model: ir.Model) -> bool:
+    """Whether a model that was read has types that it was read without."""
+    return bool(model.meta.get(_KEY))
+
+
+def restore_map_types(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """Gives values of the model's message the types they were read with."""
+    maps = model.meta.get(_KEY, {})
+    for value in _values(proto.graph):
+        if value.name in maps:
+            value.type.ParseFromString(maps[value.name])
+
+
+def _values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from graph.input
+    yield from graph.output
+    yield from graph.value_info
+
+
+def _is_map(kind: onnx.TypeProto) -> bool:
+    if kind.HasField("sequence_type"):
+        return _is_map(kind.sequence_type.elem_type)
+    if kind.HasField("optional_type"):
+        return _is_map(kind.optional_type.elem_type)
+    return bool(kind.HasField("map_type"))

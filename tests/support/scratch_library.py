@@ -1,0 +1,55 @@
+"""A library built from a copy of the sources, for tests that change them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Sessions need these and kernels do not. Without them no headers of ONNX Runtime are needed.
+OF_SESSIONS = ("register", "op", "node_reader", "session_host")
+
+NEEDS = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="builds for Linux"),
+    pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake"),
+    pytest.mark.skipif(shutil.which("ninja") is None, reason="needs ninja"),
+    pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler"),
+]
+
+
+def copy_sources(tree: Path) -> None:
+    """Copies what a library of kernels is built from, without what sessions need."""
+    for folder in ("custom_ops", "cmake"):
+        shutil.copytree(ROOT / folder, tree / folder)
+    text = (ROOT / "CMakeLists.txt").read_text()
+    for name in OF_SESSIONS:
+        line = f"  custom_ops/{name}.cc\n"
+        assert line in text
+        text = text.replace(line, "")
+    (tree / "CMakeLists.txt").write_text(text)
+    (tree / "headers").mkdir()
+    (tree / "headers" / "onnxruntime_cxx_api.h").touch()
+
+
+def compile_library(tree: Path, build: Path) -> Path:
+    """Builds for a processor without rows of its own, without optimization: fast to build."""
+    options = [
+        "-DCMAKE_BUILD_TYPE=Debug",
+        "-DCMAKE_CXX_FLAGS=-O0 -g0",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=none",
+        "-DONNX_TERNARY_WERROR=ON",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DONNXRUNTIME_INCLUDE_DIR={tree / 'headers'}",
+    ]
+    if shutil.which("ccache") is not None:
+        options.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
+    configure = ["cmake", "-G", "Ninja", "-S", str(tree), "-B", str(build), *options]
+    for command in (configure, ["cmake", "--build", str(build)]):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build / "libonnx_ternary_ops.so"
