@@ -11,7 +11,7 @@ from onnx_ternary.conversion.optimize import OptimizeResult, optimize
 from onnx_ternary.exporting.export import ExportedFile, ExportResult, export, export_file
 from onnx_ternary.native.kernels import list_kernels as list_kernels
 from onnx_ternary.native.library_path import get_library_path
-from onnx_ternary.options import OptimizeOptions, Requirements
+from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.outcome import Batch, Conversion, Outcome
 from onnx_ternary.runtime import InferenceSession, register
 from onnx_ternary.verification.report import VerificationReport
@@ -29,6 +29,7 @@ __all__ = [
     "OptimizeResult",
     "Outcome",
     "Requirements",
+    "VerificationOptions",
     "VerificationReport",
     "__version__",
     "build",

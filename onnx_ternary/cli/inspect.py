@@ -17,12 +17,17 @@ from onnx_ternary.model_files.load import load
 from onnx_ternary.op.nodes import check_indices
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.page import render_page
+from onnx_ternary.verification.function_check import check_function_body
 
 
 @click.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
 @rewrite_options
-@click.option("--deep", is_flag=True, help="Check every index already in the model, code by code.")
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Check every index already in the model, code by code, and its function body.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option(
     "--html",
@@ -48,6 +53,8 @@ def inspect_command(
             report = optimize(model, options, progress=progress).report
         write_page("" if html_path is None else render_page(model.name, report))
     checked = check_indices(load(model).model) if deep else ()
+    if deep:
+        check_function_body(model)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
         return

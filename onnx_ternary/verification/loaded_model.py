@@ -176,22 +176,6 @@ class LoadedModel:
             raise self._error("run", error) from error
         return dict(zip(names, results, strict=True))
 
-    def refusal(self) -> Callable[[Mapping[str, NDArray[Any]]], ModelError | None]:
-        """Says why the model does not run on inputs; its session is made at the first call."""
-        session: ort.InferenceSession | None = None
-
-        def refusal(feeds: Mapping[str, NDArray[Any]]) -> ModelError | None:
-            nonlocal session
-            if session is None:
-                session = self.session(None, optimized=False)
-            try:
-                self.run_values(session, feeds, [output.name for output in session.get_outputs()])
-            except ModelError as error:
-                return error
-            return None
-
-        return refusal
-
     def _error(self, action: str, error: Exception) -> ModelError:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         advice = (
@@ -240,3 +224,36 @@ def _has_external_data(proto: ModelProto) -> bool:
         if attribute.HasField("t")
     ]
     return any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors)
+
+
+class Tries:
+    """Runs a model on inputs that may not fit, and keeps what came out last."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._session: ort.InferenceSession | None = None
+        self._last: tuple[Mapping[str, NDArray[Any]], dict[str, Any]] | None = None
+
+    def refusal(self, feeds: Mapping[str, NDArray[Any]]) -> ModelError | None:
+        """Why the model does not run on inputs; None where it does."""
+        if self._session is None:
+            self._session = self._model.session(None, optimized=False)
+        names = [output.name for output in self._session.get_outputs()]
+        try:
+            self._last = feeds, self._model.run_values(self._session, feeds, names)
+        except ModelError as error:
+            return error
+        return None
+
+    def outputs(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """What the model gives for inputs; it runs if these were not the last ones tried.
+
+        Raises:
+            ModelError: if it does not run.
+        """
+        if self._last is None or self._last[0] is not feeds:
+            error = self.refusal(feeds)
+            if error is not None:
+                raise error
+        assert self._last is not None
+        return self._last[1]

@@ -279,7 +279,7 @@ def run_trials(
         for trial in batch:
             function = bodies.take(trial.attributes, trial.tensors, trial.x.dtype)
             if function is not None:
-                trial.by_body = _run_body(after, trial, function)
+                trial.by_body = run_body(after, trial, function)
 
 
 def _originals(
@@ -300,7 +300,12 @@ def _originals(
     return results
 
 
-def _run_body(after: LoadedModel, trial: Trial, function: FunctionProto) -> NDArray[Any]:
+def run_body(after: LoadedModel, trial: Trial, function: FunctionProto) -> NDArray[Any]:
+    """What the function body makes of a trial's x.
+
+    Raises:
+        ModelError: if onnxruntime cannot run it.
+    """
     (answer,) = run_pieces(
         after, [trial.body_piece()], optimized=False, with_op=False, functions=[function]
     )

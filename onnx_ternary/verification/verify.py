@@ -28,7 +28,7 @@ from onnx_ternary.verification.inputs import (
     InputsError,
     choose_inputs,
 )
-from onnx_ternary.verification.loaded_model import LoadedModel, Model
+from onnx_ternary.verification.loaded_model import LoadedModel, Model, Tries
 from onnx_ternary.verification.original import (
     ROUNDING_OPS,
     with_float_sums,
@@ -137,11 +137,12 @@ def verify(
     )
     if products_only:
         return _alone(comparison, "it was not asked for", strict=True)
+    tries = Tries(before)
     try:
         chosen = choose_inputs(
-            before.proto, InputOptions(inputs, seed, options.shapes), before.refusal()
+            before.proto, InputOptions(inputs, seed, options.shapes), tries.refusal
         )
-        expected = before.run(chosen.feeds, _output_names(before), optimized=False)
+        expected = tries.outputs(chosen.feeds)
     except ModelError as error:
         if inputs is not None:
             raise
