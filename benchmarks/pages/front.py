@@ -80,7 +80,7 @@ def model_table(results: Mapping[str, Any]) -> str:
         ["Ternary-Bonsai, Bonsai", "`MatMulNBits`, 2 bits", optimize, "as before", ""],
         ["TWN, TTQ, your own training", "float32 or in the graph", optimize, "1/16 of float32", ""],
         ["Brevitas", "QCDQ", optimize, "1/4 of int8", ""],
-        ["Brevitas, FINN", "QONNX", "`optimize --no-verify`", "1/16 of float32", ""],
+        ["Brevitas, FINN", "QONNX", "`optimize`", "1/16 of float32", ""],
         ["larq (Keras)", "float32 {-1, +1}, by tf2onnx", optimize, "1/32 of float32", ""],
     ]
     return table(["model", "weights in the file", "command", "size", "tokens a second"], rows)
