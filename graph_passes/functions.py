@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnx_ternary.op.nodes import local_functions, node_label, owning_functions
+from onnx_ternary.op.nodes import local_functions, node_label
 
 from .constants.constant import INLINE, Constant
-from .constants.resolve import resolve
 from .local_calls import called
-from .match import Rejection
+from .match import Context, Rejection
+from .site import Site
 
 _MAX_STEPS = 64
 
@@ -23,10 +23,10 @@ def function_name(function: ir.Function) -> str:
 class Functions:
     """What products inside local functions may not have: what differs from call to call."""
 
-    def __init__(self, model: ir.Model, *, with_body: bool) -> None:
-        self._model = model
+    def __init__(self, site: Site, context: Context, *, with_body: bool) -> None:
+        self._site, model = site, site.model
+        self._context = context
         self._with_body = with_body
-        self._owners = owning_functions(model)
         self._calls: dict[ir.OperatorIdentifier, list[ir.Node]] = {
             function.identifier(): [] for function in local_functions(model)
         }
@@ -38,7 +38,7 @@ class Functions:
 
     def refusal(self, node: ir.Node) -> str:
         """Why a product inside a local function stays; empty if nothing is against it."""
-        function = self._owners.get(id(node.graph))
+        function = self._site.function_of(node)
         if function is None:
             references = [name for name, attr in node.attributes.items() if attr.is_ref()]
             if references:
@@ -50,7 +50,7 @@ class Functions:
                 f"it is inside local function {name}, where ONNX Runtime finds the types of the op "
                 "through its function body only, and that is switched off"
             )
-        opset, models_opset = function.opset_imports.get(""), self._model.opset_imports.get("", 0)
+        opset, models_opset = function.opset_imports.get(""), self._site.opset
         if opset not in (None, models_opset):
             return (
                 f"local function {name} imports opset {opset}, the model {models_opset}; the op's "
@@ -64,9 +64,11 @@ class Functions:
     def explained(self, rejection: Rejection) -> Rejection:
         """The rejection, or one that says that the function's calls give the weight."""
         node = rejection.node
-        function = self._owners.get(id(node.graph))
+        function = self._site.function_of(node)
         values = [value for value in node.inputs if value is not None]
-        if function is None or any(isinstance(resolve(each), Constant) for each in values):
+        if function is None or any(
+            isinstance(self._context.resolve(each), Constant) for each in values
+        ):
             return rejection
         name = function_name(function)
         for value in values:
@@ -90,10 +92,10 @@ class Functions:
                 value = node.inputs[at] if at < len(node.inputs) else None
                 if value is None:
                     continue
-                constant = resolve(value)
+                constant = self._context.resolve(value)
                 if isinstance(constant, Constant):
                     return f"'{node_label(node)}' gives '{constant.name}'"
-                caller = self._owners.get(id(node.graph))
+                caller = self._site.function_of(node)
                 if caller is None or value not in caller.inputs:
                     continue
                 key = (id(caller), caller.inputs.index(value))

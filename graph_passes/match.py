@@ -14,7 +14,8 @@ from onnx_ternary.index.levels import NotTernary, TernaryWeight
 from onnx_ternary.options import OptimizeOptions
 
 from .constants.ahead import Ahead
-from .constants.constant import Constant
+from .constants.constant import Constant, Folder, NotConstant
+from .constants.resolve import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +83,21 @@ class TernaryMatMul:
 
 
 class Context:
-    """What rules share while one model is converted: the options and the last weight read.
+    """What rules share while one model is converted: options, constants, the last weight read.
 
     Consecutive users of a shared weight (its key is the same) do not read it again; keeping more
     than one matrix would cost memory. The next few are being read meanwhile (constants/ahead.py).
     """
 
-    def __init__(self, options: OptimizeOptions, ahead: Ahead) -> None:
+    def __init__(self, options: OptimizeOptions, ahead: Ahead, folder: Folder) -> None:
         self.options = options
+        self._folder = folder
         self._ahead = ahead
         self._last: tuple[Hashable, TernaryWeight | NotTernary] | None = None
+
+    def resolve(self, value: ir.Value) -> Constant | NotConstant:
+        """The constant ``value`` comes from, constant expressions included."""
+        return resolve(value, self._folder)
 
     def read_ahead(self, products: Sequence[ir.Node]) -> None:
         """Start on the weights of the products rules are asked about next."""

@@ -16,9 +16,8 @@ from onnx_ternary.reports.report import Kept
 from .attributes import check_attributes
 from .constants.ahead import Ahead
 from .constants.budget import LEAST_EXPANSION, Budget, OverBudget
-from .constants.cones import folding
+from .constants.cones import Cones
 from .constants.constant import Constant
-from .constants.resolve import resolve
 from .functions import Functions, function_name
 from .local_calls import set_apart
 from .match import Context, Rejection, TernaryMatMul
@@ -26,6 +25,7 @@ from .rewrite import remaining
 from .rewrite.finish import Replaced
 from .rewrite.replace import Replacer
 from .rules.catalogue import RULES, match_product
+from .site import Site
 
 # Gemm and Add broadcast differently before; models below IR 4 cannot hold a constant initializer.
 _MIN_OPSET = 7
@@ -33,6 +33,21 @@ _MIN_IR_VERSION = 4
 _READ_THROUGH = ("Cast", "DequantizeLinear", "Identity", "Transpose")
 _MAX_READ_THROUGH = 8
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A product some rule is asked about.
+
+    Attributes:
+        node: the product.
+        where: the graph it is in, in words.
+        in_function: whether that graph lies inside a local function.
+    """
+
+    node: ir.Node
+    where: str
+    in_function: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,35 +76,39 @@ def run(
     """
     check_attributes(model)
     budget = Budget(options, constant_bytes(model))
-    with set_apart(model), folding(model, budget, fold=options.fold), Ahead(options) as ahead:
-        return _run(model, options, progress, spool, ahead, _Charges(budget))
+    site = Site.of(model)
+    cones = Cones(site, budget, fold=options.fold)
+    with set_apart(model), Ahead(options) as ahead:
+        replacer = Replacer(site, options, spool, cones)
+        context = Context(options, ahead, cones)
+        return _run(site, context, replacer, ahead, _Charges(budget), progress)
 
 
 def _run(
-    model: ir.Model,
-    options: OptimizeOptions,
-    progress: Progress | None,
-    spool: Spool | None,
+    site: Site,
+    context: Context,
+    replacer: Replacer,
     ahead: Ahead,
     charges: _Charges,
+    progress: Progress | None,
 ) -> PassResult:
-    context = Context(options, ahead)
-    replacer = Replacer(model, options, spool)
+    model, options = site.model, context.options
     whole_model = _refusal_of_model(model)
     rejections: list[Kept] = []
     requantised: list[str] = []
     already = [node_label(node) for node in op_nodes(model)]
     products = list(_products(model))
-    functions = Functions(model, with_body=options.function_body)
-    for position, (node, where) in enumerate(products):
+    functions = Functions(site, context, with_body=options.function_body)
+    for position, product in enumerate(products):
+        node, where = product.node, product.where
         if progress is not None:
             progress(node_label(node), position, len(products))
         window = max(ahead.num_products, 1)
-        following = [each for each, _ in products[position : position + window + 1]]
+        following = [each.node for each in products[position : position + window + 1]]
         _prefetch(following[-1])
         if not whole_model:
-            context.read_ahead([each for each in following if not _excluded(each, options)])
-        refusal = whole_model or functions.refusal(node) or _excluded(node, options)
+            context.read_ahead([each for each in following if not _excluded(each, context)])
+        refusal = whole_model or functions.refusal(node) or _excluded(node, context)
         found = Rejection(node, refusal) if refusal else match_product(node, context)
         if not refusal and isinstance(found, Rejection):
             found = functions.explained(found)
@@ -99,7 +118,7 @@ def _run(
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
             reason = refused.reason
-            quantized, outcome = _requantize(refused.node, where, replacer, options)
+            quantized, outcome = _requantize(product, replacer, context)
             if quantized:
                 requantised.append(name)
             reason = f"{reason}; {outcome}" if outcome else reason
@@ -133,20 +152,18 @@ class _Charges:
         return None
 
 
-def _requantize(
-    node: ir.Node, where: str, replacer: Replacer, options: OptimizeOptions
-) -> tuple[bool, str]:
+def _requantize(product: _Found, replacer: Replacer, context: Context) -> tuple[bool, str]:
     """Hand a product to onnxruntime's quantizer if the user asks.
 
     Returns:
         Whether it took it, and what was done or why not; empty if nobody asked.
     """
-    choice = options.remaining
-    if choice == "keep" or _excluded(node, options):
+    choice, node = context.options.remaining, product.node
+    if choice == "keep" or _excluded(node, context):
         return False, ""
-    if where.startswith("function "):
+    if product.in_function:
         return False, "not quantized by --remaining: it is in a local function"
-    quantized = remaining.quantize(node, int(choice.removeprefix("int")))
+    quantized = remaining.quantize(node, context, int(choice.removeprefix("int")))
     if isinstance(quantized, str):
         return False, f"not quantized by --remaining: {quantized}"
     replacer.requantize(node, quantized)
@@ -169,8 +186,8 @@ def _prefetch(product: ir.Node) -> None:
             prefetch(value.const_value)
 
 
-def _products(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
-    """Every product some rule is asked about, and a description of the graph it is in."""
+def _products(model: ir.Model) -> Iterator[_Found]:
+    """Every product some rule is asked about."""
     op_types = frozenset[tuple[str, str]]().union(*(rule.op_types for rule in RULES))
 
     def walk(nodes: ir.Graph | ir.Function, where: str) -> Iterator[tuple[ir.Node, str]]:
@@ -187,10 +204,11 @@ def _products(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
                     for graph in attr.as_graphs():
                         yield from walk(graph, inner)
 
-    yield from walk(model.graph, "main graph")
+    for node, where in walk(model.graph, "main graph"):
+        yield _Found(node, where, in_function=False)
     for function in local_functions(model):
         for node, _ in walk(function, ""):
-            yield node, f"function {function_name(function)}"
+            yield _Found(node, f"function {function_name(function)}", in_function=True)
 
 
 def _refusal_of_model(model: ir.Model) -> str:
@@ -205,12 +223,13 @@ def _refusal_of_model(model: ir.Model) -> str:
     return ""
 
 
-def _excluded(node: ir.Node, options: OptimizeOptions) -> str:
+def _excluded(node: ir.Node, context: Context) -> str:
+    options = context.options
     if not (options.include or options.exclude):
         return ""
     names = [node.name or ""]
     for value in node.inputs:
-        operand = None if value is None else resolve(value)
+        operand = None if value is None else context.resolve(value)
         if isinstance(operand, Constant):
             names.append(operand.name)
     for glob in options.exclude:

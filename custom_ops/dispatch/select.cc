@@ -29,7 +29,7 @@ constexpr SelectionRow kSelection[] = {
     {built::packed_gemv_int8_1x4_neon_dotprod, 1, 1},
     {built::packed_gemm_int8_16x4_neon_dotprod, 2, kAnyRows},
     {built::packed_gemv_float_1x4_neon, 1, 4},
-    {built::packed_gemm_int8_4x4_neon, 1, kAnyRows},
+    {built::packed_gemm_int8_4x4_neon, 1, 15},
     {built::packed_gemv_float_portable, 1, 4},
     {built::packed_gemm_float_portable, 5, kAnyRows},
     {built::packed_gemv_int8_portable, 1, 4},

@@ -20,20 +20,18 @@ user's graph stays as it is, and rewrite/ removes what nobody uses any more.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnx_ternary.op.nodes import owning_functions
-
 from ..local_calls import real_domain
+from ..site import Site
 from . import qonnx
 from .budget import Budget, OverBudget
-from .constant import FOLDER, Constant, NotConstant, Numbers, call_attribute
+from .constant import Constant, NotConstant, Numbers, call_attribute
 from .evaluate import Evaluation, Made, Operand, Refusal
 from .resolve import leaf, resolve
 from .steps import Nodes, Step, has_graph
@@ -96,30 +94,20 @@ class _Kept:
             self._last = None
 
 
-@contextmanager
-def folding(model: ir.Model, budget: Budget, *, fold: bool) -> Iterator[None]:
-    """While open, `resolve.resolve` finds the constant expressions of ``model``.
+class Cones:
+    """Finds and evaluates the constant expressions of one model.
 
     Args:
-        model: what the values that are resolved belong to.
+        site: of the model the values that are resolved belong to.
         budget: of the conversion.
         fold: False names constant expressions without evaluating them.
     """
-    token = FOLDER.set(_Folder(model, budget, fold=fold))
-    try:
-        yield
-    finally:
-        FOLDER.reset(token)
 
-
-class _Folder:
-    """Finds and evaluates cones."""
-
-    def __init__(self, model: ir.Model, budget: Budget, *, fold: bool) -> None:
-        self._model = model
+    def __init__(self, site: Site, budget: Budget, *, fold: bool) -> None:
+        self._model = site.model
         self._budget = budget
         self._fold = fold
-        self._nodes = Nodes(model, owning_functions(model))
+        self._nodes = Nodes(site.model, site.owners)
         self.resolved: dict[int, tuple[ir.Value, Constant | NotConstant]] = {}
         # By id; the values are held so that no id comes back.
         self._statuses: dict[int, tuple[ir.Value, NotConstant | None]] = {}
@@ -342,9 +330,8 @@ class _Folder:
             for constant in leaves:
                 constant.release()
 
-    @staticmethod
-    def _quantized(value: ir.Value) -> Array:
-        found = resolve(value)
+    def _quantized(self, value: ir.Value) -> Array:
+        found = resolve(value, self)
         if isinstance(found, NotConstant):
             raise Refusal(found.reason)
         return found.numpy()

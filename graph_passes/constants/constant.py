@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -214,10 +213,6 @@ class Folder(Protocol):
     def status(self, value: ir.Value) -> NotConstant | None:
         """Why ``value`` is not the end of a constant expression, without evaluating it."""
         ...
-
-
-FOLDER: ContextVar[Folder | None] = ContextVar("FOLDER", default=None)
-"""Set by `cones.folding`, so that rules need not pass it on."""
 
 
 def call_attribute(node: ir.Node) -> str:

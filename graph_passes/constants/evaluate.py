@@ -19,9 +19,10 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+
+from onnx_ternary import _onnxruntime as ort
 
 from .budget import Budget
 from .steps import Step

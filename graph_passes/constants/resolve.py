@@ -2,8 +2,8 @@
 
 An operand is constant when it is an initializer nobody can override, a Constant node, one of these
 behind Identity, Transpose, Cast, QuantizeLinear, Clip, DequantizeLinear and QONNX Quant nodes, or,
-inside `cones.folding`, the end of any other constant expression. `resolve` only looks at shapes and
-dtypes (a constant expression is run to learn them); `Constant.numpy` reads and evaluates, one
+with a folder (cones.py), the end of any other constant expression. `resolve` only looks at shapes
+and dtypes (a constant expression is run to learn them); `Constant.numpy` reads and evaluates, one
 tensor at a time.
 
 Another way to find constants only has to return a `Constant` whose ``key`` identifies the value and
@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import dequantize, qonnx
-from .constant import FOLDER, Constant, NotConstant, Numbers, call_attribute
+from .constant import Constant, Folder, NotConstant, Numbers, call_attribute
 
 _FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -46,9 +46,13 @@ _CHAIN = frozenset({("", "Cast"), ("", "Identity"), ("", "Transpose")})
 _MAX_CHAIN = 64
 
 
-def resolve(value: ir.Value) -> Constant | NotConstant:
-    """Follow ``value`` back to the constant it comes from."""
-    folder = FOLDER.get()
+def resolve(value: ir.Value, folder: Folder | None = None) -> Constant | NotConstant:
+    """Follow ``value`` back to the constant it comes from.
+
+    Args:
+        value: an operand.
+        folder: finds constant expressions; None leaves them alone.
+    """
     # By id; the values are held so that no id comes back.
     found = {} if folder is None else folder.resolved
     waiting = [value]
@@ -59,7 +63,7 @@ def resolve(value: ir.Value) -> Constant | NotConstant:
             waiting += unknown
             continue
         if id(each) not in found:
-            found[id(each)] = (each, _resolve(each, lambda source: found[id(source)][1]))
+            found[id(each)] = (each, _resolve(each, lambda source: found[id(source)][1], folder))
         waiting.pop()
     return found[id(value)][1]
 
@@ -80,13 +84,12 @@ def _sources(value: ir.Value) -> list[ir.Value]:
     return []
 
 
-def _resolve(value: ir.Value, resolved: _Resolved) -> Constant | NotConstant:
+def _resolve(value: ir.Value, resolved: _Resolved, folder: Folder | None) -> Constant | NotConstant:
     if (constant := leaf(value)) is not None:
         return constant
     producer = value.producer()
     assert producer is not None  # everything else is a leaf
     name = producer.name or producer.op_type
-    folder = FOLDER.get()
     if refused := call_attribute(producer):
         refusal = NotConstant(f"'{value.name}' is computed by {refused}", False)
         return refusal if folder is None else folder.resolve(value)

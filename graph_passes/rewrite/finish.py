@@ -111,7 +111,7 @@ def _unchanged(model: ir.Model, options: OptimizeOptions) -> Replaced:
 
 def _add_imports(editor: ModelEditor, nodes: Iterable[ir.Node]) -> None:
     """Import the op's domain in the model, and in the local functions that have new nodes."""
-    owners = (editor.functions.get(id(node.graph)) for node in nodes)
+    owners = map(editor.site.function_of, nodes)
     functions = [each for each in dict.fromkeys(owners) if each is not None]
     for imports in (editor.model.opset_imports, *(each.opset_imports for each in functions)):
         imported = imports.setdefault(DOMAIN, DOMAIN_VERSION)

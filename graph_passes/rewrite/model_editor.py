@@ -9,7 +9,7 @@ inlines the function, once per call.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable
 from typing import Any
 
 import onnx_ir as ir
@@ -18,41 +18,38 @@ from numpy.typing import NDArray
 from onnx_ternary.model_files.tensors import Spool
 from onnx_ternary.op.nodes import (
     constant_tensor,
-    local_functions,
-    owning_functions,
 )
 from onnx_ternary.schema import DOMAIN, OpAttributes
 
-from ..constants.constant import FOLDER, Constant
+from ..constants.constant import Constant, Folder
 from ..constants.resolve import leaf
+from ..site import Site
 
 
 class ModelEditor:
     """One model while it is edited.
 
     Attributes:
+        site: what is known of the model.
         model: the model.
         opset: the ai.onnx opset the model imports.
-        functions: the local function each graph inside one belongs to, by the graph's id.
     """
 
-    def __init__(self, model: ir.Model, spool: Spool | None = None) -> None:
-        self.model = model
-        self.opset = model.opset_imports.get("", 0)
-        self.functions = owning_functions(model)
+    def __init__(self, site: Site, spool: Spool | None, folder: Folder) -> None:
+        self.site = site
+        self.model = site.model
+        self.opset = site.opset
         self._spool = spool
-        graphs = (model.graph, *(each.graph for each in local_functions(model)))
-        self._names = {name for graph in graphs for name in _value_names(graph)}
-        self._node_names = {node.name or "" for graph in graphs for node in graph.all_nodes()}
+        self._folder = folder
         self._tensors: dict[Hashable, ir.Value] = {}
 
     def value_name(self, name: str) -> str:
         """``name``, or it with a number behind, for a new value; from then on taken."""
-        return _unique(name, self._names)
+        return _unique(name, self.site.value_names)
 
     def node_name(self, name: str) -> str:
         """``name``, or it with a number behind, for a new node; from then on taken."""
-        return _unique(name, self._node_names)
+        return _unique(name, self.site.node_names)
 
     def shared_constant(
         self, product: ir.Node, weight: Constant, role: str, array: NDArray[Any]
@@ -70,7 +67,7 @@ class ModelEditor:
         graph = product.graph
         assert isinstance(graph, ir.Graph)
         name = self.value_name(name)
-        if id(graph) in self.functions:
+        if self.site.function_of(product) is not None:
             node = ir.Node(
                 "",
                 "Constant",
@@ -92,6 +89,11 @@ class ModelEditor:
         )
         graph.register_initializer(value)
         return value
+
+    def prune(self, value: ir.Value) -> None:
+        """Remove a constant nobody uses any more, and what it was made from."""
+        if isinstance(leaf(value), Constant) or self._folder.status(value) is None:
+            remove_unused(value)
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -155,27 +157,6 @@ def set_array(value: ir.Value | None, array: NDArray[Any]) -> None:
         return
     value.const_value = tensor
     value.shape = ir.Shape(array.shape)
-
-
-def _value_names(whole: ir.Graph) -> Iterator[str]:
-    for graph in (whole, *whole.subgraphs()):
-        yield from graph.initializers
-        values: Iterable[ir.Value] = (
-            *graph.inputs,
-            *(out for node in graph for out in node.outputs),
-        )
-        for value in values:
-            yield value.name or ""
-
-
-def prune(value: ir.Value) -> None:
-    """Remove a constant nobody uses any more, and what it was made from."""
-    if not isinstance(leaf(value), Constant):
-        # Without a folder no rule has looked behind what such steps make.
-        folder = FOLDER.get()
-        if folder is None or folder.status(value) is not None:
-            return
-    remove_unused(value)
 
 
 def remove_unused(value: ir.Value) -> None:

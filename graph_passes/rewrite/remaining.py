@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 from onnx_ternary.errors import OnnxTernaryError
 
 from ..constants.constant import Constant
-from ..constants.resolve import resolve
+from ..match import Context
 from .model_editor import (
     ModelEditor,
     output_shape,
-    prune,
 )
 
 BLOCK_SIZE = 32
@@ -62,7 +61,7 @@ class Quantized:
         return self.codes.nbytes + self.scales.nbytes + self.zero_points.nbytes
 
 
-def quantize(node: ir.Node, bits: int) -> Quantized | str:
+def quantize(node: ir.Node, context: Context, bits: int) -> Quantized | str:
     """The weight of a product in blocks, or why case 1 does not hold.
 
     Raises:
@@ -73,7 +72,7 @@ def quantize(node: ir.Node, bits: int) -> Quantized | str:
         return f"{node.op_type} is no product onnxruntime's quantizer takes"
     if node.op_type == "Gemm" and (found := _plain_gemm(node)):
         return found
-    weight = None if node.inputs[1] is None else resolve(node.inputs[1])
+    weight = None if node.inputs[1] is None else context.resolve(node.inputs[1])
     if not isinstance(weight, Constant):
         return "its second operand is no constant"
     if len(weight.shape) != 2 or not weight.size:
@@ -154,7 +153,7 @@ def requantize(editor: ModelEditor, node: ir.Node, quantized: Quantized) -> None
     operand = node.inputs[1]
     graph.remove(node, safe=True)
     if operand is not None:
-        prune(operand)
+        editor.prune(operand)
     editor.model.opset_imports.setdefault("com.microsoft", 1)
 
 

@@ -22,17 +22,15 @@ from onnx_ternary.op.nodes import (
 )
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
 from onnx_ternary.reports.report import Rewrite
-from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
+from onnx_ternary.schema import OpAttributes
 
-from ..constants.constant import Constant
+from ..constants.constant import Constant, Folder
 from ..match import Rejection, TernaryMatMul
+from ..site import Site
 from .finish import Replaced, Replacements, finish
+from .insert import insert
 from .model_editor import (
     ModelEditor,
-    op_attributes,
-    output_shape,
-    permuted_shape,
-    prune,
     remove_unused,
 )
 from .remaining import Quantized, requantize
@@ -56,9 +54,9 @@ class Replacer:
     """Edits one model, one product after the other."""
 
     def __init__(
-        self, model: ir.Model, options: OptimizeOptions, spool: Spool | None = None
+        self, site: Site, options: OptimizeOptions, spool: Spool | None, folder: Folder
     ) -> None:
-        self._editor = ModelEditor(model, spool)
+        self._editor = ModelEditor(site, spool, folder)
         self._options = options
         self._indices: dict[Hashable, _StoredIndex] = {}
         self._found = Replacements()
@@ -92,7 +90,7 @@ class Replacer:
         scale = self._editor.shared_constant(product, weight, "scale", match.scale)
         attributes = dataclasses.replace(stored.attributes, **self._activation(match))
         inputs = [match.x, stored.codes, stored.aux, scale, self._bias(match, name)]
-        node = self._insert(match, graph, inputs, attributes)
+        node = insert(self._editor, match, inputs, attributes)
         self._remove(match)
         self._found.roots[id(weight.root)] = weight.root
         row = Rewrite(
@@ -183,91 +181,7 @@ class Replacer:
         zeros = np.zeros(match.levels.levels.shape[1:] if needs_n else (), np.float32)
         return self._editor.shared_constant(match.product, match.weight, "zero_bias", zeros)
 
-    def _insert(
-        self,
-        match: TernaryMatMul,
-        graph: ir.Graph,
-        inputs: list[ir.Value],
-        attributes: OpAttributes,
-    ) -> ir.Node:
-        product, old = match.product, match.output
-        dtype = match.weight.dtype
-        nodes: list[ir.Node] = []
-
-        def add(
-            domain: str, op_type: str, operands: list[ir.Value], output: ir.Value, **kwargs: Any
-        ) -> ir.Value:
-            nodes.append(ir.Node(domain, op_type, operands, outputs=[output], **kwargs))
-            return output
-
-        def node_name(suffix: str) -> str:
-            return self._editor.node_name(f"{node_label(product)}.{suffix}")
-
-        def temporary(suffix: str, shape: ir.Shape | None) -> ir.Value:
-            name = self._editor.value_name(f"{old.name}.{suffix}")
-            return ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
-
-        if match.perm_x is not None:
-            turned = permuted_shape(match.x.shape, match.perm_x)
-            inputs[0] = add(
-                "",
-                "Transpose",
-                [match.x],
-                temporary("transposed", turned),
-                attributes=[ir.AttrInt64s("perm", match.perm_x)],
-                name=node_name("transpose"),
-            )
-        product_shape = output_shape(inputs[0].shape, attributes.N, match.rank)
-        known = (
-            product_shape if match.perm_y is None else permuted_shape(product_shape, match.perm_y)
-        )
-        output = ir.Value(
-            name=old.name,
-            shape=old.shape or known,
-            type=old.type or ir.TensorType(dtype),
-            doc_string=old.doc_string,
-            metadata_props=dict(old.metadata_props),
-        )
-        product_value = add(
-            DOMAIN,
-            OP_TYPE,
-            inputs,
-            (
-                output
-                if match.addend is None and match.perm_y is None
-                else temporary("product", output.shape if match.addend else product_shape)
-            ),
-            attributes=op_attributes(attributes),
-            name=product.name,
-            doc_string=product.doc_string,
-            metadata_props=dict(product.metadata_props),
-        )
-        if match.addend:
-            term = match.addend.value
-            if match.addend.factor != 1.0:
-                beta = np.array(match.addend.factor, dtype.numpy())
-                factor = self._editor.add_constant(product, f"{node_label(product)}.beta", beta)
-                scaled = temporary("addend", term.shape)
-                term = add("", "Mul", [term, factor], scaled, name=node_name("scale_addend"))
-            add("", "Add", [product_value, term], output, name=node_name("add"))
-        if match.perm_y is not None:
-            assert match.addend is None  # only Gemm has one
-            add(
-                "",
-                "Transpose",
-                [product_value],
-                output,
-                attributes=[ir.AttrInt64s("perm", match.perm_y)],
-                name=node_name("transpose_back"),
-            )
-        graph.insert_before(product, nodes)
-        old.replace_all_uses_with(output, replace_graph_outputs=True)
-        node = product_value.producer()
-        assert node is not None
-        return node
-
-    @staticmethod
-    def _remove(match: TernaryMatMul) -> None:
+    def _remove(self, match: TernaryMatMul) -> None:
         graph = match.product.graph
         assert isinstance(graph, ir.Graph)
         removed = (match.product, *match.absorbed)
@@ -275,7 +189,7 @@ class Replacer:
         graph.remove(removed, safe=True)
         for value in operands:
             if match.activation is None:
-                prune(value)
+                self._editor.prune(value)
             else:
                 remove_unused(value)
 

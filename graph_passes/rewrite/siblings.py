@@ -31,7 +31,7 @@ from onnx_ternary.op.nodes import (
 )
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE, OpAttributes
 
-from .model_editor import ModelEditor, op_attributes, output_shape, prune
+from .model_editor import ModelEditor, op_attributes, output_shape
 
 _FIRST_OPSET_WITH_SPLIT_INPUT = 13
 
@@ -145,5 +145,5 @@ def fuse(editor: ModelEditor, nodes: Sequence[ir.Node]) -> ir.Node:
     unused = [value for node in nodes for value in node.inputs[1:] if value is not None]
     graph.remove(nodes, safe=True)
     for value in unused:
-        prune(value)
+        editor.prune(value)
     return product

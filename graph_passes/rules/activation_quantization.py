@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from onnx_ternary.schema import MAX_UINT8_K
 
 from ..constants.constant import Constant, call_attribute
-from ..constants.resolve import resolve
+from ..match import Context
 
 UINT8_RULE: Mapping[str, Any] = {
     "activation": "uint8",
@@ -90,9 +90,11 @@ class Quantized:
     known: Mapping[ir.Value, Term]
     term: Term = field(default=ONE)
 
-    def units(self, value: ir.Value | None, num_columns: int, rank: int | None) -> Term | None:
+    def units(
+        self, value: ir.Value | None, num_columns: int, rank: int | None, context: Context
+    ) -> Term | None:
         """``value`` as a multiple of a power of d, if it is one (a constant: of power 0)."""
-        return _units(value, self.known, num_columns, rank, _MAX_STEPS)
+        return _units(value, self.known, num_columns, rank, _MAX_STEPS, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +104,15 @@ class NotFused:
     reason: str
 
 
-def read(x: ir.Value, dtype: ir.DataType) -> Quantized | NotFused | None:
+def read(x: ir.Value, dtype: ir.DataType, context: Context) -> Quantized | NotFused | None:
     """How the operand ``x`` of a product is quantized; None where it is not rounded at all.
 
     Args:
         x: float or integer activations.
         dtype: the type the op's X has to have.
+        context: finds the constants.
     """
-    found = _read(x, dtype, _MAX_STEPS)
+    found = _read(x, dtype, _MAX_STEPS, context)
     if not isinstance(found, Quantized):
         return found
     source = found.source
@@ -126,36 +129,38 @@ def read(x: ir.Value, dtype: ir.DataType) -> Quantized | NotFused | None:
     return replace(found, source=source)
 
 
-def _read(value: ir.Value, dtype: ir.DataType, steps: int) -> Quantized | NotFused | None:
+def _read(
+    value: ir.Value, dtype: ir.DataType, steps: int, context: Context
+) -> Quantized | NotFused | None:
     node = value.producer()
     if node is None or node.domain != "" or steps == 0 or call_attribute(node):
         return None
     if node.op_type == "DequantizeLinear":
         return _dynamic(node)  # case 3
-    core = _rounded(value)
+    core = _rounded(value, context)
     if isinstance(core, NotFused):
         return core
     if core is not None:
-        return _absmax_rule(core)
+        return _absmax_rule(core, context)
     if node.op_type in ("Cast", "Identity"):
         target = node.attributes.get_int("to", 0)
         operand = node.inputs[0]
         # A Cast to any other type would round what the op does not.
         if operand is None or target not in (0, int(ir.DataType.FLOAT), int(dtype)):
             return None
-        return _read(operand, dtype, steps - 1)
+        return _read(operand, dtype, steps - 1, context)
     if node.op_type not in ("Mul", "Div") or len(node.inputs) != 2:
         return None
     pairs = [(node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])]
     for inner, other in pairs[:1] if node.op_type == "Div" else pairs:
-        if inner is None or isinstance(resolve(inner), Constant):
+        if inner is None or isinstance(context.resolve(inner), Constant):
             continue
-        found = _read(inner, dtype, steps - 1)
+        found = _read(inner, dtype, steps - 1, context)
         if not isinstance(found, Quantized):
             if found is not None:
                 return found
             continue
-        term = found.units(other, 1, _least_rank(found))
+        term = found.units(other, 1, _least_rank(found), context)
         if term is None:
             name = "" if other is None else other.name
             return NotFused(
@@ -186,19 +191,20 @@ def _units(
     num_columns: int,
     rank: int | None,
     steps: int,
+    context: Context,
 ) -> Term | None:
     if value is None or steps == 0:
         return None
     if value in known:
         return known[value]
-    constant = resolve(value)
+    constant = context.resolve(value)
     if isinstance(constant, Constant):
         numbers = positive(constant, num_columns, rank)
         return None if numbers is None else Term(numbers, 0)
     node = value.producer()
     if node is None or node.domain != "" or call_attribute(node):
         return None
-    operands = [_units(each, known, num_columns, rank, steps - 1) for each in node.inputs]
+    operands = [_units(each, known, num_columns, rank, steps - 1, context) for each in node.inputs]
     if any(each is None for each in operands):
         return None
     terms = [each for each in operands if each is not None]
@@ -285,7 +291,7 @@ class _Rounded:
     rank: int
 
 
-def _rounded(value: ir.Value) -> _Rounded | NotFused | None:
+def _rounded(value: ir.Value, context: Context) -> _Rounded | NotFused | None:
     """The rounding a value comes from; None where there is none next to it."""
     lowest, highest, rank = -math.inf, math.inf, 0
     rounding: ir.Node | None = None
@@ -299,7 +305,7 @@ def _rounded(value: ir.Value) -> _Rounded | NotFused | None:
         if node.op_type in _ROUNDING and rounding is None:
             rounding = node
         elif node.op_type in ("Clip", "Max", "Min"):
-            bounded = _bounded(node)
+            bounded = _bounded(node, context)
             if bounded is None:
                 break
             operand = bounded.operand
@@ -331,7 +337,7 @@ class _Bounded:
     rank: int
 
 
-def _bounded(node: ir.Node) -> _Bounded | None:
+def _bounded(node: ir.Node, context: Context) -> _Bounded | None:
     """The operand of a Clip, or of a Max or Min with a constant, and its bounds."""
     if call_attribute(node):
         return None
@@ -340,7 +346,7 @@ def _bounded(node: ir.Node) -> _Bounded | None:
         for at, name in enumerate(("min", "max")):
             given = node.inputs[at + 1] if len(node.inputs) > at + 1 else None
             attribute = node.attributes.get_float(name, None)  # opset below 11
-            number = None if given is None else _number(given)
+            number = None if given is None else _number(given, context)
             if given is not None and number is None:
                 return None
             bound = attribute if number is None else number.value
@@ -351,7 +357,7 @@ def _bounded(node: ir.Node) -> _Bounded | None:
     if len(node.inputs) != 2:
         return None
     for operand, other in (node.inputs, node.inputs[::-1]):
-        number = _number(other)
+        number = _number(other, context)
         if number is not None and operand is not None:
             if node.op_type == "Max":
                 return _Bounded(operand, number.value, math.inf, number.rank)
@@ -367,8 +373,8 @@ class _Number:
     rank: int
 
 
-def _number(value: ir.Value | None) -> _Number | None:
-    constant = None if value is None else resolve(value)
+def _number(value: ir.Value | None, context: Context) -> _Number | None:
+    constant = None if value is None else context.resolve(value)
     if not isinstance(constant, Constant) or constant.size != 1:
         return None
     return _Number(float(constant.numpy().astype(np.float64).reshape(())), len(constant.shape))
@@ -383,7 +389,7 @@ class _Absmax:
     rank: int
 
 
-def _absmax_rule(core: _Rounded) -> Quantized | NotFused:
+def _absmax_rule(core: _Rounded, context: Context) -> Quantized | NotFused:
     where = f"Round '{core.round_name}'"
     node = core.scaled.producer()
     if node is None or node.op_type != "Mul" or len(node.inputs) != 2:
@@ -392,8 +398,8 @@ def _absmax_rule(core: _Rounded) -> Quantized | NotFused:
     for source, s in (node.inputs, node.inputs[::-1]):
         if source is None or s is None:
             continue
-        for scale in _scales(s):
-            found = _absmax(scale.absmax)
+        for scale in _scales(s, context):
+            found = _absmax(scale.absmax, context)
             if isinstance(found, NotFused):
                 refused = refused or found
             elif found.source is not source:
@@ -417,26 +423,30 @@ class _Scale:
     rank: int
 
 
-def _scales(s: ir.Value) -> Iterator[_Scale]:
+def _scales(s: ir.Value, context: Context) -> Iterator[_Scale]:
     """What ``s`` may be made of."""
     node = s.producer()
     if node is None or node.domain != "" or len(node.inputs) != 2:
         return
     first, second = node.inputs
     by_s = {s: Term(np.ones((), np.float64), -1)}
-    if node.op_type == "Div" and (qmax := _factor(first)) is not None and second is not None:
+    if (
+        node.op_type == "Div"
+        and (qmax := _factor(first, context)) is not None
+        and second is not None
+    ):
         known = {**by_s, second: _absmax_term(qmax.value)}
         yield _Scale("absmax_division", qmax.value, second, known, qmax.rank)
     if node.op_type != "Mul":
         return
     for inverse, other in ((first, second), (second, first)):
-        qmax = _factor(other)
+        qmax = _factor(other, context)
         maker = None if inverse is None else inverse.producer()
         if qmax is None or maker is None or inverse is None or not maker.inputs:
             continue
         absmax, rank = maker.inputs[-1], qmax.rank
         divides = False
-        if _standard(maker) == "Div" and (one := _number(maker.inputs[0])) is not None:
+        if _standard(maker) == "Div" and (one := _number(maker.inputs[0], context)) is not None:
             divides, rank = one.value == 1.0, max(rank, one.rank)
         if absmax is not None and (_standard(maker) == "Reciprocal" or divides):
             term = _absmax_term(qmax.value)
@@ -444,9 +454,9 @@ def _scales(s: ir.Value) -> Iterator[_Scale]:
             yield _Scale("absmax_reciprocal", qmax.value, absmax, known, rank)
 
 
-def _factor(value: ir.Value | None) -> _Number | None:
+def _factor(value: ir.Value | None, context: Context) -> _Number | None:
     """A constant of one element that is not zero."""
-    number = _number(value)
+    number = _number(value, context)
     return number if number is not None and number.value else None
 
 
@@ -454,7 +464,7 @@ def _absmax_term(qmax: float) -> Term:
     return Term(np.array(qmax, np.float64), 1)
 
 
-def _absmax(value: ir.Value) -> _Absmax | NotFused:
+def _absmax(value: ir.Value, context: Context) -> _Absmax | NotFused:
     node = value.producer()
     if _standard(node) == "ReduceMax":
         return NotFused(
@@ -463,12 +473,12 @@ def _absmax(value: ir.Value) -> _Absmax | NotFused:
         )
     if node is None or _standard(node) not in ("Clip", "Max"):
         return NotFused(f"'{value.name}' is not the largest magnitude of a row, bounded from below")
-    bounded = _bounded(node)
+    bounded = _bounded(node, context)
     if bounded is None or bounded.highest != math.inf:
         return NotFused(f"{node.op_type} '{node.name}' bounds the scale otherwise than from below")
     reduced, epsilon = bounded.operand, bounded.lowest
     bound = next((each for each in node.inputs if each is not None and each is not reduced), None)
-    constant = None if bound is None else resolve(bound)
+    constant = None if bound is None else context.resolve(bound)
     if isinstance(constant, Constant) and constant.dtype != ir.DataType.FLOAT:
         return NotFused(
             f"the activations are quantized in {constant.dtype.name.lower()}, the op does it in "
@@ -486,7 +496,7 @@ def _absmax(value: ir.Value) -> _Absmax | NotFused:
     if source is None:
         return NotFused(f"ReduceMax '{reduce.name}' does not reduce magnitudes")
     rank = None if source.shape is None else len(source.shape)
-    axes = _axes(reduce)
+    axes = _axes(reduce, context)
     if axes not in ([-1], [None if rank is None else rank - 1]):
         return NotFused(
             f"ReduceMax '{reduce.name}' takes axes {axes or 'all'}, the op quantizes each row of "
@@ -497,13 +507,13 @@ def _absmax(value: ir.Value) -> _Absmax | NotFused:
     return _Absmax(source, float(np.float32(epsilon)), bounded.rank)
 
 
-def _axes(node: ir.Node) -> list[int] | None:
+def _axes(node: ir.Node, context: Context) -> list[int] | None:
     attribute = node.attributes.get("axes")
     if attribute is not None:
         return list(attribute.as_ints())
     if len(node.inputs) < 2 or node.inputs[1] is None:
         return None
-    constant = resolve(node.inputs[1])
+    constant = context.resolve(node.inputs[1])
     if not isinstance(constant, Constant):
         return None
     return [int(axis) for axis in constant.numpy().reshape(-1)]

@@ -21,7 +21,6 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ..constants.constant import Constant, NotConstant
-from ..constants.resolve import resolve
 from ..match import Context, Rejection, TernaryMatMul
 from .finish import finish
 from .product import Product, small_constant
@@ -37,7 +36,7 @@ class Conv:
     def match(self, node: ir.Node, context: Context) -> TernaryMatMul | Rejection | None:
         """See the module's cases."""
         x, value, bias = (*node.inputs, None, None, None)[:3]
-        weight = None if value is None else resolve(value)
+        weight = None if value is None else context.resolve(value)
         if x is None or weight is None:
             return Rejection(node, "an operand is missing")
         if isinstance(weight, NotConstant):
@@ -54,7 +53,7 @@ class Conv:
             perm_y=(0, rank - 1, *range(1, rank - 1)),
         )
         if bias is not None:  # case 2
-            constant = small_constant(bias, product.num_columns)
+            constant = small_constant(bias, product.num_columns, context)
             if constant is None or not product.set_bias(constant):
                 return Rejection(node, f"bias '{bias.name}' is no finite constant", weight.name)
         return finish(product, context)

@@ -38,8 +38,8 @@ class Einsum:
         terms, result = _parse(equation)
         if len(terms) != 2 or len(node.inputs) != 2:
             return Rejection(node, f"Einsum '{equation}' has {len(node.inputs)} operands, not two")
-        left = left_weight(node)
-        weight = constant_weight(node) if left is None else left
+        left = left_weight(node, context)
+        weight = constant_weight(node, context) if left is None else left
         if isinstance(weight, Rejection):
             return weight
         x = node.inputs[0] if left is None else node.inputs[1]

@@ -48,18 +48,15 @@ def finish(
         return Rejection(node, reason, weight.name)
     levels = context.ternarize(weight)
     if isinstance(levels, NotTernary):
-        reason = levels.reason
-        if not reason.startswith("weight "):
-            reason = f"weight {reason}"
-        return Rejection(node, reason, weight.name)
+        return Rejection(node, levels.reason, weight.name)
     if _scaled(levels.scale, product.factor) is None:
         return Rejection(
             node, f"alpha takes the scale of weight '{weight.name}' out of float32", weight.name
         )
     if required is not None or context.options.fuse_activation:
-        found = required or read(product.x, weight.dtype)
+        found = required or read(product.x, weight.dtype, context)
         if isinstance(found, Quantized):
-            found = fuse(product, found, levels)
+            found = fuse(product, found, levels, context)
         if isinstance(found, NotFused):
             if required is not None:
                 reason = f"its activations are integers, and {found.reason}"
@@ -68,7 +65,7 @@ def finish(
             product.note = f"{product.note}; {note}" if product.note else note
     if product.quantized is None:
         _absorb_before(product, context, levels.scale)
-    _absorb_after(product, levels.scale)
+    _absorb_after(product, levels.scale, context)
     scale = _scaled(levels.scale, product.factor)
     assert scale is not None  # kept true by every absorption
     nodes = [*product.before, node, *product.after]
@@ -95,7 +92,9 @@ def finish(
     )
 
 
-def fuse(product: Product, quantized: Quantized, levels: TernaryWeight) -> NotFused | None:
+def fuse(
+    product: Product, quantized: Quantized, levels: TernaryWeight, context: Context
+) -> NotFused | None:
     """Let the op quantize ``product``'s activations, or say why it cannot; then nothing changes.
 
     Where the product's operand is whole numbers, the Casts, Muls and Divs behind it up to the one
@@ -112,7 +111,7 @@ def fuse(product: Product, quantized: Quantized, levels: TernaryWeight) -> NotFu
     value = node.outputs[0]
     while term.power != 1:
         user = _private(value, node.graph)
-        factor = None if user is None else _unit_factor(user, value, product, quantized)
+        factor = None if user is None else _unit_factor(user, value, product, quantized, context)
         if user is None or factor is None:
             return NotFused(f"'{value.name}' is not multiplied by the activations' scale alone")
         term = term.times(factor)
@@ -129,7 +128,7 @@ def fuse(product: Product, quantized: Quantized, levels: TernaryWeight) -> NotFu
 
 
 def _unit_factor(
-    node: ir.Node, value: ir.Value, product: Product, quantized: Quantized
+    node: ir.Node, value: ir.Value, product: Product, quantized: Quantized, context: Context
 ) -> Term | None:
     """What a Cast, Mul or Div does to the sums, if no more than scale them."""
     if node.domain != "" or call_attribute(node):
@@ -141,7 +140,7 @@ def _unit_factor(
     other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
     if other is value:
         return None
-    factor = quantized.units(other, product.num_columns, product.rank)
+    factor = quantized.units(other, product.num_columns, product.rank, context)
     return factor.inverse() if factor is not None and node.op_type == "Div" else factor
 
 
@@ -168,7 +167,7 @@ def _is_scale(node: ir.Node) -> bool:
 
 
 def _factor(
-    node: ir.Node, value: ir.Value, num_columns: int, rank: int | None
+    node: ir.Node, value: ir.Value, num_columns: int, rank: int | None, context: Context
 ) -> NDArray[np.float64] | None:
     """The positive factor (), or (N,), that a Mul or Div applies to ``value``."""
     if node.inputs[0] is value:
@@ -177,7 +176,7 @@ def _factor(
         other = node.inputs[0]
     else:
         return None
-    constant = None if other is value else small_constant(other, num_columns)
+    constant = None if other is value else small_constant(other, num_columns, context)
     numbers = None if constant is None else per_column(constant, num_columns, rank)
     if numbers is None or not bool((numbers > 0).all()):
         return None
@@ -197,7 +196,7 @@ def _absorb_before(product: Product, context: Context, scale: NDArray[np.float32
         for x in node.inputs:
             # Unknown, x may be a scalar that the constant gives an axis.
             rank = 0 if x is None or x.shape is None else len(x.shape)
-            factor = None if x is None else _factor(node, x, 1, rank)
+            factor = None if x is None else _factor(node, x, 1, rank, context)
             if x is not None and factor is not None:
                 break
         else:
@@ -209,7 +208,7 @@ def _absorb_before(product: Product, context: Context, scale: NDArray[np.float32
         product.before.insert(0, node)
 
 
-def _absorb_after(product: Product, scale: NDArray[np.float32]) -> None:
+def _absorb_after(product: Product, scale: NDArray[np.float32], context: Context) -> None:
     # Behind a Transpose the columns lie elsewhere; one number for all of them fits anywhere.
     N = product.num_columns if product.perm_y is None else 1
     while product.addend is None:
@@ -218,7 +217,7 @@ def _absorb_after(product: Product, scale: NDArray[np.float32]) -> None:
         if node is None:
             return
         if _is_scale(node):
-            factor = _factor(node, value, N, product.rank)
+            factor = _factor(node, value, N, product.rank, context)
             if factor is None or _scaled(scale, product.factor * factor) is None:
                 return
             if product.bias is not None:
@@ -229,7 +228,7 @@ def _absorb_after(product: Product, scale: NDArray[np.float32]) -> None:
             product.factor = product.factor * factor
         elif node.domain == "" and node.op_type == "Add" and product.bias is None:
             other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
-            constant = None if other is value else small_constant(other, N)
+            constant = None if other is value else small_constant(other, N, context)
             if constant is None or not product.set_bias(constant):
                 return
         else:

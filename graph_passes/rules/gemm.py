@@ -30,7 +30,7 @@ class Gemm:
 
     def match(self, node: ir.Node, context: Context) -> TernaryMatMul | Rejection | None:
         """See the module's cases."""
-        weight = constant_weight(node)
+        weight = constant_weight(node, context)
         if isinstance(weight, Rejection):
             return weight
         x = node.inputs[0]
@@ -56,7 +56,7 @@ class Gemm:
         )
         c = node.inputs[2] if len(node.inputs) > 2 else None
         if c is not None and beta != 0 and len(weight.shape) == 2:
-            constant = small_constant(c, product.num_columns)
+            constant = small_constant(c, product.num_columns, context)
             if constant is None or not product.set_bias(constant, beta):  # case 4
                 product.addend = Addend(c, beta)  # case 5
         return finish(product, context)

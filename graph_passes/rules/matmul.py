@@ -70,8 +70,8 @@ class FusedMatMul:
 def _match(
     node: ir.Node, context: Context, *, alpha: float, trans_a: bool, trans_b: bool
 ) -> TernaryMatMul | Rejection:
-    left = left_weight(node)
-    weight = constant_weight(node) if left is None else left
+    left = left_weight(node, context)
+    weight = constant_weight(node, context) if left is None else left
     if isinstance(weight, Rejection):
         return weight
     x = node.inputs[0] if left is None else node.inputs[1]

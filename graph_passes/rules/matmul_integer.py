@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 from ..constants.constant import Constant, NotConstant
 from ..constants.dequantize import Dequantized, integers
-from ..constants.resolve import resolve
 from ..match import Addend, Context, Rejection, TernaryMatMul
 from .activation_quantization import (
     ONE,
@@ -83,7 +82,7 @@ class DynamicQuantizeMatMul:
 
 def _match(node: ir.Node, context: Context, **inputs: int) -> TernaryMatMul | Rejection:
     """``inputs``: where the operator has its scales, zero points and bias."""
-    codes = constant_weight(node)
+    codes = constant_weight(node, context)
     if isinstance(codes, Rejection):
         return codes
     if not context.options.fuse_activation:
@@ -91,18 +90,18 @@ def _match(node: ir.Node, context: Context, **inputs: int) -> TernaryMatMul | Re
             node, "its activations are integers, and fuse_activation is off", codes.name
         )
     operands = {name: _input(node, at) for name, at in inputs.items()}
-    quantized = _activations(node, operands)
+    quantized = _activations(node, operands, context)
     if isinstance(quantized, NotFused):
         return Rejection(node, f"its activations are integers, and {quantized.reason}", codes.name)
     x = quantized.source
     rank = None if x.shape is None else len(x.shape)
-    weight = _weight(codes, operands.get("w_zero"))
+    weight = _weight(codes, operands.get("w_zero"), context)
     if isinstance(weight, str):
         return Rejection(node, weight, codes.name)
     product = Product(node, x, weight, rank)
     N = weight.shape[-1]
     if (scale := operands.get("w_scale")) is not None:
-        constant = resolve(scale)
+        constant = context.resolve(scale)
         numbers = positive(constant, N, rank) if isinstance(constant, Constant) else None
         if numbers is None:
             return Rejection(
@@ -110,7 +109,7 @@ def _match(node: ir.Node, context: Context, **inputs: int) -> TernaryMatMul | Re
             )
         product.factor = numbers
     if (bias := operands.get("bias")) is not None:
-        addend = small_constant(bias, N)
+        addend = small_constant(bias, N, context)
         if addend is None or not product.set_bias(addend):
             product.addend = Addend(bias, 1.0)
     return finish(product, context, quantized)
@@ -120,7 +119,9 @@ def _input(node: ir.Node, at: int) -> ir.Value | None:
     return node.inputs[at] if len(node.inputs) > at else None
 
 
-def _activations(node: ir.Node, operands: dict[str, ir.Value | None]) -> Quantized | NotFused:
+def _activations(
+    node: ir.Node, operands: dict[str, ir.Value | None], context: Context
+) -> Quantized | NotFused:
     x = node.inputs[0]
     assert x is not None  # constant_weight refuses it
     if node.op_type == "DynamicQuantizeMatMul":
@@ -130,7 +131,7 @@ def _activations(node: ir.Node, operands: dict[str, ir.Value | None]) -> Quantiz
         assert quantizer.inputs[0] is not None
         found = dynamic_quantization(quantizer.inputs[0], quantizer.outputs[1])
     else:
-        found = read(x, ir.DataType.FLOAT)
+        found = read(x, ir.DataType.FLOAT, context)
     if found is None:
         maker = x.producer()
         origin = "are given" if maker is None else f"come from {maker.op_type} '{maker.name}'"
@@ -142,25 +143,25 @@ def _activations(node: ir.Node, operands: dict[str, ir.Value | None]) -> Quantiz
         if zero is not quantizer.outputs[2]:
             return NotFused(f"the zero point of '{x.name}' is not the one it is quantized with")
     elif zero is not None:  # case 4
-        constant = resolve(zero)
+        constant = context.resolve(zero)
         if not isinstance(constant, Constant) or constant.numpy().any():
             return NotFused(f"the zero point '{zero.name}' of '{x.name}' is not 0")
     if (scale := operands.get("x_scale")) is not None:
-        term = found.units(scale, 1, None)
+        term = found.units(scale, 1, None, context)
         if term is None:
             return NotFused(f"'{scale.name}' is not the scale '{x.name}' is quantized with")
         found = replace(found, term=found.term.times(term))
     return found
 
 
-def _weight(codes: Constant, zero: ir.Value | None) -> Constant | str:
+def _weight(codes: Constant, zero: ir.Value | None, context: Context) -> Constant | str:
     """W (K, N) as float32 levels, or why it is refused (case 2)."""
     if codes.dtype not in _INT8 or len(codes.shape) != 2:
         return (
             f"weight '{codes.name}' is {codes.dtype.name.lower()} of shape {codes.shape}, expected "
             "int8 or uint8 of rank 2"
         )
-    zeros = None if zero is None else resolve(zero)
+    zeros = None if zero is None else context.resolve(zero)
     if isinstance(zeros, NotConstant):
         return f"weight {zeros.reason}"
     if zeros is not None and (

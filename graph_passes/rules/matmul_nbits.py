@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 from ..constants.constant import Constant, NotConstant
 from ..constants.dequantize import Dequantized
-from ..constants.resolve import resolve
 from ..match import Addend, Context, Rejection, TernaryMatMul
 from .finish import finish
 from .product import Product, small_constant
@@ -61,13 +60,13 @@ class MatMulNBits:
             return Rejection(
                 node, f"weight '{name}' is packed for another device (weight_prepacked)", name
             )
-        weight = _weight(node)
+        weight = _weight(node, context)
         if isinstance(weight, str):
             return Rejection(node, weight, name)
         rank = None if x.shape is None else len(x.shape)
         product = Product(node, x, weight, rank)
         if bias is not None:
-            constant = small_constant(bias, product.num_columns)
+            constant = small_constant(bias, product.num_columns, context)
             if constant is None or not product.set_bias(constant):
                 product.addend = Addend(bias, 1.0)  # case 4
         rounds = node.attributes.get_int("accuracy_level", 0) == _INT8_ACCURACY
@@ -79,7 +78,7 @@ class MatMulNBits:
         return finish(product, context)
 
 
-def _weight(node: ir.Node) -> Constant | str:
+def _weight(node: ir.Node, context: Context) -> Constant | str:
     """W (K, N), or why the node is refused."""
     sizes: dict[str, int] = {}
     for name, default in (("K", None), ("N", None), ("bits", 4), ("block_size", None)):
@@ -92,7 +91,7 @@ def _weight(node: ir.Node) -> Constant | str:
         return f"bits = {bits}; 2, 4 and 8 are handled"
     operands: list[Constant | None] = []
     for value in (*node.inputs, *[None] * 4)[1:4]:
-        found = None if value is None else resolve(value)
+        found = None if value is None else context.resolve(value)
         if isinstance(found, NotConstant):
             what = "no constant weight" if found.at_run_time else "weight"
             return f"{what}: {found.reason}" if found.at_run_time else f"{what} {found.reason}"

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from onnx_ternary.schema import MAX_K, MAX_N
 
 from ..constants.constant import Constant, NotConstant
-from ..constants.resolve import resolve
 from ..match import Addend, Context, Rejection
 from .activation_quantization import Quantized
 
@@ -67,13 +66,13 @@ def _operands(node: ir.Node, index: int) -> tuple[ir.Value | None, ir.Value | No
     return node.inputs[0], node.inputs[index]
 
 
-def constant_weight(node: ir.Node, index: int = 1) -> Constant | Rejection:
+def constant_weight(node: ir.Node, context: Context, index: int = 1) -> Constant | Rejection:
     """The constant right operand of a product, or why there is none."""
     left, right = _operands(node, index)
     if left is None or right is None:
         return Rejection(node, "an operand is missing")
-    weight = resolve(right)
-    other = resolve(left)
+    weight = context.resolve(right)
+    other = context.resolve(left)
     if isinstance(weight, Constant):
         if isinstance(other, Constant):
             return Rejection(
@@ -95,12 +94,12 @@ def constant_weight(node: ir.Node, index: int = 1) -> Constant | Rejection:
     return Rejection(node, f"no constant weight: {weight.reason}")
 
 
-def left_weight(node: ir.Node) -> Constant | None:
+def left_weight(node: ir.Node, context: Context) -> Constant | None:
     """The constant left operand of a product whose right operand is computed at run time."""
     left, right = _operands(node, 1)
     if left is None or right is None:
         return None
-    weight, other = resolve(left), resolve(right)
+    weight, other = context.resolve(left), context.resolve(right)
     if isinstance(weight, Constant) and isinstance(other, NotConstant):
         return weight
     return None
@@ -140,11 +139,11 @@ def check_weight(product: Product, context: Context) -> str | None:
     return None
 
 
-def small_constant(value: ir.Value | None, num_columns: int) -> Constant | None:
+def small_constant(value: ir.Value | None, num_columns: int, context: Context) -> Constant | None:
     """A finite constant of one element or ``num_columns`` elements; None for everything else."""
     if value is None:
         return None
-    constant = resolve(value)
+    constant = context.resolve(value)
     if isinstance(constant, NotConstant) or constant.size not in (1, num_columns):
         return None
     return constant if bool(np.isfinite(constant.numpy().astype(np.float64)).all()) else None

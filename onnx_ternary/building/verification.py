@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from onnx_ternary import _onnxruntime as ort
 from onnx_ternary.building.checkpoint import Checkpoint
 from onnx_ternary.building.config import DecoderConfig
 from onnx_ternary.building.graph import HIDDEN, decoder_model, past_names

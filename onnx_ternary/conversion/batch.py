@@ -90,10 +90,8 @@ def convert_many(
     if in_place and target is not None:
         raise ValueError("in_place = True and a target exclude each other")
     found = _find(sources, None if target is None else Path(target), in_place)
-    report = None if report_path is None else Path(report_path)
-    summary = None if summary_path is None else Path(summary_path)
-    annotations = None if annotations_path is None else Path(annotations_path)
-    texts = {"report": report, "summary": summary, "annotations": annotations}
+    paths = {"report": report_path, "summary": summary_path, "annotations": annotations_path}
+    texts = {what: None if path is None else Path(path) for what, path in paths.items()}
     check_distinct(texts, [path for pair in found.items() for path in pair])
     tasks = [
         Task(
@@ -117,9 +115,9 @@ def convert_many(
             progress(str(outcome.source), len(outcomes), len(tasks))
 
     with (
-        staged_text(report, "report") as write_report,
-        staged_text(summary, "summary") as write_summary,
-        staged_text(annotations, "annotations") as write_annotations,
+        staged_text(texts["report"], "report") as write_report,
+        staged_text(texts["summary"], "summary") as write_summary,
+        staged_text(texts["annotations"], "annotations") as write_annotations,
         _folders([task.target.parent for task in tasks if task.target is not None]),
     ):
         if progress is not None:

@@ -234,7 +234,7 @@ def _judge(report: VerificationReport) -> None:
     for product in report.products:
         # Held against the rule's reference, not against the exported product; both round alike.
         limit = DEFAULT_TOLERANCES.get(product.dtype, 0.0)
-        if "int8" in product.compared_with and product.max_difference_from_original > limit:
+        if product.compared_with.is_rule and product.max_difference_from_original > limit:
             raise VerificationError(
                 f"The exported product '{product.node}' differs from the converted one by "
                 f"{product.max_difference_from_original:.3g} relative, at most {limit:g} is right."

@@ -80,7 +80,7 @@ def ternarize_codes(
     if not np.isfinite(used).all():
         return NotTernary("weight contains a weight that is infinite or too large for its type")
     if used.size and used.min() < SMALLEST_NORMAL:
-        return NotTernary(f"scale {used.min():g} is a denormal float32")
+        return NotTernary(f"weight scale {used.min():g} is a denormal float32")
     if num_groups > 1 and (equal := _equal_groups(magnitudes)) is not None:
         one = used.size == 0 or used.min() == used.max()
         merged = np.array(equal.max(), np.float32) if one else equal

@@ -55,7 +55,7 @@ class NotTernary:
     """Why a matrix is not ternary.
 
     Attributes:
-        reason: a sentence part: "contains NaN".
+        reason: a clause: "weight contains NaN".
         final: whether a tolerance must not make it ternary, because its magnitudes are wrong.
     """
 
@@ -117,8 +117,8 @@ def ternarize(
     magnitudes = _column_magnitudes(weight)
     if not np.isfinite(magnitudes).all():
         if np.isnan(magnitudes).any():
-            return NotTernary("contains NaN")
-        return NotTernary("contains a weight that is infinite or too large for float32")
+            return NotTernary("weight contains NaN")
+        return NotTernary("weight contains a weight that is infinite or too large for float32")
 
     K = weight.shape[0]
     sizes = sorted({size for size in group_sizes if size < K}, reverse=True)
@@ -305,7 +305,7 @@ def _finish(match: _Match, group_size: int) -> TernaryWeight | NotTernary:
     levels, scale = match.levels, match.scale
     used = scale[scale > 0]
     if used.size and used.min() < SMALLEST_NORMAL:
-        return NotTernary(f"scale {used.min():g} is a denormal float32")
+        return NotTernary(f"weight scale {used.min():g} is a denormal float32")
     if group_size:
         scale = np.where(scale == 0, np.float32(1), scale)
     elif used.size == 0 or used.min() == used.max():

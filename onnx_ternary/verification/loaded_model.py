@@ -25,7 +25,7 @@ from onnx_ternary.verification.places import nested_nodes
 Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | ir.Model | ModelFile"
 
 
-_MakeSession: TypeAlias = Callable[["str | bytes", ort.SessionOptions], ort.InferenceSession]
+_MakeSession: TypeAlias = "Callable[[str | bytes, ort.SessionOptions], ort.InferenceSession]"
 
 
 def _with_op(model: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -4,9 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any, Literal
 
 import numpy as np
+
+
+class Reference(str, Enum):
+    """What a product's output was held against; the value is what reports say."""
+
+    NOTHING = ""
+    ORIGINAL = "original product"
+    INT8_RULE = "numpy reference of the int8 rule"
+    INT8_RULE_AND_ORIGINAL = "numpy reference of the int8 rule and original product"
+    UINT8_RULE = "numpy reference of the uint8 rule"
+    UINT8_RULE_AND_ORIGINAL = "numpy reference of the uint8 rule and original product"
+
+    __str__ = str.__str__
+
+    @classmethod
+    def of(cls, activation: str, *, original_rounds: bool) -> Reference:
+        """What a product is held against.
+
+        Args:
+            activation: of the op.
+            original_rounds: whether the original quantizes by itself, so that its product follows
+                the same rule.
+        """
+        if activation == "float":
+            return cls.ORIGINAL
+        return cls[f"{activation.upper()}_RULE" + ("_AND_ORIGINAL" if original_rounds else "")]
+
+    @property
+    def is_rule(self) -> bool:
+        """Whether it is the numpy reference of a quantization rule."""
+        return self not in (Reference.NOTHING, Reference.ORIGINAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +51,7 @@ class ProductCheck:
         shape: (K, N) of the weight.
         status: "passed", "failed", or "end to end only" where the original has no such value.
         dtype: of the activations; empty if the product was not judged on its own.
-        compared_with: what the op's output was held against; empty if nothing was.
+        compared_with: what the op's output was held against.
         reason: why the product was not judged on its own; empty if it was.
         rows: rows of X compared, evenly taken.
         probe_rows: sparse rows compared besides, which show a single wrong weight however long the
@@ -42,7 +74,7 @@ class ProductCheck:
     shape: tuple[int, int]
     status: Literal["passed", "failed", "end to end only"]
     dtype: str = ""
-    compared_with: str = ""
+    compared_with: Reference = Reference.NOTHING
     reason: str = ""
     rows: int = 0
     probe_rows: int = 0
@@ -204,7 +236,10 @@ class VerificationReport:
 
 
 def _for_json(check: ProductCheck | OutputCheck) -> dict[str, Any]:
-    return {
-        name: str(value) if isinstance(value, float) and not np.isfinite(value) else value
-        for name, value in asdict(check).items()
-    }
+    return {name: _plain(value) for name, value in asdict(check).items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value

@@ -36,7 +36,7 @@ from onnx_ternary.verification.original import (
 )
 from onnx_ternary.verification.pieces import Answer, Piece, batches, run_pieces
 from onnx_ternary.verification.places import Place, Scope, node_name
-from onnx_ternary.verification.report import ProductCheck
+from onnx_ternary.verification.report import ProductCheck, Reference
 
 # Rows compared are cut where the bounds would take more multiplications than this (seconds).
 _PRODUCT_WORK = 1 << 31
@@ -206,18 +206,13 @@ class Trial:
             weight_tolerance,
         )
         kind, row = places[worst.row] if worst.row is not None else ("rows", 0)
-        rule = f"numpy reference of the {attributes.activation} rule"
         return ProductCheck(
             node=name,
             output=self.node.output[0],
             shape=(K, N),
             status="passed" if worst.ratio <= 1 else "failed",
             dtype=x.dtype.name,
-            compared_with=(
-                "original product"
-                if not integer
-                else rule + (" and original product" if self.rounds else "")
-            ),
+            compared_with=Reference.of(attributes.activation, original_rounds=self.rounds),
             rows=len(chosen),
             probe_rows=num_probes,
             ran_without_library=self.by_body is not None,

@@ -33,7 +33,7 @@ from tests.catalogue.case import (
     node,
     ternary,
 )
-from tests.catalogue.dequantize import codes
+from tests.catalogue.dequantize import CLIPPED, codes
 
 
 def matmul_integer() -> onnx.ModelProto:
@@ -215,7 +215,7 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
             stored=codes(levels=(0, 128, 255), dtype=np.uint8), zero=np.array(128, np.uint8)
         ).model,
         "weight has codes 0, 128 and 255 with zero point 128 in column 0, which are levels -128, 0 "
-        "and 127; expected 0 and plus or minus one magnitude",
+        f"and 127: {CLIPPED}",
     ),
     "dynamic_not_fused": lambda: Miss(
         quantize_dynamic().model,

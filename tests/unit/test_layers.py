@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "op model_files runtime",
         "verification",
         "reports",
-        "graph_passes.attributes graph_passes.local_calls",
+        "graph_passes.attributes graph_passes.local_calls graph_passes.site",
         "graph_passes.constants",
         "graph_passes.match",
         "graph_passes.rules graph_passes.rewrite graph_passes.functions",
@@ -158,6 +158,13 @@ def test_only_native_reaches_ctypes(files: dict[str, Path]) -> None:
     assert {room(module) for module in users} == {"native"}
 
 
+def test_nothing_is_handed_on_behind_the_arguments(files: dict[str, Path]) -> None:
+    """A context variable is an argument nobody sees, and threads do not get it."""
+    for module, path in files.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert "contextvars" not in {base for base, _ in imported(tree, module, path)}, module
+
+
 def test_only_rewrite_and_the_exporter_edit_graphs(files: dict[str, Path]) -> None:
     editors = {
         module
@@ -165,7 +172,7 @@ def test_only_rewrite_and_the_exporter_edit_graphs(files: dict[str, Path]) -> No
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in EDITS
     }
-    assert f"{PASSES}.rewrite.replace" in editors
+    assert f"{PASSES}.rewrite.insert" in editors
     assert [module for module in sorted(editors) if not module.startswith(EDITORS)] == []
 
 

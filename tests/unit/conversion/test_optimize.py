@@ -71,6 +71,14 @@ def test_tolerance_admits_and_reports_the_change() -> None:
     )
 
 
+def test_what_the_tolerance_does_not_admit_is_a_sentence() -> None:
+    weight = ternary() * np.float32(1)
+    weight[:, 0] = np.linspace(0.6, 1, K)
+    options = OptimizeOptions(min_elements=0, tolerance=0.01)
+    (kept,) = optimize(simple(weight), options).report.rejections
+    assert kept.reason.startswith("weights of column 0 lie ")
+
+
 def test_every_kind_of_product_is_reported() -> None:
     """A node a kind, on operands that are given at run time."""
     kinds = sorted(frozenset().union(*(rule.op_types for rule in catalogue.RULES)))

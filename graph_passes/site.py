@@ -1,0 +1,53 @@
+"""What is asked about a whole model while it is converted, found once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnx_ternary.op.nodes import local_functions, owning_functions
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One model that is worked on.
+
+    Attributes:
+        model: the model.
+        opset: the ai.onnx opset it imports; 0 if it imports none.
+        owners: the local function each graph inside one belongs to, by the graph's id.
+        value_names: names of values, those of local functions included; whoever makes a value adds
+            its name.
+        node_names: the same of nodes.
+    """
+
+    model: ir.Model
+    opset: int
+    owners: Mapping[int, ir.Function]
+    value_names: set[str]
+    node_names: set[str]
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Site:
+        """The site of a model nobody has changed yet."""
+        graphs = (model.graph, *(each.graph for each in local_functions(model)))
+        return cls(
+            model,
+            model.opset_imports.get("", 0),
+            owning_functions(model),
+            {name for graph in graphs for name in _value_names(graph)},
+            {node.name or "" for graph in graphs for node in graph.all_nodes()},
+        )
+
+    def function_of(self, node: ir.Node) -> ir.Function | None:
+        """The local function a node is in; None outside of them."""
+        return self.owners.get(id(node.graph))
+
+
+def _value_names(whole: ir.Graph) -> Iterator[str]:
+    for graph in (whole, *whole.subgraphs()):
+        yield from graph.initializers
+        outputs = (output for node in graph for output in node.outputs)
+        yield from (value.name or "" for value in (*graph.inputs, *outputs))
