@@ -467,7 +467,8 @@ def test_verification_finds_a_wrong_weight(activation: Any, tmp_path: Path) -> N
     weight.CopyFrom(numpy_helper.from_array(array, weight.name))
     onnx.save(model, exported)
     images = np.random.default_rng(0).random((64, 64), np.float32)
-    report = _compared(exported, load(converted), Verifying(inputs={"image": images}))
+    verifying = Verifying(inputs={"image": images})
+    report = _compared(exported, load(converted), verifying, 0)
     with pytest.raises(VerificationError, match="node_linear_1"):
         _judge(report)
 
