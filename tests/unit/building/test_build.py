@@ -221,7 +221,7 @@ def test_tensors_are_page_aligned(tmp_path: Path) -> None:
 def test_every_index_has_the_digest_it_is_checked_by(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "qwen-groups")
     build(checkpoint, tmp_path / "out", verify_result=False)
-    checked = check_indices(load(tmp_path / "out/model.onnx"))
+    checked = check_indices(load(tmp_path / "out/model.onnx").model)
     assert len(checked) == NUM_PRODUCTS
 
 

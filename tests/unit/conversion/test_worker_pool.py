@@ -23,7 +23,7 @@ ALL = OptimizeOptions(min_elements=0)
 def task(source: Path, need: int = 0) -> worker_pool.Task:
     requirements = onnx_ternary.Requirements()
     return worker_pool.Task(
-        source, source.with_suffix(".out.onnx"), ALL, requirements, None, None, (), need
+        source, source.with_suffix(".out.onnx"), ALL, requirements, None, None, None, (), need
     )
 
 
