@@ -10,7 +10,7 @@ from pathlib import Path
 from make_checkpoint import TEXT
 
 from onnx_ternary import build
-from tests.genai.conftest import Trained
+from tests.genai.trained import Trained
 
 CHAT = Path(__file__).parents[2] / "examples/chat/chat.py"
 SPEED = re.compile(r"\[loaded in [\d.]+ s, first token after \d+ ms, [\d.]+ tokens/s, (\d+) MB\]")

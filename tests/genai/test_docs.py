@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onnx_ternary import build
-from tests.genai.conftest import Trained
+from tests.genai.trained import Trained
 
 PAGE = Path(__file__).parents[2] / "docs/llm.md"
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)

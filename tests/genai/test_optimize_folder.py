@@ -11,8 +11,8 @@ import pytest
 from make_checkpoint import TEXT
 
 import onnx_ternary
-from tests.genai.conftest import Trained
 from tests.genai.decoding import Genai, tokenizer
+from tests.genai.trained import Trained
 
 
 def run_builder(checkpoint: Path, out: Path, precision: str) -> Path:

@@ -16,8 +16,8 @@ import pytest
 from make_checkpoint import LAYOUTS, TEXT
 
 from onnx_ternary import BuildOptions, BuildResult, build
-from tests.genai.conftest import Trained
 from tests.genai.decoding import Genai, Onnxruntime, Transformers, tokenizer
+from tests.genai.trained import Trained
 
 NUM_TOKENS = 48
 PROMPTS = (TEXT[:24], TEXT[300:330], TEXT[900:925], "If the loop", "a break in an else")
