@@ -230,7 +230,7 @@ def test_optimize_interrupted_leaves_nothing(
         process.send_signal(number)
         process.communicate(timeout=60)
         os.close(writer)
-    assert staged == 3  # model, report and the indices' tensors
+    assert staged == 4  # model, report, the indices' tensors and the lock
     assert process.returncode == code
     assert list(folder.iterdir()) == []
 
