@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -157,4 +158,6 @@ def test_gemm_tells_the_rank_of_its_result(
         "steps": np.ones((2, 1), np.float32),
         "shape": np.array([K, K]),
     }
+    if ort.__version__.startswith("1.17."):
+        pytest.skip("onnxruntime 1.17 runs no Scan whose body gives a result of unknown shape")
     assert check_answers(made, given, library) == ["float"]
