@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -30,6 +30,9 @@ from .model_editor import (
     stored_tensor,
 )
 from .storage import unify_storage
+
+# Where onnx_ir keeps a TensorAnnotation, whose scale and zero point are named, not used.
+_ANNOTATION = "quant_parameter_tensor_names"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ def finish(editor: ModelEditor, options: OptimizeOptions, found: Replacements) -
         node.metadata_props[DIGEST_KEY] = index_digest(node)
         for value in node.inputs[1:]:
             release(stored_tensor(value))
+    notes += _drop_unread_initializers(model)
     old_ir_version = model.ir_version
     reason = attach_body(editor, options)
     if model.ir_version != old_ir_version:
@@ -96,6 +100,34 @@ def finish(editor: ModelEditor, options: OptimizeOptions, found: Replacements) -
     if reason:
         notes.append(f"no function body, so the model needs the library to run: {reason}")
     return Replaced(rewrites, tuple(notes), not reason)
+
+
+def _drop_unread_initializers(model: ir.Model) -> list[str]:
+    """Remove what tools that ran before left behind: initializers of the graph nothing reads."""
+    graph = model.graph
+    annotated = {
+        name
+        for value in (*graph.inputs, *graph.initializers.values(), *_results(graph))
+        for name in value.meta.get(_ANNOTATION, {}).values()
+    }
+    unread = [
+        value
+        for name, value in graph.initializers.items()
+        if name not in annotated
+        and not (value.uses() or value.is_graph_input() or value.is_graph_output())
+    ]
+    if not unread:
+        return []
+    names = _first_three([f"'{value.name}'" for value in unread])
+    num_bytes = sum(value.const_value.nbytes for value in unread if value.const_value is not None)
+    for value in unread:
+        del graph.initializers[value.name or ""]
+    return [f"removed, because nothing reads it: {names} ({num_bytes:,} bytes)"]
+
+
+def _results(graph: ir.Graph) -> Iterator[ir.Value]:
+    for node in graph:
+        yield from node.outputs
 
 
 def _unchanged(model: ir.Model, options: OptimizeOptions) -> Replaced:
