@@ -49,7 +49,7 @@ def main() -> None:
 
     model = EXAMPLES / "digits_mlp.onnx"
     with np.load(EXAMPLES / "digits_mlp.npz") as data:
-        images = data["images"]
+        images = data["image"]
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = arguments.threads
     providers = ["CPUExecutionProvider"]

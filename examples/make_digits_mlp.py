@@ -129,7 +129,7 @@ def main() -> None:
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"image": x_test})
     np.savez_compressed(
-        path.with_suffix(".npz"), images=x_test, labels=y_test.astype(np.int64), logits=logits
+        path.with_suffix(".npz"), image=x_test, labels=y_test.astype(np.int64), logits=logits
     )
     num_right = int((logits.argmax(axis=1) == y_test).sum())
     print(f"{num_right} of {len(y_test)} test images right; wrote {path}")

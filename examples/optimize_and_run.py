@@ -23,7 +23,7 @@ MODEL = HERE / "digits_mlp.onnx"
 def main() -> None:
     """Convert, run both models, compare answers, sizes and products."""
     with np.load(HERE / "digits_mlp.npz") as data:
-        images, labels = data["images"], data["labels"]
+        images, labels = data["image"], data["labels"]
 
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "digits_mlp.ternary.onnx"

@@ -49,7 +49,7 @@ def test_optimize_digits_is_small_and_gives_the_same_answers(converted: Path) ->
     assert converted.stat().st_size < 200_000
     onnx.checker.check_model(str(converted), full_check=True)
     with np.load(IMAGES) as data:
-        images, labels = data["images"], data["labels"]
+        images, labels = data["image"], data["labels"]
     (reference,) = ort.InferenceSession(DIGITS).run(None, {"image": images})
     with_library = onnx_ternary.InferenceSession(converted).run(None, {"image": images})[0]
     without_library = ort.InferenceSession(converted).run(None, {"image": images})[0]
@@ -59,16 +59,9 @@ def test_optimize_digits_is_small_and_gives_the_same_answers(converted: Path) ->
 
 
 def test_optimize_prints_every_product_and_the_verification(tmp_path: Path) -> None:
-    done = run("optimize", DIGITS, tmp_path / "out.onnx", "--inputs", _image_inputs(tmp_path), "-v")
+    done = run("optimize", DIGITS, tmp_path / "out.onnx", "--inputs", IMAGES, "-v")
     for text in ("node_linear_2", "512 x 512", "rewritten", "distinct magnitudes", "bound"):
         assert text in done.stdout
-
-
-def _image_inputs(tmp_path: Path) -> Path:
-    path = tmp_path / "inputs.npz"
-    with np.load(IMAGES) as data:
-        np.savez(path, image=data["images"])
-    return path
 
 
 def test_optimize_default_output_is_beside_the_model(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ BEST_FLOAT_ISAS = {
     1: ("avx512vnni", "avx2", "neon_dotprod", "neon"),
     8: ("avx512vbmi", "avx512vnni", "avx2", "neon_i8mm", "neon_dotprod"),
 }
-IMAGES = np.load(EXAMPLES / "digits_mlp.npz")["images"][:8]
+IMAGES = np.load(EXAMPLES / "digits_mlp.npz")["image"][:8]
 
 
 @pytest.fixture(scope="module")
