@@ -12,8 +12,16 @@ from onnx_ternary.cli._output import make_console, print_table
 
 @click.command("info")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def info_command(as_json: bool) -> None:
+@click.option(
+    "--library-path",
+    is_flag=True,
+    help="Print the operator library's absolute path and nothing else, for build scripts.",
+)
+def info_command(as_json: bool, library_path: bool) -> None:
     """List the kernels: built, supported by this processor, selected for a number of rows."""
+    if library_path:
+        click.echo(onnx_ternary.get_library_path())
+        return
     kernels = onnx_ternary.list_kernels()
     if as_json:
         click.echo(json.dumps(kernels, indent=2))
