@@ -3,11 +3,22 @@
 #
 #   examples/cpp/run.sh [PYTHON]
 #
-# PYTHON (default python3) has onnx-ternary installed; cmake, ninja or make, and a C++ compiler are
-# on the PATH.
+# PYTHON has onnx-ternary installed; by default that of the active environment, of .venv in the
+# checkout (README's first command makes it) or python3, whichever has it first. cmake, ninja or
+# make, and a C++ compiler are on the PATH.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-python="${1:-python3}"
+candidates=("${VIRTUAL_ENV:-/nonexistent}/bin/python" "${here}/../../.venv/bin/python" python3)
+if (($#)); then candidates=("$1"); fi
+python=""
+for candidate in "${candidates[@]}"; do
+  if "${candidate}" -c "import onnx_ternary" 2>/dev/null; then python="${candidate}"; break; fi
+done
+if [[ -z "${python}" ]]; then
+  echo "run.sh: onnx-ternary is not installed for ${candidates[*]}; give the Python that has it:" \
+    "examples/cpp/run.sh PYTHON" >&2
+  exit 1
+fi
 work="$(mktemp -d)"
 trap 'rm -rf "${work}"' EXIT
 
@@ -19,10 +30,10 @@ import sys
 import numpy as np
 
 data, folder = np.load(sys.argv[1]), pathlib.Path(sys.argv[2])
-data["images"].tofile(folder / "images.bin")
+data["image"].tofile(folder / "images.bin")
 data["labels"].tofile(folder / "labels.bin")
 PYTHON
-library="$("${python}" -c 'import onnx_ternary; print(onnx_ternary.get_library_path())')"
+library="$("${python}" -m onnx_ternary info --library-path)"
 if [[ -z "${CMAKE_GENERATOR:-}" ]] && command -v ninja >/dev/null; then
   export CMAKE_GENERATOR=Ninja
 fi
