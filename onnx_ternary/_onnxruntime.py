@@ -16,7 +16,7 @@ TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 
 
 def without_telemetry(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Keeps onnxruntime's telemetry off in this process and its children, where nobody chose.
+    """Keep onnxruntime's telemetry off in this process and its children, where nobody chose.
 
     Args:
         environment: changed in place; a user's own ``ORT_DISABLE_TELEMETRY``, whatever it says, is

@@ -1,4 +1,4 @@
-"""Lets ``onnx_ternary.graph_passes`` be imported from a source tree.
+"""What lets ``onnx_ternary.graph_passes`` be imported from a source tree.
 
 Installed, graph_passes lies inside this package; in a source tree it lies beside it.
 """

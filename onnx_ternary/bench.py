@@ -229,7 +229,7 @@ class _Entry:
     load_seconds: list[float] = field(default_factory=list)
 
     def load(self) -> float:
-        """Makes a session; returns the seconds it took."""
+        """Make a session; return the seconds it took."""
         start = time.perf_counter()
         self.session = _session(self.path, self.threads, self.libraries)
         return time.perf_counter() - start

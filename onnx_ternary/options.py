@@ -140,9 +140,9 @@ class Requirements:
     """What must hold for a conversion to count.
 
     Attributes:
-        rewrite: At least one product is rewritten.
-        max_size_ratio: The output's size divided by the input's, at most; None for no limit.
-        complete: No product is left that could be rewritten.
+        rewrite: at least one product is rewritten.
+        max_size_ratio: the output's size divided by the input's, at most; None for no limit.
+        complete: no product is left that could be rewritten.
 
     A model that was converted before and has nothing left to rewrite meets all of them.
     """
@@ -157,10 +157,10 @@ class VerificationOptions:
     """How a converted model is compared with its original.
 
     Attributes:
-        shapes: Sizes of generated inputs: ``{"batch": 4}`` of a symbolic dimension, ``{"x:1": 4}``
+        shapes: sizes of generated inputs: ``{"batch": 4}`` of a symbolic dimension, ``{"x:1": 4}``
             of an input's axis, ``{"x": (1, 3, 224, 224)}`` of a whole input. Others are solved from
             the graph, or tried.
-        require_whole: Fail with `RequirementError` where models cannot be compared as a whole but
+        require_whole: fail with `RequirementError` where models cannot be compared as a whole but
             only product by product.
     """
 

@@ -29,7 +29,7 @@ _registered: weakref.WeakSet[ort.SessionOptions] = weakref.WeakSet()
 
 
 def register(session_options: ort.SessionOptions) -> ort.SessionOptions:
-    """Makes sessions with these options able to run converted models; safe to call again.
+    """Make sessions with these options able to run converted models; safe to call again.
 
     Options on which ``register_custom_ops_library`` was called by hand cannot be told apart: use
     one or the other.
@@ -88,7 +88,7 @@ def find_library(library: str | os.PathLike[str]) -> str:
 
 
 def register_libraries(session_options: ort.SessionOptions, paths: Iterable[str]) -> None:
-    """Registers other custom operator libraries.
+    """Register other custom operator libraries.
 
     Args:
         session_options: changed in place.

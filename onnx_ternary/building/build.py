@@ -43,14 +43,14 @@ class BuildResult:
     """What `build` did.
 
     Attributes:
-        files: The files written, the model first; empty for a dry run.
-        num_bytes: Bytes of the model and its data; for a dry run, of what would be written.
+        files: the files written, the model first; empty for a dry run.
+        num_bytes: bytes of the model and its data; for a dry run, of what would be written.
         activation: ``float`` or ``int8``: what the ternary products of the layers do.
-        products: Every product, as JSON types: name, K, N, kind, bytes and, where it stays float,
+        products: every product, as JSON types: name, K, N, kind, bytes and, where it stays float,
             the reason.
-        notes: Whatever else a user should know.
-        seconds: How long building took, without verification.
-        verification: The comparison with the checkpoint, or None.
+        notes: whatever else a user should know.
+        seconds: how long building took, without verification.
+        verification: the comparison with the checkpoint, or None.
     """
 
     files: tuple[Path, ...]
@@ -89,21 +89,21 @@ def build(
     the operator library. One tensor at a time is in memory.
 
     Args:
-        checkpoint: A folder with config.json and safetensors files: BitNet, Llama or Qwen3 with
+        checkpoint: a folder with config.json and safetensors files: BitNet, Llama or Qwen3 with
             packed or plain ternary weights (docs/llm.md).
-        out: A folder that does not exist or is empty; None for a dry run.
+        out: a folder that does not exist or is empty; None for a dry run.
         options: None for the defaults.
-        verify_result: Compare every product, and the first layers, with the checkpoint before the
+        verify_result: compare every product, and the first layers, with the checkpoint before the
             folder gets its name.
-        report_path: Where `BuildResult.to_dict` goes as JSON.
-        progress: Called with a weight's name, its index and their number, once while building and
+        report_path: where `BuildResult.to_dict` goes as JSON.
+        progress: called with a weight's name, its index and their number, once while building and
             once more while verifying.
 
     Raises:
-        LibraryError: If the operator library is missing or cannot be loaded.
-        ModelError: If the checkpoint cannot be read, is of a kind that is not implemented, or holds
+        LibraryError: if the operator library is missing or cannot be loaded.
+        ModelError: if the checkpoint cannot be read, is of a kind that is not implemented, or holds
             no ternary matrix, or the folder cannot be written.
-        VerificationError: If the built model is not within the stated bounds.
+        VerificationError: if the built model is not within the stated bounds.
     """
     options = options or BuildOptions()
     report = None if report_path is None else Path(report_path)

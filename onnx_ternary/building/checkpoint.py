@@ -72,7 +72,7 @@ class Checkpoint:
         return content
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Raises ModelError if there is no such tensor."""
+        """Raise ModelError if there is no such tensor."""
         with self._reader(name) as reader:
             return tuple(reader.get_slice(name).get_shape())
 

@@ -157,7 +157,7 @@ class DecoderConfig:
 
 
 class _Reader:
-    """Reads config.json and refuses by name."""
+    """A reader of config.json that refuses by name what is not implemented."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values

@@ -61,7 +61,7 @@ def write_folder(checkpoint: Checkpoint, config: DecoderConfig, folder: Path) ->
 
 
 def copy_tokenizer(source: Path, folder: Path) -> list[str]:
-    """Copy what there is of `TOKENIZER_FILES`; returns their names."""
+    """Copy what there is of `TOKENIZER_FILES`; return their names."""
     names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in names:
         shutil.copyfile(source / name, folder / name)
@@ -69,7 +69,7 @@ def copy_tokenizer(source: Path, folder: Path) -> list[str]:
 
 
 def copy_library(folder: Path) -> str:
-    """Copy the op's library; returns its bare name."""
+    """Copy the op's library; return its bare name."""
     library = Path(get_library_path())
     shutil.copyfile(library, folder / library.name)
     return library.name

@@ -52,24 +52,24 @@ def optimize_folder(
     Every other file is copied, the operator library is added, and genai_config.json names it.
 
     Args:
-        source: A folder with genai_config.json.
-        target: A folder that does not exist or is empty; None for a dry run.
-        options: As `convert` takes them, and everything below.
-        requirements: The same.
-        verify_result: The same.
-        inputs: The same; generated ones have the sizes that genai_config.json tells.
-        verification: The same.
-        custom_op_libraries: The same.
-        report_path: The same.
-        summary_path: The same.
-        annotations_path: The same.
-        progress: The same.
+        source: a folder with genai_config.json.
+        target: a folder that does not exist or is empty; None for a dry run.
+        options: as `convert` takes them, and everything below.
+        requirements: the same.
+        verify_result: the same.
+        inputs: the same; generated ones have the sizes that genai_config.json tells.
+        verification: the same.
+        custom_op_libraries: the same.
+        report_path: the same.
+        summary_path: the same.
+        annotations_path: the same.
+        progress: the same.
 
     Raises:
-        ModelError: If the folder has no decoder in one file, or names another operator library, and
+        ModelError: if the folder has no decoder in one file, or names another operator library, and
             as `convert`.
-        RequirementError: As `convert`.
-        VerificationError: As `convert`.
+        RequirementError: as `convert`.
+        VerificationError: as `convert`.
     """
     folder = Path(source)
     config = _read_config(folder)

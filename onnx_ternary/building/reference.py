@@ -94,7 +94,7 @@ class Reference:
         return self._product(mixed, o)
 
     def _rotated(self, x: Array) -> Array:
-        """Rotates the halves of every head against each other by its position's angles."""
+        """Rotate the halves of every head against each other by its position's angles."""
         tables = self.config.rope.tables(self.config.head_dim, len(x))
         cosines, sines = (each.astype(np.float64)[:, None, :] for each in tables)
         first, second = np.split(x, 2, axis=-1)

@@ -19,7 +19,7 @@ _MIN_EXTERNAL_BYTES = 1024
 
 
 class TensorFile:
-    """Writes tensors one behind the other and remembers where.
+    """A writer of tensors, one behind the other, that remembers where each one is.
 
     Args:
         path: of the data file; None counts bytes and writes nothing.
@@ -53,7 +53,7 @@ class TensorFile:
             self._file.close()
 
     def add(self, name: str, array: NDArray[Any]) -> str:
-        """One tensor; returns its name.
+        """Write one tensor and return its name.
 
         Raises:
             ModelError: if the file cannot be written.
@@ -70,7 +70,7 @@ class TensorFile:
         shape: tuple[int, ...],
         parts: Iterable[NDArray[Any]],
     ) -> str:
-        """One tensor in parts along its first axis; returns its name.
+        """Write one tensor in parts along its first axis and return its name.
 
         Raises:
             ModelError: if the file cannot be written.

@@ -1,4 +1,4 @@
-"""Is what was built what the checkpoint says? Every product alone, and the first layers together.
+"""Whether a model is what its checkpoint says: every product alone, the first layers together.
 
 1. Every product of the op, as it stands in the data file, against levels and scales read from the
    checkpoint once more, within the bound of docs/op_spec.md.
@@ -115,7 +115,7 @@ class BuildVerification:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """The comparison as JSON types."""
 
         def numbers(each: Distance) -> dict[str, float]:
             return {"found": each.found, "allowed": each.allowed}

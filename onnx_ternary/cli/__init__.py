@@ -48,10 +48,10 @@ def _cleaned_up_on_sigterm() -> Iterator[None]:
 
 
 class Group(click.Group):
-    """Turns this package's errors into a message and an exit code."""
+    """A group of commands that turns this package's errors into messages and exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; an error of this package becomes its exit code."""
+        """Run the command; an error of this package becomes its exit code."""
         _onnxruntime.without_telemetry()
         try:
             with _cleaned_up_on_sigterm():

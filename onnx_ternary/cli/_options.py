@@ -98,9 +98,9 @@ def input_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def verification_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Verifying before writing; the command gets ``run_verify``, ``inputs`` and ``libraries``.
+    """The options of verifying before writing, `comparison_options` included.
 
-    And what `comparison_options` gives.
+    The command gets ``run_verify``, ``inputs``, ``libraries`` and what `comparison_options` gives.
     """
     command = comparison_options(command)
     command = click.option(

@@ -63,29 +63,29 @@ def convert_many(
     A model that was converted before is copied as it is, or left alone where its target is itself.
 
     Args:
-        sources: Models, folders and patterns (``**`` for any folders). Of the latter two, files
+        sources: models, folders and patterns (``**`` for any folders). Of the latter two, files
             that end in .onnx are taken, except in hidden folders, in ``target``, and where they are
             the target of another.
-        target: A folder, made where it is missing; models of a folder or pattern keep their place
+        target: a folder, made where it is missing; models of a folder or pattern keep their place
             below it. None: beside the models, as NAME.ternary.onnx.
         options: None for the defaults.
-        in_place: Replace each model by the converted one.
-        dry_run: Write no model.
-        requirements: As in `convert`, for each model.
-        verify_result: As in `convert`.
-        inputs: As in `convert`, the same for all.
-        verification: As in `convert`.
-        custom_op_libraries: As in `convert`.
-        jobs: Models at a time, at most; None for the number of processors.
-        report_path: Where `Batch.to_dict` goes as JSON.
-        summary_path: Where the same goes as Markdown.
-        annotations_path: Where what went wrong goes as GitHub's workflow commands.
-        progress: Called with the model that was finished, the number of finished ones and of all;
+        in_place: replace each model by the converted one.
+        dry_run: write no model.
+        requirements: as in `convert`, for each model.
+        verify_result: as in `convert`.
+        inputs: as in `convert`, the same for all.
+        verification: as in `convert`.
+        custom_op_libraries: as in `convert`.
+        jobs: models at a time, at most; None for the number of processors.
+        report_path: where `Batch.to_dict` goes as JSON.
+        summary_path: where the same goes as Markdown.
+        annotations_path: where what went wrong goes as GitHub's workflow commands.
+        progress: called with the model that was finished, the number of finished ones and of all;
             before the first, with an empty name.
 
     Raises:
-        ValueError: If two models would have the same target, or ``target`` is given in place.
-        ModelError: If a folder, the report or the summary cannot be written.
+        ValueError: if two models would have the same target, or ``target`` is given in place.
+        ModelError: if a folder, the report or the summary cannot be written.
     """
     if in_place and target is not None:
         raise ValueError("in_place = True and a target exclude each other")
@@ -188,7 +188,7 @@ def _place(model: Path, base: Path) -> Path:
 
 @contextmanager
 def _folders(needed: Iterable[Path]) -> Iterator[None]:
-    """Makes folders; those nothing was written to are removed again."""
+    """Make folders; those nothing was written to are removed again."""
     made: list[Path] = []
     try:
         for folder in needed:

@@ -48,30 +48,30 @@ def convert(
     A model with nothing to rewrite is copied as it is.
 
     Args:
-        source: An ONNX file.
-        target: Where the result goes, ``source`` itself included; None for a dry run.
+        source: an ONNX file.
+        target: where the result goes, ``source`` itself included; None for a dry run.
         options: None for the defaults.
         requirements: None for none.
-        verify_result: Compare the result with its original. True: both models as a whole, and
+        verify_result: compare the result with its original. True: both models as a whole, and
             nothing is written where onnxruntime runs no part of the original. None: the same up to
             `MAX_VERIFIED_BYTES`, each product alone above; what cannot be compared is reported.
             False: not at all. In every case products run alone where the original does not run.
-        inputs: Inputs to verify with, by name or in an .npz file; None for generated ones.
-        verification: How they are compared; None for the defaults.
-        custom_op_libraries: Other libraries whose operators the model uses, as `verify` takes
+        inputs: inputs to verify with, by name or in an .npz file; None for generated ones.
+        verification: how they are compared; None for the defaults.
+        custom_op_libraries: other libraries whose operators the model uses, as `verify` takes
             them.
-        report_path: Where `Outcome.to_dict` goes as JSON, after everything else. It says what went
+        report_path: where `Outcome.to_dict` goes as JSON, after everything else. It says what went
             wrong, so it is written too where this function raises one of the errors below.
-        summary_path: Where the same goes as Markdown, under the same rule.
-        annotations_path: Where what went wrong goes as GitHub's workflow commands, likewise.
-        progress: Called for each product with its name, its index and their number, once while
+        summary_path: where the same goes as Markdown, under the same rule.
+        annotations_path: where what went wrong goes as GitHub's workflow commands, likewise.
+        progress: called for each product with its name, its index and their number, once while
             converting and once more while verifying.
 
     Raises:
-        LibraryError: If a library is missing or cannot be loaded.
-        ModelError: If a file cannot be read or written, or the model is not valid.
-        RequirementError: If a requirement is not met.
-        VerificationError: If the converted model's answers are not within the stated bounds.
+        LibraryError: if a library is missing or cannot be loaded.
+        ModelError: if a file cannot be read or written, or the model is not valid.
+        RequirementError: if a requirement is not met.
+        VerificationError: if the converted model's answers are not within the stated bounds.
     """
     source, target = Path(source), None if target is None else Path(target)
     report = None if report_path is None else Path(report_path)
@@ -114,7 +114,7 @@ def convert(
 
 
 def check_distinct(texts: Mapping[str, Path | None], models: Iterable[Path | None]) -> None:
-    """Refuses a report that would replace a model, or another report.
+    """Refuse a report that would replace a model, or another report.
 
     Raises:
         ModelError: naming the file.

@@ -14,7 +14,7 @@ from onnx_ternary.errors import ModelError
 
 @contextmanager
 def staged_text(path: Path | None, what: str) -> Iterator[Callable[[str], None]]:
-    """Opens a file before the work, so that the work is not lost to a bad name.
+    """Open a file before the work, so that the work is not lost to a bad name.
 
     Args:
         path: None for no file.

@@ -138,7 +138,7 @@ def convert_all(tasks: Sequence[Task], jobs: int, finish: Callable[[Outcome], No
 def _run_pool(
     waiting: list[Task], jobs: int, limit: int | None, finish: Callable[[Outcome], None]
 ) -> list[Task]:
-    """Converts models in processes, taking them off ``waiting``.
+    """Convert models in processes, taking them off ``waiting``.
 
     Returns:
         Those that were running when a process died; empty if none did.
@@ -212,7 +212,7 @@ def _staging_folders(task: Task) -> set[Path]:
 
 
 def _prepare_child(scratch: str | None) -> None:
-    """Lets Ctrl-C and SIGTERM end a process without a trace, after it removed what it had begun."""
+    """Let Ctrl-C and SIGTERM end a process without a trace, after it removed what it had begun."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         # A second signal, of the parent after the group's, must not cut the removal short. Not

@@ -123,7 +123,7 @@ class _Weight:
 
 
 class Exporter:
-    """Edits one model, one product after the other."""
+    """The editor of one converted model, one product after the other."""
 
     def __init__(self, model: ir.Model, form: Form, bits: int, accuracy_level: int) -> None:
         self._model = model
@@ -135,7 +135,7 @@ class Exporter:
         self._place: _Place  # Of the product at hand.
 
     def run(self, progress: Callable[[str, int, int], None] | None) -> list[ExportedProduct]:
-        """Exports every product of the main graph, its subgraphs and the local functions."""
+        """Export every product of the main graph, its subgraphs and the local functions."""
         functions = self._model.functions
         for key in [key for key in functions if key[:2] == (DOMAIN, OP_TYPE)]:
             del functions[key]
@@ -448,7 +448,7 @@ class _Place:
         is_product: bool = False,
         attributes: Mapping[str, Any] | None = None,
     ) -> ir.Node:
-        """Appends a node; the product takes the name of the old one. The last one gives Y."""
+        """Append a node; the product takes the name of the old one. The last one gives Y."""
         old = self.node
         metadata = {key: value for key, value in old.metadata_props.items() if key != DIGEST_KEY}
         node = ir.node(
@@ -467,11 +467,11 @@ class _Place:
         return node
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Appends a Cast."""
+        """Append a Cast."""
         return self.add("Cast", [value], attributes={"to": int(dtype)}).outputs[0]
 
     def replace(self) -> None:
-        """Puts the nodes where the product was, and drops constants nobody uses any more."""
+        """Put the nodes where the product was, and drop constants nobody uses any more."""
         node, graph = self.node, self.node.graph
         assert graph is not None
         old, new = node.outputs[0], self._added[-1].outputs[0]
@@ -531,7 +531,7 @@ def _exact_in(dtype: ir.DataType, *arrays: NDArray[np.float32]) -> bool:
 
 
 def _behind(value: ir.Value, *, without: ir.Value | None) -> set[ir.Node]:
-    """The nodes a value takes, those for ``without`` alone left out."""
+    """The nodes that make a value, except nodes that only ``without`` needs."""
     found: set[ir.Node] = set()
     pending: list[ir.Value | None] = [value]
     while pending:
@@ -544,7 +544,7 @@ def _behind(value: ir.Value, *, without: ir.Value | None) -> set[ir.Node]:
 
 
 def _resolved(node: ir.Node, attributes: OpAttributes) -> dict[str, Any]:
-    """A body's node's attributes, those it takes from the op by their values."""
+    """Attributes of a node in a function body, with the op's values for references to them."""
     values = attributes.to_dict()
     return {
         name: values[attr.ref_attr_name] if attr.ref_attr_name else attr.value

@@ -57,7 +57,7 @@ def build_index(
     algorithm: Algorithm | None = None,
     native: bool = True,
 ) -> Index:
-    """Builds the index of a ternary or binary matrix.
+    """Build the index of a ternary or binary matrix.
 
     Args:
         weight: what `ternarize` returned.

@@ -29,7 +29,7 @@ def ternarize_codes(
     group_size: int,
     dtypes: Sequence[np.dtype[Any]] = (),
 ) -> TernaryWeight | NotTernary:
-    """Finds the levels and scales of a quantized weight matrix, exactly.
+    """Find the levels and scales of a quantized weight matrix, exactly.
 
     Scales stay as fine as they are given, except that groups of rows count as one where their
     scales are the same: quantizers of blocks give a matrix with one scale as many as it has blocks.
@@ -117,7 +117,7 @@ def _fill_levels(
     sizes: NDArray[np.float64],
     levels: NDArray[np.int8],
 ) -> int | None:
-    """Writes the signs of codes that are zero, or plus or minus the size; else gives a column."""
+    """Write the signs of codes that are zero, or plus or minus the size; else give a column."""
     for rows, columns in tiles(codes):
         tile = codes[rows, columns]
         up = tile == zeros[columns] + sizes[columns]

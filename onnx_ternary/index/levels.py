@@ -86,7 +86,7 @@ def ternarize(
     tolerance: float = 0.0,
     group_sizes: Sequence[int] = (16, 32, 64, 128, 256),
 ) -> TernaryWeight | NotTernary:
-    """Finds the levels and scales of a ternary or binary weight matrix.
+    """Find the levels and scales of a ternary or binary weight matrix.
 
     The coarsest scales that fit are taken: one for the matrix, then one a column, then one a group,
     the largest group size first. Exact matches go before matches within the tolerance. Magnitudes
@@ -171,7 +171,7 @@ def _refuse_form(weight: NDArray[Any]) -> NotTernary | None:
 
 
 def tiles(weight: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
-    """Cuts a matrix across its slowest axis, so that a tile is one piece of memory."""
+    """Cut a matrix across its slowest axis, so that a tile is one piece of memory."""
     K, N = weight.shape
     if abs(weight.strides[0]) >= abs(weight.strides[1]):
         step = max(1, _TILE_ELEMENTS // N)
@@ -222,7 +222,7 @@ def _match_exactly(
 def _fill_levels(
     weight: NDArray[Any], magnitudes: NDArray[np.float32], levels: NDArray[np.int8]
 ) -> _Misfit | None:
-    """Writes the signs of `weight`, whose elements are 0 or the magnitude of their column."""
+    """Write the signs of `weight`, whose elements are 0 or the magnitude of their column."""
     for rows, columns in tiles(weight):
         original = weight[rows, columns]
         tile = _float32(original)
@@ -239,7 +239,7 @@ def _fill_levels(
 def _match_nearly(
     weight: NDArray[Any], group_size: int, tolerance: float, *, whole: bool
 ) -> _Match | _Misfit:
-    """Matches within the tolerance; `whole` takes one scale for all columns."""
+    """Match within the tolerance; `whole` takes one scale for all columns."""
     K, N = weight.shape
     levels = np.empty((K, N), np.int8)
     scale = np.empty((-(-K // group_size), N), np.float32)
@@ -283,7 +283,7 @@ def _fill_nearest(
     scale: NDArray[np.float32],
     levels: NDArray[np.int8],
 ) -> NDArray[np.float64]:
-    """Writes the nearest levels; returns each column's largest change relative to its scale."""
+    """Write the nearest levels; return each column's largest change relative to its scale."""
     changes = np.zeros(weight.shape[1], np.float64)
     for rows, columns in tiles(weight):
         original = weight[rows, columns]

@@ -30,7 +30,7 @@ def codes_shape(K: int, N: int, *, storage: Storage, block_size: int) -> tuple[i
 def pack(
     levels: NDArray[np.int8], *, storage: Storage, alphabet: Alphabet, block_size: int
 ) -> NDArray[np.uint8]:
-    """Packs levels (K, N) int8 in {-1, 0, 1}, all of the alphabet, into `codes`.
+    """Pack levels (K, N) int8 in {-1, 0, 1}, all of the alphabet, into `codes`.
 
     Returns:
         uint8 of `codes_shape`.

@@ -30,7 +30,7 @@ def pack(
     block_width: int,
     group_size: int = 0,
 ) -> tuple[NDArray[np.uint16] | NDArray[np.uint32], NDArray[np.uint32]]:
-    """Sorts the rows of each column block by pattern.
+    """Sort the rows of each column block by pattern.
 
     Args:
         levels: (K, N) int8 in {-1, 0, 1}, all of the alphabet.

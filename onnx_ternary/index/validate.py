@@ -24,7 +24,7 @@ def validate_index(
     *,
     node: str = "",
 ) -> None:
-    """Checks the constant inputs of a node, as the op does when a session is made.
+    """Check the constant inputs of a node, as the op does when a session is made.
 
     Packed codes are not looked into: every byte is safe, and `decode_index` finds unused ones.
 
@@ -63,7 +63,7 @@ def _require_shape(
 def validate_tensors(
     attributes: OpAttributes, codes: NDArray[Any], aux: NDArray[np.uint32], node: str
 ) -> None:
-    """Checks codes and aux of a node, as `validate_index` does.
+    """Check codes and aux of a node, as `validate_index` does.
 
     Raises:
         IndexFormatError: naming the node, what was found and what was expected.

@@ -11,7 +11,7 @@ from typing import TypeVar
 import onnx_ir as ir
 
 DOMAINS_OF_OPERATORS = ("", "com.microsoft")
-"""Of an operator and a local function of one name, runtimes do not choose the same one."""
+"""Where an operator and a local function share a name, runtimes choose differently."""
 
 _Key = TypeVar("_Key", bound=Hashable)
 

@@ -159,7 +159,7 @@ def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
 
 
 def _undecodable(model: ir.Model) -> object | None:
-    """A name that is not text: protobuf hands on the bytes of those that are not UTF-8."""
+    """A name that is not text: protobuf hands on bytes where a name is not UTF-8."""
     names: list[object] = [*model.opset_imports]
     for graph in (model.graph, *(each.graph for each in model.functions.values())):
         names += [value.name for value in (*graph.inputs, *graph.outputs)]

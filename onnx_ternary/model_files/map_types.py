@@ -38,7 +38,7 @@ def has_map_types(model: ir.Model) -> bool:
 
 
 def restore_map_types(model: ir.Model, proto: onnx.ModelProto) -> None:
-    """Gives values of the model's message the types they were read with."""
+    """Give values of the model's message the types they were read with."""
     maps = model.meta.get(_KEY, {})
     for value in _values(proto.graph):
         if value.name in maps:

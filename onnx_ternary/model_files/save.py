@@ -45,7 +45,7 @@ _ONNXRUNTIME_OPERATORS = frozenset({"LayerNormalization", "SimplifiedLayerNormal
 
 
 def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes and those of their subgraphs."""
+    """Nodes, and the nodes of their subgraphs."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
@@ -222,7 +222,7 @@ def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
 def _stage(
     model: ir.Model, staged: Path, target: Path, protected: Collection[Path], *, external: bool
 ) -> list[str]:
-    """Write a model and its data into a folder of their own; returns the names they will have."""
+    """Write a model and its data into a folder of their own; return the names they will have."""
     name = f"{target.name}.data"
     _write(model, staged, name if external else None)
     mode = _mode(staged, target, model)

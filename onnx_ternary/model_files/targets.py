@@ -39,7 +39,7 @@ def check_target(path: Path) -> None:
 
 
 def check_unprotected(path: Path, protected: Collection[Path]) -> None:
-    """Refuses a name that is one of the original model's data files.
+    """Refuse a name that is one of the original model's data files.
 
     Raises:
         ModelError: naming the file.
@@ -52,7 +52,7 @@ def check_unprotected(path: Path, protected: Collection[Path]) -> None:
 
 
 def check_link(path: Path) -> None:
-    """Readers look for data beside the name they were given, not beside what it links to."""
+    """Refuse a link: readers look for data beside the link, not beside the file it leads to."""
     target = path.resolve()
     if target.parent != path.parent.resolve():
         raise ModelError(

@@ -97,7 +97,7 @@ def release(tensor: ir.TensorProtocol | None) -> None:
 
 
 def prefetch(tensor: ir.TensorProtocol | None) -> None:
-    """Ask the system to read an external tensor's bytes; returns at once."""
+    """Ask the system to read an external tensor's bytes; return at once."""
     if not isinstance(tensor, ir.ExternalTensor) or not hasattr(os, "posix_fadvise"):
         return
     with suppress(OSError, ValueError):

@@ -162,7 +162,7 @@ def library() -> ctypes.CDLL:
 
 
 def call(name: str, error_type: type[Exception], *arguments: object) -> None:
-    """Calls a function of the library that takes a buffer for a message last.
+    """Call a function of the library that takes a buffer for a message last.
 
     Raises:
         LibraryError: if there is no kernel for the call.

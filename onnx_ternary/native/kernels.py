@@ -48,7 +48,7 @@ def list_kernels() -> KernelList:
 
 
 def force_isa(name: str) -> None:
-    """Makes the whole process use one instruction set's kernels; "" lifts it.
+    """Make the whole process use one instruction set's kernels; "" lifts it.
 
     Raises:
         LibraryError: if there is no such instruction set or this processor lacks it.
@@ -57,7 +57,7 @@ def force_isa(name: str) -> None:
 
 
 def force_kernel(name: str) -> None:
-    """Makes the whole process use one kernel; "" lifts it.
+    """Make the whole process use one kernel; "" lifts it.
 
     Raises:
         LibraryError: if there is no such kernel or this processor cannot run it.
@@ -67,7 +67,7 @@ def force_kernel(name: str) -> None:
 
 @contextmanager
 def forced(isa: str = "", kernel: str = "") -> Iterator[None]:
-    """Forces an instruction set or a kernel within the block, for the whole process."""
+    """Force an instruction set or a kernel within the block, for the whole process."""
     try:
         force_isa(isa)
         force_kernel(kernel)

@@ -76,7 +76,7 @@ def validate(
     scale: NDArray[np.float32],
     bias: NDArray[np.float32],
 ) -> None:
-    """Checks a node exactly as kernel creation does in a session.
+    """Check a node exactly as kernel creation does in a session.
 
     Raises:
         IndexFormatError: with the library's message.
@@ -122,7 +122,7 @@ def run(
     kernel: str | None = None,
     num_parts: int = 1,
 ) -> tuple[NDArray[np.float32], str]:
-    """Runs the op without a session, in this thread.
+    """Run the op without a session, in this thread.
 
     Args:
         attributes: the node's attributes.

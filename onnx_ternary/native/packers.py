@@ -36,7 +36,7 @@ def _codes_shape(
 def pack(
     levels: NDArray[np.int8], *, storage: Storage, alphabet: Alphabet, block_size: int
 ) -> NDArray[np.uint8]:
-    """Packs levels as docs/index_format.md section 2 says.
+    """Pack levels as docs/index_format.md section 2 says.
 
     Args:
         levels: (K, N) int8 in {-1, 0, 1}.

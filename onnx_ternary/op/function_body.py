@@ -135,7 +135,7 @@ class BodyVariant:
 def make_function_body(
     variants: Sequence[BodyVariant], opset: int, ir_version: int
 ) -> FunctionProto | NoBody:
-    """Builds the function for a model whose nodes have these variants.
+    """Build the function for a model whose nodes have these variants.
 
     Args:
         variants: one per node, in any order, with repetitions; made for the same opset.
@@ -173,7 +173,7 @@ def make_function_body(
 
 
 class _Nodes:
-    """Appends nodes to a function body and names their outputs."""
+    """The nodes of a function body, whose outputs are named as nodes are appended."""
 
     def __init__(self, opset: int) -> None:
         self.opset = opset

@@ -20,12 +20,12 @@ class Conversion:
     """What `convert` did.
 
     Attributes:
-        report: What was rewritten, what was not, and why.
-        files: The files written, the model first; empty for a dry run.
-        bytes_before: Size of the original, external data included.
-        bytes_after: Size of the result; for a dry run, of what would be written.
-        verification: The comparison of both models, or None.
-        verification_skipped: Why there is none, or an empty string.
+        report: what was rewritten, what was not, and why.
+        files: the files written, the model first; empty for a dry run.
+        bytes_before: size of the original, external data included.
+        bytes_after: size of the result; for a dry run, of what would be written.
+        verification: the comparison of both models, or None.
+        verification_skipped: why there is none, or an empty string.
     """
 
     report: Report
@@ -59,11 +59,11 @@ class Outcome:
     """One model of a call.
 
     Attributes:
-        source: The model.
-        target: Where the result goes; None for a dry run.
-        conversion: What was done and found; None where the model could not be converted at all.
-        exit_code: What the command returns for this model alone.
-        error: Why it is not 0; empty if it is.
+        source: the model.
+        target: where the result goes; None for a dry run.
+        conversion: what was done and found; None where the model could not be converted at all.
+        exit_code: what the command returns for this model alone.
+        error: why it is not 0; empty if it is.
     """
 
     source: Path

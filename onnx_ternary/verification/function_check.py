@@ -15,7 +15,7 @@ from onnx_ternary.verification.trial import Trial, run_body
 
 
 def check_function_body(model: Model) -> int:
-    """Runs one product of each kind through the model's function, against the numpy reference.
+    """Run one product of each kind through the model's function, against the numpy reference.
 
     No session has the library, and no original is needed. A model without the function, or whose
     products take more than `MAX_BODY_ELEMENTS`, is left alone.

@@ -77,7 +77,7 @@ class Candidates:
     """Inputs that a model may run on, the likeliest first."""
 
     def __init__(self, model: ModelProto, wanted: Sequence[ValueInfoProto], seed: int) -> None:
-        """Walks the model; ``wanted`` are its inputs that are no initializers."""
+        """Walk the model; ``wanted`` are its inputs that are no initializers."""
         self._wanted = wanted
         self._seed = seed
         self._sizes = Sizes()
@@ -106,7 +106,7 @@ class Candidates:
         )
 
     def pin(self, sizes: Mapping[str, int | Sequence[int]]) -> str:
-        """Decides sizes before anything else does.
+        """Decide sizes before anything else does.
 
         Returns:
             What is wrong with them; empty if nothing is.
@@ -155,7 +155,7 @@ class Candidates:
             return self._filled(self._plan, shapes)
 
     def learn(self, message: str) -> None:
-        """Takes up what onnxruntime said about the inputs that came last."""
+        """Take up what onnxruntime said about the inputs that came last."""
         limit = _INDEX_RANGE.search(message)
         if limit is not None:
             if int(limit[1]) + 1 < self._index_limit:
@@ -336,7 +336,7 @@ _INTEGERS = frozenset(
 def _positions(
     shape: tuple[int, ...], past: int, below: int | None, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """Counting up along the last axis, behind earlier positions where the table reaches so far."""
+    """Positions counted up along the last axis, from ``past`` on where the table is long enough."""
     count = shape[-1] if shape else 1
     start = past if below is None or past + count <= below else 0
     numbers = np.arange(start, start + count) % (below or start + count + 1)

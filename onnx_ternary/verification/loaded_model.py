@@ -229,7 +229,7 @@ def _has_external_data(proto: ModelProto) -> bool:
 
 
 class Tries:
-    """Runs a model on inputs that may not fit, and keeps what came out last."""
+    """Runs of a model on inputs that may not fit, with the outputs of the last run."""
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model

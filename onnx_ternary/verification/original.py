@@ -75,7 +75,7 @@ def run_alone(
 def _expose_in_function(
     proto: ModelProto, key: FunctionKey, names: Sequence[str]
 ) -> dict[str, str]:
-    """Makes values of one call of a local function outputs of the main graph.
+    """Make values of one call of a local function outputs of the main graph.
 
     Every call gets the function's new outputs; those of the first one that is no subgraph's are
     handed on, through other functions if need be.

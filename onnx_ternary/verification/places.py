@@ -95,7 +95,7 @@ class Scope:
 
     @cached_property
     def products(self) -> list[NodeProto]:
-        """Those of its own nodes, subgraphs apart."""
+        """Products among the graph's own nodes, subgraphs apart."""
         return [node for node in self.after.node if is_product(node)]
 
     @cached_property
@@ -130,7 +130,7 @@ class Scope:
 
     @cached_property
     def attributes(self) -> Mapping[int, OpAttributes]:
-        """Of each product, by the node's id."""
+        """The attributes of each product, by the node's id."""
         return {id(node): node_attributes(node) for node in self.products}
 
     @cached_property

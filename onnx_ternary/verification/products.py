@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def num_products(self) -> int:
-        """Those of all scopes."""
+        """The number of products in all scopes."""
         return sum(len(scope.products) for scope in self.scopes)
 
 
@@ -85,7 +85,7 @@ class _Checks:
             self.add(scope, node, *pair)
 
     def flush(self) -> list[ProductCheck]:
-        """Runs and judges what waits; everything that was checked so far."""
+        """Run and judge what waits; everything that was checked so far."""
         comparison, waiting = self._comparison, self._waiting
         self._waiting, self._num_bytes = [], 0
         trials = [each for each in waiting if isinstance(each, Trial)]

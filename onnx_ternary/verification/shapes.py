@@ -128,7 +128,7 @@ class Traced:
 
 
 def trace(model: ModelProto, inputs: Mapping[str, Shape], sizes: Sizes) -> Traced:
-    """Walks the model from its inputs' shapes on; ``sizes`` is solved on the way."""
+    """Walk the model from its inputs' shapes on; ``sizes`` is solved on the way."""
     found = Traced(sizes)
     scope = Scope()
     for value in model.graph.input:

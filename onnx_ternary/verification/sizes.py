@@ -103,7 +103,7 @@ class Sizes:
         return size
 
     def equate(self, one: Size, other: Size) -> bool:
-        """Takes two sizes to be equal; False where that contradicts what is known already."""
+        """Take two sizes to be equal; False where that contradicts what is known already."""
         gap = self.resolve(one - other)
         if not gap.terms:
             return gap.constant == 0
@@ -120,7 +120,7 @@ class Sizes:
         return True
 
     def solve_products(self) -> None:
-        """Solves products that are known for the only factor that is not.
+        """Solve products that are known for the only factor that is not.
 
         Two unknown factors of a product, as the height and width of a flattened image, are taken
         to be equal.

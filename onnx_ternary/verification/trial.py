@@ -257,7 +257,7 @@ def _probe(K: int, rank: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
 def run_trials(
     before: LoadedModel, after: LoadedModel, trials: Sequence[Trial], bodies: Bodies
 ) -> None:
-    """Runs the products of both models and leaves their answers in the trials.
+    """Run the products of both models and leave their answers in the trials.
 
     Raises:
         ModelError: if onnxruntime cannot run a converted node.

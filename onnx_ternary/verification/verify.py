@@ -71,7 +71,7 @@ def verify(
     custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
 ) -> VerificationReport:
-    """Compares a converted model with its original, product by product and end to end.
+    """Compare a converted model with its original, product by product and end to end.
 
     Where the whole original does not run (an operator of another domain, no generated inputs that
     fit), each product runs alone, as with ``products_only``, and the report says why. Memory grows
@@ -291,7 +291,7 @@ class _Whole:
 
     @property
     def _optimized(self) -> bool:
-        """As users run it, unless onnxruntime then rounds activations of products that stayed."""
+        """Whether onnxruntime may optimize: not if it then rounds activations of other products."""
         after = self.comparison.after.proto
         return not any(
             node.op_type in _ROUNDED_WHEN_OPTIMIZED
