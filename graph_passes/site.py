@@ -42,7 +42,7 @@ class Site:
         )
 
     def function_of(self, node: ir.Node) -> ir.Function | None:
-        """The local function a node is in; None outside of them."""
+        """The local function a node is in; None outside of local functions."""
         return self.owners.get(id(node.graph))
 
 

@@ -95,7 +95,7 @@ class _Kept:
 
 
 class Cones:
-    """Finds and evaluates the constant expressions of one model.
+    """The constant expressions of one model: where they are, and what they evaluate to.
 
     Args:
         site: of the model the values that are resolved belong to.
@@ -138,7 +138,7 @@ class Cones:
     def _judge(
         self, value: ir.Value, producer: ir.Node | None, inputs: Iterable[ir.Value]
     ) -> NotConstant | None:
-        """The status of a value whose inputs have theirs."""
+        """The status of a value, once every input of its node has a status."""
         if (constant := leaf(value)) is not None:
             return None if isinstance(constant, Constant) else constant
         assert producer is not None  # everything else is a leaf

@@ -19,7 +19,7 @@ INLINE = "inline the model's functions first (onnx.inliner.inline_local_function
 
 
 class Reader(Protocol):
-    """Computes the numbers of a constant, and of what Transpose, Reshape and Cast make of it."""
+    """What computes a constant's numbers, also behind a Transpose, Reshape or Cast."""
 
     def __call__(self) -> NDArray[Any]:
         """The numbers; may be a view of a mapped file."""
@@ -79,7 +79,7 @@ class Numbers:
         return Numbers(converted)
 
     def ternarize(self) -> None:
-        """Nothing: plain numbers have no codes."""
+        """The levels of codes: None, as plain numbers have no codes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ def apply(node: ir.Node, operands: Sequence[Constant | None]) -> Constant | str:
 
 
 def integers(codes: Constant) -> Callable[[], NDArray[Any]]:
-    """Computes a constant's codes in a type numpy calculates with."""
+    """Compute a constant's codes in a type numpy calculates with."""
     dtype = _CODES[codes.dtype]
     return lambda: codes.numpy().astype(dtype, copy=False)
 

@@ -81,12 +81,12 @@ class Operand(Protocol):
 
     @property
     def shape(self) -> Shape:
-        """Known without reading the elements."""
+        """The shape, known without reading the elements."""
         ...
 
     @property
     def dtype(self) -> ir.DataType:
-        """Of the elements."""
+        """The type of the elements."""
         ...
 
     def numpy(self) -> Array:

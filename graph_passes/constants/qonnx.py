@@ -38,7 +38,7 @@ Float32 = NDArray[np.float32]
 
 
 def _halves(values: Float32, *, up: bool) -> Float32:
-    """To the nearest integer, halves away from zero or toward it."""
+    """The nearest integers, halves away from zero or toward it."""
     size = np.abs(values)
     whole = np.floor(size)
     rest = size - whole

@@ -117,7 +117,7 @@ class Nodes:
         return self._facts[id(function)]
 
     def _judge(self, function: ir.Function) -> _Facts:
-        """The facts of a function whose callees have theirs."""
+        """The facts of a function, once every function it calls has facts."""
         if not _is_known(function):
             return _Facts(f"local function {function.name}, which has the name of an operator", 1)
         refusals, num_nodes = [], 0

@@ -26,7 +26,7 @@ from .model_editor import (
 
 
 def attach_body(editor: ModelEditor, options: OptimizeOptions) -> str:
-    """Replace the model's bodies of the op; returns why there are none, or nothing."""
+    """Replace the model's bodies of the op; return why there are none, or nothing."""
     functions = editor.model.functions
     for key in [key for key in functions if key[:2] == (DOMAIN, OP_TYPE)]:
         del functions[key]

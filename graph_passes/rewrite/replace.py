@@ -51,7 +51,7 @@ class _StoredIndex:
 
 
 class Replacer:
-    """Edits one model, one product after the other."""
+    """The editor of one model, one product after the other."""
 
     def __init__(
         self, site: Site, options: OptimizeOptions, spool: Spool | None, folder: Folder

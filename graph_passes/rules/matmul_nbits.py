@@ -135,7 +135,7 @@ def _weight(node: ir.Node, context: Context) -> Constant | str:
 def _zero_points(
     zero_point: Constant | None, dtype: ir.DataType, N: int, num_blocks: int, bits: int
 ) -> Callable[[], NDArray[np.float64]] | str:
-    """Computes zero points, one or (num_blocks, N); or why they are refused (case 2)."""
+    """Compute zero points, one or (num_blocks, N); or why they are refused (case 2)."""
     if zero_point is None:
         return lambda: np.full((1, 1), 2.0 ** (bits - 1))
     if zero_point.dtype == ir.DataType.UINT8:
