@@ -63,7 +63,7 @@ def too_old(session: nox.Session) -> None:
     ids=["oldest", "1.20", "1.23", "1.27", "newest"],
 )
 def versions(session: nox.Session, onnxruntime: str, numpy: str) -> None:
-    """Installs the wheel beside one onnxruntime and numpy, away from the checkout, and tests it."""
+    """Install the wheel beside one onnxruntime and numpy, away from the checkout, and test it."""
     folder, wheel = prepare(session)
     exact = f"onnxruntime=={onnxruntime}" if onnxruntime else "onnxruntime"
     session.install(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def readme_command(name: str) -> str:
-    """The shell lines of the named command; raises SystemExit if there is not exactly one."""
+    """The shell lines of the named command; more or fewer than one such command end the program."""
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     marker = rf"<!-- command: {re.escape(name)} -->"
     blocks = re.findall(rf"{marker}\s*```(?:bash|sh)\n(.*?)```", readme, re.DOTALL)

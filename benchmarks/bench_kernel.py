@@ -67,7 +67,7 @@ def relative_error(y: NDArray[np.float32], exact: NDArray[np.float64]) -> float:
 
 
 def checked(peer: Peer, run: Run, x: NDArray[np.float32], exact: NDArray[np.float64]) -> float:
-    """The error of an output; refuses to time a wrong one."""
+    """The error of an output; a wrong output ends the benchmark before it is timed."""
     error = relative_error(run(x), exact)
     if not error <= peer.max_error:
         raise SystemExit(f"{peer.name}: relative error {error:.1e}, at most {peer.max_error:g}")

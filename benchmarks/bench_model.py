@@ -140,7 +140,7 @@ class Plan:
     rounds: int
 
     def shape(self, part: Part) -> Shape:
-        """Of the part's model."""
+        """The shape of the part's model."""
         preset = PRESETS[self.preset]
         vocabulary = preset.vocabulary if part.whole else min(LAYERS_ALONE, preset.vocabulary)
         return replace(preset, layers=self.layers, vocabulary=vocabulary)
@@ -189,7 +189,7 @@ class Results:
 
     @classmethod
     def read(cls, path: Path | None) -> Results:
-        """Those that are there."""
+        """The results that a file holds already."""
         there = path is not None and path.exists()
         return cls(path, json.loads(path.read_text(encoding="utf-8")) if path and there else {})
 

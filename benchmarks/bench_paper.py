@@ -255,7 +255,7 @@ def numpy_rsr(
 def timed(
     runs: dict[str, Callable[[], NDArray[Any]]], exact: NDArray[np.int64], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Checked and timed side by side."""
+    """The times of products that are checked first, then timed side by side."""
     for name, run in runs.items():
         check(name, run(), exact)
     times = measure(

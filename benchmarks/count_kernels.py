@@ -39,14 +39,14 @@ class Loops:
     """The loops of one kernel that run once a span of 128 inputs.
 
     Attributes:
-        kernel: Its name.
-        case: Rows and scales.
-        source: Its file in custom_ops/kernels.
-        march: What the file is compiled for.
-        function: A regular expression for the mangled function.
-        multiply: The instruction that multiplies.
-        macs: Products of one of those, of activations and weights.
-        cores: Where it can run.
+        kernel: its name.
+        case: rows and scales.
+        source: its file in custom_ops/kernels.
+        march: what the file is compiled for.
+        function: a regular expression for the mangled function.
+        multiply: the instruction that multiplies.
+        macs: products of one of those, of activations and weights.
+        cores: where it can run.
     """
 
     kernel: str

@@ -68,7 +68,7 @@ class DataFile:
     def add(
         self, name: str, dtype: np.dtype[Any], dims: tuple[int, ...], parts: Iterable[NDArray[Any]]
     ) -> str:
-        """Append the parts of one tensor, C-ordered, cast to ``dtype``; returns its name."""
+        """Append the parts of one tensor, C-ordered, cast to ``dtype``; return its name."""
         with self.path.open("ab") as file:
             file.write(bytes(-file.tell() % PAGE))
             offset = file.tell()
@@ -93,7 +93,7 @@ class DataFile:
 
 
 class Decoder:
-    """Builds the graph of one model, writing weights as it goes."""
+    """A builder of one model's graph, which writes weights as it goes."""
 
     def __init__(self, shape: Shape, form: Form, seed: int, data: DataFile) -> None:
         self._shape = shape

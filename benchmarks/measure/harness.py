@@ -84,15 +84,15 @@ def measure(
     """Time all candidates side by side.
 
     Args:
-        candidates: The competitors, at least one.
-        rounds: How often each is timed.
-        seconds_a_round: At least this long is each timed in a round.
-        threads: Threads each uses; above 1 their pools are left to stop spinning in between.
-        budget_seconds: Fewer rounds where they would take longer, but ``min_rounds``.
-        min_rounds: See ``budget_seconds``.
-        clock: Seconds; ``time.thread_time`` leaves out what other processes take of a busy machine,
+        candidates: the competitors, at least one.
+        rounds: how often each is timed.
+        seconds_a_round: at least this long is each timed in a round.
+        threads: threads each uses; above 1 their pools are left to stop spinning in between.
+        budget_seconds: fewer rounds where they would take longer, but ``min_rounds``.
+        min_rounds: see ``budget_seconds``.
+        clock: seconds; ``time.thread_time`` leaves out what other processes take of a busy machine,
             for candidates that stay in the calling thread.
-        settle: Waits until no candidate is busy, where they run in other processes.
+        settle: waits until no candidate is busy, where they run in other processes.
 
     Returns:
         The timing of each candidate by name.

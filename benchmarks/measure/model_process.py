@@ -117,7 +117,7 @@ class Runner:
         harness.settle()
 
     def memory(self) -> dict[str, float]:
-        """That of `process_memory`, and what there was before the session."""
+        """The numbers of `process_memory`, and the memory before the session."""
         return process_memory() | {"process": self._process_mb}
 
     def profile(self, case: Case) -> dict[str, float]:

@@ -49,7 +49,7 @@ OURS = (
 
 
 def _models(results: Mapping[str, Any]) -> dict[str, tuple[Row, Row]]:
-    """Of each candidate how it loads and how it decodes."""
+    """How each candidate loads and how it decodes."""
     loads = {row["candidate"]: row for row in rows_of(dict(results), "load")}
     runs = by_case(rows_of(dict(results), "two threads"))[CASE]
     return {name: (loads[name], runs[name]) for name in (*CANDIDATES, INT8)}

@@ -64,7 +64,7 @@ def faster(row: Row, other: Row) -> float:
 
 
 def tokens_a_second(row: Row) -> float:
-    """At the median of the rounds."""
+    """Tokens a second at the median of the rounds."""
     return float(row["tokens"] / np.median(row["rounds_ms"]) * 1e3)
 
 
@@ -236,7 +236,7 @@ def _load_targets(loads: dict[str, Row]) -> list[list[str]]:
 
 
 def conditions_text(results: dict[str, Any]) -> str:
-    """Of each part; what all have in common once."""
+    """The conditions of each part; what all parts have in common stands once."""
     found = {part: content["conditions"] for part, content in results.items()}
     if not found:
         return NOT_MEASURED

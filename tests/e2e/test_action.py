@@ -57,7 +57,7 @@ def environment() -> dict[str, str]:
 
 
 def run_action(folder: Path, **inputs: str) -> Run:
-    """Runs the steps in ``folder`` as the runner does: one bash script each, in order."""
+    """Run the steps in ``folder`` as the runner does: one bash script each, in order."""
     action = load("action.yml")
     values = {f"inputs.{name}": each.get("default", "") for name, each in action["inputs"].items()}
     given = {f"inputs.{name.replace('_', '-')}": value for name, value in inputs.items()}

@@ -62,7 +62,7 @@ def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def in_threads(work: Callable[[int], None]) -> None:
-    """Runs ``work(0)`` .. ``work(NUM_THREADS - 1)`` at once; the first failure is raised."""
+    """Run ``work(0)`` .. ``work(NUM_THREADS - 1)`` at once; the first failure is raised."""
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         list(pool.map(work, range(NUM_THREADS)))
 

@@ -154,7 +154,7 @@ class _WithCache(nn.Module):
 
 
 def export(model: BitNetForCausalLM, path: Path, *, dynamo: bool) -> None:
-    """Writes the model with dynamic batch, sequence and past lengths."""
+    """Write the model with dynamic batch, sequence and past lengths."""
     batch, sequence, past = 2, 3, 4
     cache_shape = (batch, CONFIG.num_key_value_heads, past, HEAD_SIZE)
     example = (

@@ -47,7 +47,7 @@ def attempts(target: str) -> Callable[[np.random.Generator], str]:
 
 
 def child(target: str, seed: int, first: int, seconds: float, place: Path) -> None:
-    """Attempts from ``first`` on; writes each one's number to ``place`` before it starts."""
+    """Run attempts from ``first`` on; write the number of each to ``place`` before it starts."""
     attempt = attempts(target)
     outcomes: collections.Counter[str] = collections.Counter()
     until = time.monotonic() + seconds

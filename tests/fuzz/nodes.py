@@ -139,7 +139,7 @@ def hostile_nodes(
 
 
 def try_node(node: binding.Node, _tensors: list[NDArray[Any]], rng: np.random.Generator) -> Outcome:
-    """Validates and runs one node.
+    """Validate and run one node.
 
     Args:
         node: possibly damaged.

@@ -174,7 +174,7 @@ def save_external(model: onnx.ModelProto, path: Path, rng: np.random.Generator) 
 
 
 def try_model(model: onnx.ModelProto, rng: np.random.Generator) -> Outcome:
-    """Damages a model in up to three ways, opens it and runs it twice.
+    """Damage a model in up to three ways, open it and run it twice.
 
     Args:
         model: a converted model; it is not changed.

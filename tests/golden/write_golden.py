@@ -1,4 +1,4 @@
-"""Writes the golden files of format version 1: one .npz a storage, alphabet and kind of scale, and
+"""Write the golden files of format version 1: one .npz a storage, alphabet and kind of scale, and
 one with activations and their exact answers for every activation rule of both formats.
 
 ``python -m tests.golden.write_golden`` from the repository's root. The files are never rewritten

@@ -1,4 +1,4 @@
-"""Writes golden models: what ``optimize`` made of a product in format version 1, as users keep it.
+"""Write golden models: what ``optimize`` made of a product in format version 1, as users keep it.
 
 ``python -m tests.golden.write_models`` from the repository's root. Like the indices of
 write_golden, they are never rewritten: a file once converted has to load for ever.

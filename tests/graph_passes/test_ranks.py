@@ -32,7 +32,7 @@ def feeds(shape: Sequence[int]) -> dict[str, Array]:
 
 
 def check_answers(made: onnx.ModelProto, given: dict[str, Array], library: bool) -> list[str]:
-    """Compare shapes exactly and numbers loosely; returns the activations of what was rewritten."""
+    """Compare shapes exactly and numbers loosely; return the activations of what was rewritten."""
     result = optimize(made, ALL)
     want, found = run(made, given), run(result.to_proto(), given, library=library)
     assert found["y"].shape == want["y"].shape

@@ -53,7 +53,7 @@ def write_checkpoint(
     change: Callable[[dict[str, Any], dict[str, NDArray[Any]]], None] | None = None,
     **config: Any,
 ) -> Path:
-    """Write config.json and safetensors; returns the folder.
+    """Write config.json and safetensors; return the folder.
 
     Args:
         folder: made if it is missing.

@@ -22,7 +22,7 @@ NEEDS = [
 
 
 def copy_sources(tree: Path) -> None:
-    """Copies what a library of kernels is built from, without what sessions need."""
+    """Copy what a library of kernels is built from, without what sessions need."""
     for folder in ("custom_ops", "cmake"):
         shutil.copytree(ROOT / folder, tree / folder)
     text = (ROOT / "CMakeLists.txt").read_text()
@@ -36,7 +36,7 @@ def copy_sources(tree: Path) -> None:
 
 
 def compile_library(tree: Path, build: Path) -> Path:
-    """Builds for a processor without rows of its own, without optimization: fast to build."""
+    """Build for a processor without rows of its own, without optimization: fast to build."""
     options = [
         "-DCMAKE_BUILD_TYPE=Debug",
         "-DCMAKE_CXX_FLAGS=-O0 -g0",

@@ -28,7 +28,7 @@ def task(source: Path, need: int = 0) -> worker_pool.Task:
 
 
 def die_or_name(task: worker_pool.Task) -> Outcome:
-    """Stands for a conversion in a worker; one kind of model kills its process."""
+    """Stand for a conversion in a worker; one kind of model kills its process."""
     if "killer" in task.source.name:
         assert task.target is not None
         task.target.with_name(f".{task.target.name}.half").mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def test_staging_folders_of_a_link_are_beside_its_target(tmp_path: Path) -> None
 
 
 def die_after_writing(task: worker_pool.Task) -> Outcome:
-    """Stands for a dry run whose process is killed."""
+    """Stand for a dry run whose process is killed."""
     folder = Path(tempfile.mkdtemp())
     task.source.write_text(str(folder))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -85,7 +85,7 @@ def test_a_dry_run_that_dies_leaves_no_temporary_files(
 
 
 def overlap(task: worker_pool.Task) -> Outcome:
-    """Says in its error how many others it saw running."""
+    """Say in its error how many others it saw running."""
     marker = task.source.with_suffix(".running")
     marker.touch()
     seen = 1

@@ -18,7 +18,7 @@ from tests.support.strategies import random_generators
 
 
 def to_float32(value: Fraction) -> Fraction:
-    """Rounds a positive number to 24 bits, half to even."""
+    """Round a positive number to 24 bits, half to even."""
     exponent = math.floor(math.log2(value))
     while Fraction(2) ** exponent > value:
         exponent -= 1
