@@ -338,7 +338,7 @@ def main() -> None:
         **conditions(),
         **versions(),
         "rounds": f"up to {arguments.rounds} interleaved, medians",
-        "weights": "40 % zeros, one scale a column",
+        "weights": "40 % zeros, one scale per column",
     }
     found: dict[str, Any] = {"rows": [], "cold": [], "skipped": {}}
     if {"hot", "cold"} & set(parts):

@@ -224,7 +224,7 @@ def check(outputs: dict[str, NDArray[np.float32]], contestants: Sequence[Contest
 
 
 def measure_speeds(plan: Plan, part: Part, rows: list[dict[str, Any]]) -> Iterator[None]:
-    """Rows of time, one a case and contestant; yields when some are complete."""
+    """Rows of time, one per case and contestant; yields when some are complete."""
     shape = plan.shape(part)
     with ExitStack() as stack:
         remotes: dict[str, Remote] = {}

@@ -352,7 +352,7 @@ def square(
     weight = np.empty(0, np.float32)
     name = "standard, column order"
     if n > naive_most:
-        reason = f"n > {naive_most} (--naive-most): seconds a product"
+        reason = f"n > {naive_most} (--naive-most): seconds per product"
         budget.skipped.append({"name": name, "reason": reason})
     elif Budget(freed, budget.skipped).take(name, 4 * cells):
         times |= column_order(levels, x, exact)

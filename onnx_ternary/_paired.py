@@ -67,7 +67,7 @@ class Comparison:
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """Compare the times of two things, one entry a round.
+    """Compare the times of two things, one entry per round.
 
     Args:
         first: seconds.

@@ -39,8 +39,8 @@ class Speed:
     """One model.
 
     Attributes:
-        seconds: a run, one entry a round.
-        load_seconds: making the session from a file that was read before, one entry a round that
+        seconds: time of a run, one entry per round.
+        load_seconds: making the session from a file that was read before, one entry per round that
             made one.
         file_bytes: external data included.
     """
@@ -277,7 +277,7 @@ def _take_turns(
     num_loads: int,
     seconds_a_round: float,
 ) -> None:
-    """Times of each entry, one a round; the first ``num_loads`` rounds make the sessions anew."""
+    """Times of each entry, one per round; the first ``num_loads`` rounds make the sessions anew."""
     coin = np.random.default_rng(seed)
     names = [value.name for value in entries[0].session.get_outputs()]
     last = None

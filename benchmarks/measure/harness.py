@@ -40,13 +40,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds a call, one entry a round."""
+    """Seconds per call, one entry per round."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Median over the rounds, seconds a call."""
+        """Median over the rounds, seconds per call."""
         return float(np.median(self.seconds))
 
     @property

@@ -87,7 +87,7 @@ def model_table(results: Mapping[str, Any]) -> str:
 
 
 def rival_table(results: Mapping[str, Any]) -> str:
-    """One layer, one row, one thread: error, bits a weight and speed of each candidate."""
+    """One layer, one row, one thread: error, bits per weight and speed of each candidate."""
     found = {
         row["candidate"]: row
         for row in results["rows"]

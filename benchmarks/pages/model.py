@@ -81,7 +81,7 @@ def spread(row: Row) -> float:
 
 
 def speed_table(results: dict[str, Any], *parts: str) -> str:
-    """Tokens a second, and times faster than float32 and MatMulNBits, a column a case."""
+    """Tokens a second, and times faster than float32 and MatMulNBits, one column per case."""
     cases = by_case(rows_of(results, *parts))
     if not cases:
         return NOT_MEASURED
@@ -273,7 +273,7 @@ def filled(text: str, results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Bars of tokens a second, a panel a case, two threads."""
+    """Bars of tokens a second, a panel per case, two threads."""
     plt = plots()
     cases = {case: rows for (case, _), rows in by_case(rows_of(results, "two threads")).items()}
     figure, axes = plt.subplots(

@@ -234,7 +234,7 @@ def table_published(result: dict[str, Any]) -> str:
                 "(c) memory",
                 f"{PUBLISHED['memory']:g}x",
                 f"{memory(1)} (int8), {memory(4)} (float32)",
-                f"{memory(1 / 8)} (one bit a weight)",
+                f"{memory(1 / 8)} (one bit per weight)",
             ],
             [
                 "(e) layers of a language model",

@@ -27,7 +27,7 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A ternary weight: levels (K, N) int8 and one scale a column (N,) float32."""
+    """A ternary weight: levels (K, N) int8 and one scale per column (N,) float32."""
 
     levels: NDArray[np.int8]
     scale: NDArray[np.float32]
@@ -71,7 +71,7 @@ class Peer:
 
 
 def bits_of(bits: float) -> Callable[[Layer], int]:
-    """Bytes of a layer of so many bits a weight."""
+    """Bytes of a layer of so many bits per weight."""
     return lambda layer: int(layer.levels.size * bits / 8)
 
 

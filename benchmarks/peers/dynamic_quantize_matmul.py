@@ -9,7 +9,7 @@ from peers import Layer, onnx_peer, serialize
 
 
 def model(layer: Layer) -> bytes:
-    """The contrib operator, one scale a column."""
+    """The contrib operator, one scale per column."""
     node = helper.make_node(
         "DynamicQuantizeMatMul", ["X", "W", "scale"], ["Y"], domain="com.microsoft"
     )

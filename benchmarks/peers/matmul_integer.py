@@ -9,7 +9,7 @@ from peers import Layer, onnx_peer, serialize
 
 
 def model(layer: Layer) -> bytes:
-    """int8 weights with one scale a column, uint8 activations per tensor."""
+    """int8 weights with one scale per column, uint8 activations per tensor."""
     nodes = [
         helper.make_node("DynamicQuantizeLinear", ["X"], ["q", "s", "z"]),
         helper.make_node("MatMulInteger", ["q", "W", "z"], ["sums"]),

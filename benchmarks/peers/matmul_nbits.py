@@ -29,7 +29,7 @@ def pack(levels: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
 
 
 def model(layer: Layer, bits: int) -> bytes:
-    """One scale a block, the default zero point; K is a multiple of the block."""
+    """One scale per block, the default zero point; K is a multiple of the block."""
     K, N = layer.levels.shape
     node = helper.make_node(
         "MatMulNBits",

@@ -19,7 +19,7 @@ from onnx_ternary.options import OptimizeOptions
 EXPANSION = 128
 """Packed ternary weights take 2 bits; three results in int64 at once are 96 times that."""
 LEAST_EXPANSION = 32
-"""Float32 of one bit a weight, which a file may well hold; a larger weight is made of nothing."""
+"""Float32 of one bit per weight, which a file may well hold; a larger weight is made of nothing."""
 LEAST_BYTES = 1 << 28
 MOST_BYTES = 1 << 34
 TURNOVER = 16

@@ -4,8 +4,8 @@
 
 1. codes int2 to int32 or uint2 to uint16, constant, or the result of a QuantizeLinear of float32
    constants, also clipped (brevitas writes ``Clip(int8, -1, 1)``).
-2. One scale and zero point for the tensor, one a slice of `axis`, or one a block of `block_size`
-   along it; results in float32, float16 or bfloat16.
+2. One scale and zero point for the tensor, one per slice of `axis`, or one per block of
+   `block_size` along it; results in float32, float16 or bfloat16.
 3. Transpose and Cast behind it keep the codes; any other step sees a float tensor.
 
 Called by resolve.py, so that every rule finds such weights, biases and factors alike. Scales and
@@ -131,7 +131,7 @@ class Dequantized:
         )
 
     def _spread(self, numbers: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """One number a block as one number an element, or as what broadcasts to that."""
+        """One number per block as one number per element, or as what broadcasts to that."""
         for axis, (block, size) in enumerate(zip(self.blocks, shape, strict=True)):
             if numbers.shape[axis] not in (1, size):
                 index = (slice(None),) * axis + (slice(size),)

@@ -5,7 +5,7 @@
 
 1. Packed products of one graph with the same X (query, key and value; gate and up), equal in every
    attribute but N. Their columns are laid side by side, so each must end on a full column tile.
-2. Scales become one a column, which multiplies the same sum by the same number: results are equal
+2. Scales become one per column, which multiplies the same sum by the same number: results are equal
    bit for bit. Biases are all numbers, or all absent: adding zero would turn -0 into 0.
 3. An index that another product uses too stays as it is.
 """

@@ -553,5 +553,5 @@ def limits(quantized: Quantized, K: int, group_size: int) -> str | None:
     if K > MAX_UINT8_K:
         return f"uint8 activations take at most {MAX_UINT8_K} rows, the weight has {K}"
     if group_size:
-        return "uint8 activations take one scale a column, the weight has one a group of rows"
+        return "uint8 activations take one scale per column, the weight has one per group of rows"
     return None

@@ -6,9 +6,9 @@ Let P = X @ W. Absorbed, where the value between has no other use and is no grap
 
 1. before: ``Mul(X, c)`` or ``Div(X, c)``, c a scalar (not with int8 activations, whose epsilon
    or range would then see another X);
-2. after: ``Mul(P, c)`` or ``Div(P, c)``, c a scalar or one number a column; a bias absorbed so
+2. after: ``Mul(P, c)`` or ``Div(P, c)``, c a scalar or one number per column; a bias absorbed so
    far is scaled too;
-3. after: ``Add(P, b)``, b a scalar or one number a column, if there is no bias yet.
+3. after: ``Add(P, b)``, b a scalar or one number per column, if there is no bias yet.
 
 Where the product's result is transposed (a weight on the left), 2 and 3 take scalars only.
 

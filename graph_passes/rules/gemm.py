@@ -5,7 +5,7 @@
 
 1. transB: B is read transposed. 2. transA: a Transpose of A stays in front.
 3. alpha goes into the scale (positive and finite, else refused), beta into the bias.
-4. C constant, one number or one a column: the op's bias. 5. Any other C: ``beta * C`` is added
+4. C constant, one number or one per column: the op's bias. 5. Any other C: ``beta * C`` is added
    behind the op, beta = 0 drops it as Gemm does.
 Subgraphs, functions and shared weights: as matmul.py.
 """

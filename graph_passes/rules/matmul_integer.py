@@ -8,9 +8,9 @@
 
 1. The quantization of X is one activation_quantization.py reads: what ONNX Runtime's
    `quantize_dynamic` writes, also after its extended optimizations fused it, or per-token absmax.
-2. W (K, N) constant, int8 or uint8, with one zero point or one a column, none in the middle of two
-   levels; ternary as codes.py says (``-127, 0, 127`` is). MatMulInteger of onnxruntime may saturate
-   such sums on processors without VNNI; the op's are exact.
+2. W (K, N) constant, int8 or uint8, with one zero point or one per column, none in the middle of
+   two levels; ternary as codes.py says (``-127, 0, 127`` is). MatMulInteger of onnxruntime may
+   saturate such sums on processors without VNNI; the op's are exact.
 3. Behind MatMulInteger: Cast to float32, then Mul and Div by x_scale and by constants, in any order
    and also multiplied together before. An Add of a bias, and more scales, as everywhere.
 4. The zero point of q is DynamicQuantizeLinear's; absmax has none.
@@ -171,7 +171,7 @@ def _weight(codes: Constant, zero: ir.Value | None, context: Context) -> Constan
     ):
         return (
             f"zero points '{zeros.name}' of weight '{codes.name}' have shape {zeros.shape}, "
-            f"expected one or one a column ({codes.shape[1]})"
+            f"expected one or one per column ({codes.shape[1]})"
         )
     rows = max(codes.shape[0], 1)
     columns = max(codes.shape[1], 1) if zeros is None or zeros.size == 1 else 1

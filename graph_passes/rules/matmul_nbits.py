@@ -8,7 +8,7 @@ with W[k, n] = (code(B, n, k) - zero_points[n, k / block_size]) * scales[n, k / 
 1. bits = 2, 4 or 8, codes lowest bits first. B is (N, num_blocks, block_size * bits / 8) uint8; the
    last block is padded where block_size does not divide K.
 2. zero_points absent (2^(bits - 1)), uint8 packed like the codes, or numbers of X's type.
-3. One scale a block stays one scale a block, group_size = block_size, unless the scales of all
+3. One scale per block stays one scale per block, group_size = block_size, unless the scales of all
    blocks of a column are equal: then there is one scale per column, or one for the matrix.
 4. A constant bias is the op's; another one is added behind it.
 5. accuracy_level = 4 lets ONNX Runtime round X to int8; the op does not, and the report says so.
@@ -156,7 +156,7 @@ def _zero_points(
 
 
 def _unpack(packed: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Codes, one a byte, of (N, ...) bytes that hold 8 / bits each, lowest bits first."""
+    """Codes, one per byte, of (N, ...) bytes that hold 8 / bits each, lowest bits first."""
     N = packed.shape[0]
     if bits == 8:
         return packed.reshape(N, -1)

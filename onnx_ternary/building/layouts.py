@@ -1,6 +1,6 @@
 """How checkpoints store ternary matrices, and their levels and scales.
 
-1. uint8, four levels a byte, of ``quant_method: bitnet``: row r of quarter i of the N rows is in
+1. uint8, four levels per byte, of ``quant_method: bitnet``: row r of quarter i of the N rows is in
    bits 2i and 2i + 1 of byte row r, as level + 1. A tensor NAME_scale stands beside it; BitLinear
    divides its result by the scale, AutoBitLinear multiplies.
 2. Float masters of AutoBitLinear in mode ``online``: s = max(mean |w|, 1e-5), levels
@@ -66,7 +66,7 @@ def read_matrix(
 
 def unpack_levels(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
     """Levels (K, N) of layout 1; the unused code 3 becomes 2."""
-    # Turned while there are four levels a byte: it is what takes longest.
+    # Turned while there are four levels per byte: it is what takes longest.
     turned = np.ascontiguousarray(packed.T)
     quarters = [((turned >> np.uint8(2 * i)) & np.uint8(3)).view(np.int8) for i in range(4)]
     levels: NDArray[np.int8] = np.concatenate(quarters, axis=1)

@@ -149,7 +149,7 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             default="auto",
             show_default=True,
             metavar="auto|K",
-            help="rsr: columns a block; auto takes the optimum of the paper's cost model.",
+            help="rsr: columns per block; auto takes the optimum of the paper's cost model.",
         ),
         click.option("--algorithm", type=click.Choice(["rsr", "rsr++"]), help="rsr: which one."),
         click.option(

@@ -41,7 +41,7 @@ def print_rewrites(out: Output, report: Report) -> None:
 
 
 def print_outcomes(out: Output, outcomes: Sequence[Outcome]) -> None:
-    """One line a model."""
+    """One line per model."""
     rows: list[dict[str, str]] = []
     for outcome in outcomes:
         row = {"model": str(outcome.source), "result": outcome.status}

@@ -14,7 +14,7 @@
 3. MatMulNBits. Codes are level + 2^(bits - 1), which needs no zero points. A block is the scale
    group, or a part of it; scales of the matrix or of a column are repeated.
 4. DequantizeLinear. int2 from opset 25 (IR version 13) where N is a multiple of 4, int4 from 21
-   (10), else int8; one scale a column from opset 13, scale groups (blocks) from 21.
+   (10), else int8; one scale per column from opset 13, scale groups (blocks) from 21.
 
 Products in subgraphs and local functions are exported too; new constants take the place of the old
 ones, as initializers or as Constant nodes, once for all that share them.
@@ -108,7 +108,7 @@ class _Weight:
 
     @property
     def group_size(self) -> int:
-        """Rows a scale; 0 for one scale a column or matrix."""
+        """Rows per scale; 0 for one scale per column or per matrix."""
         return self.attributes.group_size if self.scale.ndim == 2 else 0
 
     def unscaled(self) -> _Weight:

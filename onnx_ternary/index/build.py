@@ -63,7 +63,7 @@ def build_index(
         weight: what `ternarize` returned.
         index_format: "packed" or "rsr".
         storage: None takes "1bit" for binary and "2bit" for ternary weights, "planes" for `rsr`.
-        block_width: columns a block of `rsr`; None takes the optimum of the paper's cost model.
+        block_width: columns per block of `rsr`; None takes the optimum of the paper's cost model.
         algorithm: "rsr" or "rsr++" for `rsr`; None takes "rsr++".
         native: whether to pack in C++; the numpy packers are its specification, and much slower.
 

@@ -38,7 +38,7 @@ def ternarize_codes(
         codes: (K, N) integers, any memory order.
         scale: float32 (num_groups, N) or (num_groups, 1).
         zero_point: float64, one number for all or the shape of `scale`; need not be whole.
-        group_size: rows a scale, where there is more than one group.
+        group_size: rows per scale, where there is more than one group.
         dtypes: what the product of level and scale is rounded to, in turn.
 
     Returns:

@@ -1,7 +1,7 @@
 """Which float matrices are ternary or binary, and their levels and scales.
 
 A weight matrix W of shape (K, N) is ternary when every element is 0 or plus or minus one magnitude:
-one for the matrix, one a column, or one a column and group of consecutive rows.
+one for the matrix, one per column, or one per column and group of consecutive rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TernaryWeight:
         levels: (K, N) int8 in {-1, 0, 1}, C-contiguous.
         scale: float32, () for the matrix, (N,) for the columns or (num_groups, N) for groups of
             `group_size` rows; finite and positive, 1.0 where all levels are 0.
-        group_size: rows a scale group; 0 unless `scale` is (num_groups, N).
+        group_size: rows per scale group; 0 unless `scale` is (num_groups, N).
         alphabet: "binary_pm" if no level is 0, else "binary_01" if none is -1, else "ternary".
         max_relative_change: largest ``|levels * scale - w| / scale``; 0.0 for an exact match.
     """
@@ -88,7 +88,7 @@ def ternarize(
 ) -> TernaryWeight | NotTernary:
     """Find the levels and scales of a ternary or binary weight matrix.
 
-    The coarsest scales that fit are taken: one for the matrix, then one a column, then one a group,
+    The coarsest scales that fit are taken: one for the matrix, then one per column, then per group,
     the largest group size first. Exact matches go before matches within the tolerance. Magnitudes
     of float16 and bfloat16 weights are compared in their own dtype, so scales rounded to it fit.
 
@@ -96,7 +96,7 @@ def ternarize(
         weight: (K, N) float16, bfloat16, float32 or float64, any memory order.
         tolerance: how far a weight may lie from 0 or from plus or minus the scale, relative to the
             scale, which is then the mean magnitude of the nonzero weights.
-        group_sizes: rows a scale group that are tried.
+        group_sizes: rows per scale group that are tried.
 
     Returns:
         The levels and scales, or the reason why the matrix is not ternary.

@@ -36,8 +36,8 @@ def pack(
         levels: (K, N) int8 in {-1, 0, 1}, all of the alphabet.
         storage: "planes" or "base3".
         alphabet: which levels occur.
-        block_width: columns a block.
-        group_size: rows a scale group; 0 for one group of all rows.
+        block_width: columns per block.
+        group_size: rows per scale group; 0 for one group of all rows.
 
     Returns:
         The permutation (num_planes, num_blocks, K) uint16 or uint32, and the segment offsets

@@ -120,8 +120,8 @@ def pack_rsr(
         levels: (K, N) int8 in {-1, 0, 1}.
         storage: planes or base3.
         alphabet: which levels may occur.
-        block_width: columns a block, 1..16 for planes and 1..10 for base3.
-        group_size: rows a scale group; 0 for one group.
+        block_width: columns per block, 1..16 for planes and 1..10 for base3.
+        group_size: rows per scale group; 0 for one group.
 
     Returns:
         permutation (num_planes, num_blocks, K) uint16, or uint32 where K > 65536, and

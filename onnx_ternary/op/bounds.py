@@ -68,7 +68,7 @@ def float_error_bound(
         x: (..., K) activations.
         levels: (K, N) int8.
         scale: (), (N,) or (num_groups, N).
-        group_size: rows a scale group, or 0.
+        group_size: rows per scale group, or 0.
         bias: (N,) or a scalar zero.
         addition_depth: T, the kernel's longest chain of float32 additions.
         fixed_point: whether the kernel rounds activations to fixed point.
@@ -121,7 +121,7 @@ def int8_error_bound(
 ) -> NDArray[np.float64]:
     """Bound on ``|Y - exact|`` for `activation = int8`, exact being what q, s and scale give.
 
-    q, s and integer sums are exact. With one scale a column the sum is converted to float32,
+    q, s and integer sums are exact. With one scale per column the sum is converted to float32,
     divided by s and multiplied by the scale, and the bias is added: gamma(5) of
     |sum / s * scale| + |bias|, one more than that for kernels that multiply by 1 / s.
 
@@ -139,7 +139,7 @@ def int8_error_bound(
         x: (..., K) activations.
         levels: (K, N) int8.
         scale: (), (N,) or (num_groups, N).
-        group_size: rows a scale group, or 0.
+        group_size: rows per scale group, or 0.
         bias: (N,) or a scalar zero.
         attributes: the activation rule.
         dtype: of Y: float32, float16 or bfloat16.

@@ -98,7 +98,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """An input of the model whose elements a value has, plus a number."""
+    """The input of the model that a value's elements come from, and a number added to them."""
 
     name: str
     offset: int = 0

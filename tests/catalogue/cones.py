@@ -74,7 +74,7 @@ def quantized_scale_behind() -> Case:
 
 
 def quantized_columns() -> Case:
-    """One computed scale a column, and the weight transposed as torch stores it."""
+    """One computed scale per column, and the weight transposed as torch stores it."""
     nodes = [
         node("Abs", ["v"], "abs"),
         node("ReduceMax", ["abs"], "scale", axes=[1], keepdims=1),

@@ -69,7 +69,7 @@ def conv_hit(pattern: str = "Conv", scale: float = 1.0, **kwargs: Any) -> Case:
 
 
 def dequantized_conv() -> Case:
-    """quantize_static(per_channel=True): int8 codes with one scale an output channel."""
+    """quantize_static(per_channel=True): int8 codes with one scale per output channel."""
     codes = np.sign(CONV_WEIGHT).astype(np.int8)
     scale = column_scales(24)
     made = model(

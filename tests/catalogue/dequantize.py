@@ -212,7 +212,7 @@ def qcdq(*, from_float: bool, clip: tuple[int, int] = (-1, 1)) -> Case:
 
 
 def quantized_columns() -> Case:
-    """A float weight through QuantizeLinear and DequantizeLinear with a scale a column."""
+    """A float weight through QuantizeLinear and DequantizeLinear with one scale per column."""
     stored = codes()
     made = model(
         [

@@ -208,7 +208,7 @@ def test_model_of_operations_grows_as_n_squared_over_log_n(algorithm: Algorithm)
 def test_counts_stay_within_the_model(
     algorithm: Algorithm, storage: Storage, alphabet: Alphabet
 ) -> None:
-    """At most n additions of segmented sums a block, and a small multiple of the product's term."""
+    """At most n additions of segmented sums per block, a small multiple of the product's term."""
     rng = np.random.default_rng(1)
     n = 96
     levels = random_levels(rng, n, n, alphabet)

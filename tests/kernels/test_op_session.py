@@ -102,7 +102,7 @@ def column_of_ones(num_rows: int) -> Node:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_every_half_value_survives(dtype: str) -> None:
-    # One value a row, so that NaN and inf stay alone; subnormals and both zeros included.
+    # One value per row, so that NaN and inf stay alone; subnormals and both zeros included.
     session = make_session(make_model(column_of_ones(1), dtype=dtype))
     numpy_dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     values = np.arange(65536, dtype=np.uint16).view(numpy_dtype).astype(np.float32)[:, None]
