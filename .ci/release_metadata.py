@@ -27,7 +27,7 @@ def absolute_links(text: str, repository: str, tag: str) -> str:
 
 
 def with_urls(text: str, repository: str, tag: str) -> str:
-    """pyproject.toml's text with a table of project URLs; raises SystemExit if it has one."""
+    """pyproject.toml's text with a table of project URLs, if it has none yet; else an error."""
     if "[project.urls]" in text or text.count(_BEFORE) != 1:
         raise SystemExit("pyproject.toml: expected one [project.scripts] and no [project.urls]")
     home = f"https://github.com/{repository}"
