@@ -11,12 +11,23 @@ from onnx_ternary.model_files.cycles import DOMAINS_OF_OPERATORS
 from onnx_ternary.op.nodes import local_functions, node_label
 
 _OPERATORS = frozenset(
-    {"BipolarQuant", "Cast", "Clip", "Conv", "DequantizeLinear", "Einsum", "FusedMatMul", "Gemm"}
-    | {"IntQuant", "MatMulNBits", "Quant", "QuantizeLinear", "ReduceMax", "Transpose"}
+    {"BipolarQuant", "Cast", "Clip", "Conv", "DequantizeLinear", "Einsum", "FusedGemm"}
+    | {
+        "FusedMatMul",
+        "Gemm",
+        "IntQuant",
+        "MatMulNBits",
+        "Quant",
+        "QuantizeLinear",
+        "ReduceMax",
+        "Transpose",
+    }
     | {"TransposeMatMul"}
 )
 _TYPES: Mapping[ir.AttributeType, frozenset[str]] = {
-    ir.AttributeType.FLOAT: frozenset({"alpha", "beta", "max", "min"}),
+    ir.AttributeType.FLOAT: frozenset(
+        {"activation_alpha", "activation_beta", "activation_gamma", "alpha", "beta", "max", "min"}
+    ),
     ir.AttributeType.INT: frozenset(
         {"K", "N", "accuracy_level", "axis", "bits", "block_size", "group", "keepdims", "narrow"}
         | {"output_dtype", "signed", "to", "transA", "transB", "transBatchA", "transBatchB"}
@@ -24,7 +35,7 @@ _TYPES: Mapping[ir.AttributeType, frozenset[str]] = {
     ),
     ir.AttributeType.INTS: frozenset({"axes", "dilations", "kernel_shape", "pads", "perm"})
     | {"strides"},
-    ir.AttributeType.STRING: frozenset({"equation", "rounding_mode"}),
+    ir.AttributeType.STRING: frozenset({"activation", "equation", "rounding_mode"}),
 }
 _EXPECTED = {name: kind for kind, names in _TYPES.items() for name in names}
 

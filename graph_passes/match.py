@@ -42,6 +42,14 @@ class Addend:
 
 
 @dataclass(frozen=True, slots=True)
+class Elementwise:
+    """A standard operator of one operand that the product's own operator ends with."""
+
+    op_type: str
+    attributes: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class TernaryMatMul:
     """A product with a ternary weight, ready to be replaced.
 
@@ -59,6 +67,7 @@ class TernaryMatMul:
         bias: float32 (N,), or None.
         bias_value: an initializer of the product's graph that holds exactly `bias`, or None.
         addend: a term that stays an Add.
+        then: what the product's operator does to the sums, which goes behind; or None.
         output: the value the last replaced node produces; its name is kept.
         note: what the user should know, said of all such nodes at once; or an empty string.
         activation: the op's activation attributes, where the model quantizes X itself.
@@ -78,19 +87,21 @@ class TernaryMatMul:
     bias_value: ir.Value | None
     addend: Addend | None
     output: ir.Value
+    then: Elementwise | None = None
     note: str = ""
     activation: Mapping[str, Any] | None = None
 
 
 class Context:
-    """What rules share while one model is converted: options, constants, the last weight read.
+    """What rules share while one model is converted: options, opset, constants, the last weight.
 
     Consecutive users of a shared weight (its key is the same) do not read it again; keeping more
     than one matrix would cost memory. The next few are being read meanwhile (constants/ahead.py).
     """
 
-    def __init__(self, options: OptimizeOptions, ahead: Ahead, folder: Folder) -> None:
+    def __init__(self, options: OptimizeOptions, opset: int, ahead: Ahead, folder: Folder) -> None:
         self.options = options
+        self.opset = opset
         self._folder = folder
         self._ahead = ahead
         self._last: tuple[Hashable, TernaryWeight | NotTernary] | None = None

@@ -80,7 +80,7 @@ def run(
     cones = Cones(site, budget, fold=options.fold)
     with set_apart(model), Ahead(options) as ahead:
         replacer = Replacer(site, options, spool, cones)
-        context = Context(options, ahead, cones)
+        context = Context(options, site.opset, ahead, cones)
         return _run(site, context, replacer, ahead, _Charges(budget), progress)
 
 

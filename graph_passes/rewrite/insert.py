@@ -1,6 +1,6 @@
 """The nodes that take a product's place, and the value behind them.
 
-[Transpose ->] TernaryIndexedMatMul [-> (Mul ->) Add] [-> Transpose]
+[Transpose ->] TernaryIndexedMatMul [-> (Mul ->) Add] [-> Transpose] [-> activation]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ternary.op.nodes import node_label
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
 
-from ..match import Addend, TernaryMatMul
+from ..match import Addend, Elementwise, TernaryMatMul
 from .model_editor import ModelEditor, op_attributes, output_shape, permuted_shape
 
 
@@ -41,14 +41,22 @@ def insert(
         inputs = [new.transposed_x(match.perm_x), *inputs[1:]]
     shape = output_shape(inputs[0].shape, attributes.N, match.rank)
     output = new.output(shape)
-    is_last = match.addend is None and match.perm_y is None
-    value = output if is_last else new.temporary("product", output.shape if match.addend else shape)
+    # Only Gemm and its kin have an addend or an activation.
+    assert match.perm_y is None or (match.addend is None and match.then is None)
+    sums = output
+    if match.then is not None:  # verification looks for this name
+        sums = new.temporary("product", output.shape)
+    value = sums
+    if match.addend is not None or match.perm_y is not None:
+        suffix = "product" if match.then is None else "sums"
+        value = new.temporary(suffix, output.shape if match.addend else shape)
     node = new.product(inputs, value, attributes)
     if match.addend is not None:
-        assert match.perm_y is None  # only Gemm has an addend
-        new.sum(value, match.addend, output)
+        new.sum(value, match.addend, sums)
     if match.perm_y is not None:
         new.transpose(value, match.perm_y, output, "transpose_back")
+    if match.then is not None:
+        new.activation(sums, match.then, output)
     graph.insert_before(match.product, new.nodes)
     match.output.replace_all_uses_with(output, replace_graph_outputs=True)
     return node
@@ -118,6 +126,11 @@ class _NewNodes:
             self._add("Mul", [term, factor], scaled, name=self._name("scale_addend"))
             term = scaled
         self._add("Add", [value, term], output, name=self._name("add"))
+
+    def activation(self, value: ir.Value, then: Elementwise, output: ir.Value) -> None:
+        attributes = [ir.AttrFloat32(name, number) for name, number in then.attributes.items()]
+        name = self._name(then.op_type.lower())
+        self._add(then.op_type, [value], output, attributes=attributes, name=name)
 
     def _add(
         self,

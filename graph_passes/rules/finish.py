@@ -10,7 +10,8 @@ Let P = X @ W. Absorbed, where the value between has no other use and is no grap
    far is scaled too;
 3. after: ``Add(P, b)``, b a scalar or one number per column, if there is no bias yet.
 
-Where the product's result is transposed (a weight on the left), 2 and 3 take scalars only.
+Where the product's result is transposed (a weight on the left), 2 and 3 take scalars only. Nothing
+behind is absorbed where the product's own operator ends with an activation (FusedGemm).
 
 Factors must be finite and positive, and the scale they lead to a normal float32; other ones stay
 where they are. Factors are multiplied in float64, so scale and bias are rounded once.
@@ -87,6 +88,7 @@ def finish(
         bias_value=product.bias_value,
         addend=product.addend,
         output=product.output,
+        then=product.then,
         note=product.note,
         activation=None if product.quantized is None else product.quantized.attributes,
     )
@@ -108,6 +110,8 @@ def fuse(
     term, after = quantized.term, list[ir.Node]()
     if term.power != 1 and (product.bias is not None or product.addend is not None):
         return NotFused(f"{node.op_type} '{node.name}' adds a bias to the sums of integers")
+    if term.power != 1 and product.then is not None:
+        return NotFused(f"{node.op_type} '{node.name}' takes {product.then.op_type} of those sums")
     value = node.outputs[0]
     while term.power != 1:
         user = _private(value, node.graph)
@@ -211,7 +215,7 @@ def _absorb_before(product: Product, context: Context, scale: NDArray[np.float32
 def _absorb_after(product: Product, scale: NDArray[np.float32], context: Context) -> None:
     # Behind a Transpose the columns lie elsewhere; one number for all of them fits anywhere.
     N = product.num_columns if product.perm_y is None else 1
-    while product.addend is None:
+    while product.addend is None and product.then is None:
         value = product.output
         node = _private(value, product.node.graph)
         if node is None:

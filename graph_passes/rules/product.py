@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx_ternary.schema import MAX_K, MAX_N
 
 from ..constants.constant import Constant, NotConstant
-from ..match import Addend, Context, Rejection
+from ..match import Addend, Context, Elementwise, Rejection
 from .activation_quantization import Quantized
 
 _DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -31,6 +31,7 @@ class Product:
     bias: NDArray[np.float64] | None = None
     bias_value: ir.Value | None = None
     addend: Addend | None = None
+    then: Elementwise | None = None
     before: list[ir.Node] = field(default_factory=list)
     after: list[ir.Node] = field(default_factory=list)
     note: str = ""

@@ -28,7 +28,6 @@ class Unhandled:
             (_MICROSOFT, name)
             for name in (
                 "FusedConv",
-                "FusedGemm",
                 "FusedMatMulActivation",
                 "GemmFastGelu",
                 "GemmFloat8",

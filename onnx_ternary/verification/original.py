@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.verification.loaded_model import LoadedModel
@@ -199,6 +199,52 @@ def with_unsigned_weights(model: LoadedModel) -> LoadedModel:
             continue
         node.input[1], node.input[at] = unsigned(node.input[1]), unsigned(node.input[at])
     return replace(model, proto=proto)
+
+
+def with_separate_activations(model: LoadedModel) -> LoadedModel:
+    """The model with FusedGemm as Gemm and an activation, so that the product has a value.
+
+    Conversion writes the op and the activation, and names the value between in the same way.
+    """
+    nodes = (*model.proto.graph.node, *nested_nodes(model.proto))
+    if not any(map(_is_fused_gemm, nodes)):
+        return model
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    opset = next((each for each in proto.opset_import if not each.domain), None)
+    places: list[GraphProto | FunctionProto] = [proto.graph, *proto.functions]
+    while places:
+        place = places.pop()
+        if isinstance(place, FunctionProto) and all(each.domain for each in place.opset_import):
+            place.opset_import.extend([] if opset is None else [opset])
+        separated = [part for node in place.node for part in _separated(node)]
+        del place.node[:]
+        place.node.extend(separated)
+        for attribute in (each for node in place.node for each in node.attribute):
+            places += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+    return replace(model, proto=proto)
+
+
+def _is_fused_gemm(node: NodeProto) -> bool:
+    return (node.domain, node.op_type) == ("com.microsoft", "FusedGemm")
+
+
+def _separated(node: NodeProto) -> tuple[NodeProto, ...]:
+    """A FusedGemm as Gemm and activation; other nodes as they are."""
+    op_type = next((each.s.decode() for each in node.attribute if each.name == "activation"), "")
+    if not _is_fused_gemm(node) or not onnx.defs.has(op_type):
+        return (node,)
+    between = f"{node.output[0]}.product"
+    product = helper.make_node("Gemm", node.input, [between], name=node.name)
+    activation = helper.make_node(op_type, [between], node.output)
+    for attribute in node.attribute:
+        inner = attribute.name.removeprefix("activation_")
+        target = product if inner == attribute.name else activation
+        if inner in onnx.defs.get_schema(target.op_type).attributes:
+            copy = target.attribute.add()
+            copy.CopyFrom(attribute)
+            copy.name = inner
+    return product, activation
 
 
 def run_exposed(

@@ -32,6 +32,7 @@ from onnx_ternary.verification.loaded_model import LoadedModel, Model, Tries
 from onnx_ternary.verification.original import (
     ROUNDING_OPS,
     with_float_sums,
+    with_separate_activations,
     with_unsigned_weights,
 )
 from onnx_ternary.verification.outputs import compare_outputs
@@ -123,7 +124,7 @@ def verify(
     if weight_tolerance is None:
         weight_tolerance = _recorded_tolerance(after)
     exact, num_rounding = with_float_sums(before)
-    exact = with_unsigned_weights(exact)
+    exact = with_separate_activations(with_unsigned_weights(exact))
     comparison = Comparison(
         exact,
         after,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.catalogue.case import (
     F32,
+    MICROSOFT,
     ROW,
     Array,
     Case,
@@ -95,6 +96,67 @@ def integer_gemm() -> onnx.ModelProto:
     )
 
 
+ACTIVATIONS = {
+    "Celu": {"alpha": 0.7},
+    "Elu": {"alpha": 0.7},
+    "HardSigmoid": {"alpha": 0.3, "beta": 0.4},
+    "LeakyRelu": {"alpha": 0.2},
+    "Relu": {},
+    "Selu": {"alpha": 1.5, "gamma": 1.1},
+    "Sigmoid": {},
+    "Softplus": {},
+    "Softsign": {},
+    "Tanh": {},
+    "ThresholdedRelu": {"alpha": 0.5},
+}
+
+
+def fused_gemm(
+    activation: str | None,
+    c: Array | None = ROW,
+    *,
+    given: Mapping[str, float] | None = None,
+    behind: bool = False,
+    runtime_c: bool = False,
+    weight: Array | None = None,
+    opset: int = 17,
+    **attributes: Any,
+) -> Case:
+    """FusedGemm, and what it is made of for onnxruntime, with a value between."""
+    weight = ternary() if weight is None else weight
+    stored = np.ascontiguousarray(weight.T) if attributes.get("transB") else weight
+    initializers, names, inputs = {"w": stored}, ["x", "w"], []
+    if c is not None:
+        initializers["c"] = c
+        names.append("c")
+    if runtime_c:
+        inputs.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, ("batch", N)))
+        names.append("c")
+    given = ACTIVATIONS.get(activation or "", {}) if given is None else given
+    last = "a" if behind else "y"
+    end = [node("Mul", [last, "two"], "y")] if behind else []
+    initializers |= {"two": np.array(2, F32)} if behind else {}
+    fused = {f"activation_{name}": number for name, number in given.items()}
+    fused |= {} if activation is None else {"activation": activation}
+    common = {"inputs": inputs, "opset": opset}
+    product = helper.make_node(
+        "FusedGemm", names, [last], "product", domain="com.microsoft", **fused, **attributes
+    )
+    made = model([product, *end], initializers, opsets=MICROSOFT, **common)
+    runnable = None
+    if activation in ACTIVATIONS:
+        parts = [
+            helper.make_node("Gemm", names, [f"{last}.product"], "product", **attributes),
+            helper.make_node(activation, [f"{last}.product"], [last], **given),
+        ]
+        runnable = model([*parts, *end], initializers, **common)
+    return Case(made, ("FusedGemm",), (in_float64(weight),), runnable=runnable)
+
+
+def _fused_miss(reason: str, activation: str | None = "Relu", **kwargs: Any) -> Miss:
+    return Miss(fused_gemm(activation, **kwargs).model, reason)
+
+
 HITS: dict[str, Callable[[], Case]] = {
     "gemm_float16": gemm_float16,
     "gemm_bfloat16": gemm_bfloat16,
@@ -109,6 +171,14 @@ HITS: dict[str, Callable[[], Case]] = {
     "gemm_runtime_c": lambda: gemm(runtime_c=(N,)),
     "gemm_runtime_c_beta": lambda: gemm(runtime_c=("batch", N), beta=0.7, transB=1),
     "gemm_overridable_c": overridable_c,
+    **{
+        f"fused_gemm_{name.lower()}": lambda name=name: fused_gemm(name)  # type: ignore[misc]
+        for name in ACTIVATIONS
+    },
+    "fused_gemm_no_c": lambda: fused_gemm("Relu", None),
+    "fused_gemm_trans_b": lambda: fused_gemm("Tanh", transB=1),
+    "fused_gemm_runtime_c": lambda: fused_gemm("Sigmoid", None, runtime_c=True, beta=0.5),
+    "fused_gemm_mul_behind": lambda: fused_gemm("Relu", behind=True),
 }
 
 
@@ -133,6 +203,26 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     ),
     "alpha_too_small": lambda: Miss(
         gemm(alpha=1e-38).model, "alpha takes the scale of weight 'w' out of float32"
+    ),
+    "fused_gemm_one_weight_off": lambda: _fused_miss(
+        "weight has 2 distinct magnitudes in column 3, expected 1",
+        weight=changed(ternary(), 1, 3, 0.25025),
+    ),
+    "fused_gemm_no_activation": lambda: _fused_miss(
+        "FusedGemm with activation '', which ONNX Runtime does not know", None
+    ),
+    "fused_gemm_unknown_activation": lambda: _fused_miss(
+        "FusedGemm with activation 'Gelu', which ONNX Runtime does not know", "Gelu"
+    ),
+    "fused_gemm_no_alpha": lambda: _fused_miss(
+        "FusedGemm with activation 'HardSigmoid' and no activation_beta",
+        "HardSigmoid",
+        given={"alpha": 0.3},
+    ),
+    "fused_gemm_new_activation": lambda: _fused_miss(
+        "FusedGemm with activation 'Celu', an operator of opset 12; the model has 11",
+        "Celu",
+        opset=11,
     ),
     "wrong_k_gemm": lambda: Miss(
         gemm(x_shape=("batch", 7)).model, "input 'x' has 7 columns, but weight 'w' has 48 rows"

@@ -20,6 +20,7 @@ from onnx_ternary.reports.report import Rewrite
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OpAttributes
 from tests.catalogue import HITS, NEAR_MISSES
 from tests.catalogue.case import Case
+from tests.catalogue.gemm import ACTIVATIONS
 from tests.support.checks import (
     ALL,
     Array,
@@ -132,11 +133,13 @@ def check_products(case: Case, result: OptimizeResult, library: bool) -> None:
     rows = result.report.rewrites
     if any(row.dtype == "bfloat16" for row in rows):
         pytest.skip("ONNX Runtime's CPU provider multiplies no bfloat16 matrices")
-    names = [name for row in rows for name in (row.input, row.output)]
+    nodes = list(op_nodes(result.model))
+    names = [row.input for row in rows]
+    names += [output_name(row, node) for row, node in zip(rows, nodes, strict=True)]
     feeds = feeds_of(case.model, whole_numbers=False)
     before = run(exposed(case.runnable or case.model, names), feeds)
     after = run(exposed(result.to_proto(), names), feeds, library=library)
-    for row, node in zip(rows, op_nodes(result.model), strict=True):
+    for row, node in zip(rows, nodes, strict=True):
         check_product(row, node, {**feeds, **before}, {**feeds, **after}, case, library)
 
 
@@ -208,7 +211,7 @@ def check_quantized_product(
 
 def product_values(row: Rewrite, node: ir.Node, values: dict[str, Array]) -> tuple[Array, Array]:
     """X and Y of a node, from the values around the Transposes beside it."""
-    x, y = values[row.input], values[row.output]
+    x, y = values[row.input], values[output_name(row, node)]
     before = node.inputs[0].producer() if node.inputs[0] is not None else None
     if before is not None and before.op_type == "Transpose" and before.name.startswith(row.node):
         x = x.transpose(before.attributes["perm"].as_ints())
@@ -218,11 +221,19 @@ def product_values(row: Rewrite, node: ir.Node, values: dict[str, Array]) -> tup
     return x, y
 
 
+def output_name(row: Rewrite, node: ir.Node) -> str:
+    """The last value that the original's product has too, the activation of a FusedGemm apart."""
+    (last,) = (each for each in node.graph or () if row.output in {v.name for v in each.outputs})
+    value = last.inputs[0] if last.op_type in ACTIVATIONS else last.outputs[0]
+    assert value is not None and value.name
+    return value.name
+
+
 def kept_addend(model: onnx.ModelProto, values: dict[str, Array]) -> Array | None:
     """``beta * C`` of a Gemm or MatMulNBits whose C cannot become the op's bias."""
     inputs = {each.name for each in model.graph.input}
     for node in model.graph.node:
-        at = {"Gemm": 2, "MatMulNBits": 5}.get(node.op_type, len(node.input))
+        at = {"Gemm": 2, "FusedGemm": 2, "MatMulNBits": 5}.get(node.op_type, len(node.input))
         if len(node.input) <= at:
             continue
         constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
