@@ -17,11 +17,12 @@ enum class Isa : uint8_t {
 
 // A kernel computes Y = X @ W (+ bias) for a tile of rows, columns split between calls.
 //
+//   call      what one Run() adds to the layer
 //   x         (rows, K) float32, row-major, contiguous
-//   y         (rows, N) float32, row-major, contiguous; a call writes columns [begin, end)
-//   prepared  what depends on x alone (quantized rows, transposes); written by one prepare() call
-//             before any compute() of the tile, then read by all
-//   scratch   private to one compute() call
+//   y         (rows, N) float32, row-major, contiguous; one compute() writes columns [begin, end)
+//   prepared  what depends on call and x alone (quantized rows, transposes); written by one
+//             prepare() before any compute() of the tile, then read by all
+//   scratch   private to one compute()
 //
 // prepared_bytes and scratch_bytes are asked once, for the largest tile and the widest column
 // range; calls with fewer rows or columns get the same memory, so neither may need more.
@@ -48,7 +49,8 @@ struct Kernel {
   bool fixed_point;
 
   size_t (*prepared_bytes)(const Layer* layer, int64_t rows);
-  void (*prepare)(const Layer* layer, const float* x, int64_t rows, void* prepared);
+  void (*prepare)(const Layer* layer, const Call* call, const float* x, int64_t rows,
+                  void* prepared);
   size_t (*scratch_bytes)(const Layer* layer, int64_t rows, int64_t num_columns);
   void (*compute)(const Layer* layer, const float* x, int64_t rows, const void* prepared,
                   int64_t begin, int64_t end, float* y, void* scratch);

@@ -1,4 +1,5 @@
-// One weight matrix as kernels see it. Plain data, as in kernel.h and for the same reason.
+// One weight matrix, and one call, as kernels see them. Plain data, as in kernel.h and for the same
+// reason.
 #pragma once
 
 #include <stddef.h>
@@ -72,12 +73,16 @@ struct Layer {
   int32_t activation_qmax;
 
   // activation = uint8 reaches kernels as Activation::int8 with the rule dynamic_quantize_linear.
-  // They multiply q - 128, with s and scale 1 and no bias; run.cc fills in what belongs to one call
-  // and makes Y of their sums.
+  // Kernels multiply q - 128, with s and scale 1 and no bias; unsigned.cc makes Y of the sums.
   const int32_t* column_sums;  // (N,) sums of levels; null for other activations
   const float* output_scale;   // as scale, per tensor or per column
   ScaleKind output_scale_kind;
   const float* output_bias;  // as bias
+};
+
+// What belongs to one call of Run() (run.h) and not to the layer: what the rule
+// dynamic_quantize_linear quantizes all rows of X with. Zero for the other rules.
+struct Call {
   float x_scale;
   int32_t x_zero_point;
 };

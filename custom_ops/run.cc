@@ -78,6 +78,7 @@ class Runner {
 
   void Run() {
     if (request_.rows == 0) return;
+    if (layer_.column_sums) call_ = CallOf(Range());
     if (request_.kernel != nullptr) {
       RunRows(nullptr, request_.rows, [&](int64_t) { return request_.kernel; });
       return;
@@ -110,18 +111,6 @@ class Runner {
     run(ieee_rows, [&](int64_t) { return reference; });
   }
 
-  // What all rows of X have in common under dynamic_quantize_linear; minimum and maximum do not
-  // depend on how many threads look for them.
-  ActivationRange Range() {
-    std::vector<ActivationRange> ranges(static_cast<size_t>(NumRowParts()));
-    ForEachRow(NumRowParts(), [&](int64_t part, int64_t, const float* x) noexcept {
-      Widen(x, layer_.K, &ranges[static_cast<size_t>(part)]);
-    });
-    ActivationRange all;
-    for (const ActivationRange& range : ranges) Widen(range, &all);
-    return all;
-  }
-
  private:
   struct Tile {
     int64_t first;  // position in the row list
@@ -147,6 +136,18 @@ class Runner {
     const size_t index =
         static_cast<size_t>(m) * static_cast<size_t>(layer_.N) + static_cast<size_t>(n);
     return static_cast<uint8_t*>(request_.y) + index * ElementBytes(request_.type);
+  }
+
+  // What all rows of X have in common under dynamic_quantize_linear; minimum and maximum do not
+  // depend on how many threads look for them.
+  ActivationRange Range() {
+    std::vector<ActivationRange> ranges(static_cast<size_t>(NumRowParts()));
+    ForEachRow(NumRowParts(), [&](int64_t part, int64_t, const float* x) noexcept {
+      Widen(x, layer_.K, &ranges[static_cast<size_t>(part)]);
+    });
+    ActivationRange all;
+    for (const ActivationRange& range : ranges) Widen(range, &all);
+    return all;
   }
 
   void ClassifyRows() {
@@ -300,14 +301,14 @@ class Runner {
         tile.y = reinterpret_cast<float*>(memory + y_offset);
       }
       tile.prepared = memory + prepared_offset;
-      kernel.prepare(&layer_, tile.x, tile.rows, tile.prepared);
+      kernel.prepare(&layer_, &call_, tile.x, tile.rows, tile.prepared);
     };
     const auto compute = [&](int64_t item, uint8_t* scratch) noexcept {
       const Tile& tile = (*tiles)[static_cast<size_t>(item / num_parts)];
       const int64_t begin = item % num_parts * part_columns;
       const int64_t end = std::min(layer_.N, begin + part_columns);
       kernel.compute(&layer_, tile.x, tile.rows, tile.prepared, begin, end, tile.y, scratch);
-      if (layer_.column_sums) FinishUnsigned(layer_, tile.rows, begin, end, tile.y);
+      if (layer_.column_sums) FinishUnsigned(layer_, call_, tile.rows, begin, end, tile.y);
       if (in_place(tile)) return;
       for (int64_t i = 0; i < tile.rows; ++i) {
         StoreRow(request_.type, tile.y + i * layer_.N + begin, end - begin,
@@ -352,6 +353,7 @@ class Runner {
   const RunRequest& request_;
   Host* host_;
   std::vector<const Kernel*>* used_;
+  Call call_ = {};
   std::vector<RowKind> kinds_;
 };
 
@@ -359,13 +361,7 @@ class Runner {
 
 void Run(const Layer& layer, const RunRequest& request, Host* host,
          std::vector<const Kernel*>* used) {
-  if (layer.column_sums == nullptr || request.rows == 0) {
-    Runner(layer, request, host, used).Run();
-    return;
-  }
-  Layer call = layer;
-  SetRange(Runner(layer, request, host, nullptr).Range(), &call);
-  Runner(call, request, host, used).Run();
+  Runner(layer, request, host, used).Run();
 }
 
 }  // namespace onnx_ternary

@@ -68,15 +68,16 @@ void Widen(const ActivationRange& other, ActivationRange* range) {
   range->largest_bits = std::max(range->largest_bits, other.largest_bits);
 }
 
-void SetRange(const ActivationRange& range, Layer* layer) {
+Call CallOf(const ActivationRange& range) {
   const float width = range.highest - range.lowest;
-  layer->x_scale = range.lowest == range.highest ? 1.0f : width / 255.0f;
+  Call call{};
+  call.x_scale = range.lowest == range.highest ? 1.0f : width / 255.0f;
   const float absmax = FloatOf(static_cast<uint32_t>(range.largest_bits));
-  if (!std::isfinite(absmax) || !std::isfinite(layer->x_scale)) layer->x_scale = NAN;
-  layer->x_zero_point = 0;
-  if (!(layer->x_scale > 0.0f)) return;
-  const float zero_point = std::clamp(0.0f - range.lowest / layer->x_scale, 0.0f, 255.0f);
-  layer->x_zero_point = static_cast<int32_t>(std::nearbyint(zero_point));
+  if (!std::isfinite(absmax) || !std::isfinite(call.x_scale)) call.x_scale = NAN;
+  if (!(call.x_scale > 0.0f)) return call;
+  const float zero_point = std::clamp(0.0f - range.lowest / call.x_scale, 0.0f, 255.0f);
+  call.x_zero_point = static_cast<int32_t>(std::nearbyint(zero_point));
+  return call;
 }
 
 void MakeUnsigned(Layer* layer, std::vector<int32_t>* column_sums) {
@@ -96,13 +97,14 @@ void MakeUnsigned(Layer* layer, std::vector<int32_t>* column_sums) {
 // sum (q - 128) w + (128 - z) sum w. As K <= 2^17, either term is at most 2^24 in magnitude,
 // which float32 and int32 hold, and so does int32 their sum (twice that for the unused 2-bit code
 // 3).
-void FinishUnsigned(const Layer& layer, int64_t rows, int64_t begin, int64_t end, float* y) {
-  const int32_t zero_point = 128 - layer.x_zero_point;
+void FinishUnsigned(const Layer& layer, const Call& call, int64_t rows, int64_t begin, int64_t end,
+                    float* y) {
+  const int32_t zero_point = 128 - call.x_zero_point;
   const bool per_column = layer.output_scale_kind == ScaleKind::per_column;
   for (int64_t m = 0; m < rows; ++m, y += layer.N) {
     for (int64_t n = begin; n < end; ++n) {
       const int32_t sum = static_cast<int32_t>(y[n]) + zero_point * layer.column_sums[n];
-      const float scale = layer.x_scale * layer.output_scale[per_column ? n : 0];
+      const float scale = call.x_scale * layer.output_scale[per_column ? n : 0];
       const float bias = layer.output_bias ? layer.output_bias[n] : 0.0f;
       y[n] = static_cast<float>(sum) * scale + bias;
     }

@@ -20,8 +20,8 @@ struct ActivationRange {
 void Widen(const float* x, int64_t count, ActivationRange* range);
 void Widen(const ActivationRange& other, ActivationRange* range);
 
-// Sets what belongs to one call, x_scale and x_zero_point.
-void SetRange(const ActivationRange& range, Layer* layer);
+// The call whose X has that range.
+Call CallOf(const ActivationRange& range);
 
 // Makes a validated layer one that kernels serve: scale and bias go to output_scale and
 // output_bias. column_sums (N,), which the layer points to from now on, receives the sums of
@@ -29,6 +29,7 @@ void SetRange(const ActivationRange& range, Layer* layer);
 void MakeUnsigned(Layer* layer, std::vector<int32_t>* column_sums);
 
 // Y of the exact integers that a kernel wrote to columns [begin, end) of y (rows, N).
-void FinishUnsigned(const Layer& layer, int64_t rows, int64_t begin, int64_t end, float* y);
+void FinishUnsigned(const Layer& layer, const Call& call, int64_t rows, int64_t begin, int64_t end,
+                    float* y);
 
 }  // namespace onnx_ternary

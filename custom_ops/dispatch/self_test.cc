@@ -118,13 +118,14 @@ class Memory {
 };
 
 std::vector<float> Multiply(const Kernel& kernel, const Layer& layer, const std::vector<float>& x) {
+  const Call call = {};  // no layer here has the rule dynamic_quantize_linear
   std::vector<float> y(static_cast<size_t>(kRows * kN));
   for (int64_t first = 0; first < kRows; first += kernel.max_rows) {
     const int64_t rows = std::min(kRows - first, kernel.max_rows);
     Memory prepared(kernel.prepared_bytes(&layer, rows));
     Memory scratch(kernel.scratch_bytes(&layer, rows, kN));
     const float* x_tile = x.data() + first * kK;
-    kernel.prepare(&layer, x_tile, rows, prepared.data());
+    kernel.prepare(&layer, &call, x_tile, rows, prepared.data());
     kernel.compute(&layer, x_tile, rows, prepared.data(), 0, kN, y.data() + first * kN,
                    scratch.data());
   }

@@ -279,9 +279,10 @@ size_t GemvInt8PreparedBytes(const Layer* layer, int64_t rows) {
 }
 
 // Quantizes a row to in_order (padded K,) and sums it up. Returns s.
-float QuantizeAndSum(const Layer* layer, const float* x, int8_t* in_order, int32_t* sums) {
+float QuantizeAndSum(const Layer* layer, const Call* call, const float* x, int8_t* in_order,
+                     int32_t* sums) {
   const int64_t padded_K = NumSpans(layer) * kSpan;
-  const float s = QuantizeRow(layer, x, in_order);
+  const float s = QuantizeRow(layer, call, x, in_order);
   memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
   if (PerGroup(layer)) {
     UnitSums(layer, in_order, sums);
@@ -291,13 +292,14 @@ float QuantizeAndSum(const Layer* layer, const float* x, int8_t* in_order, int32
   return s;
 }
 
-void PrepareGemvInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareGemvInt8(const Layer* layer, const Call* call, const float* x, int64_t rows,
+                     void* prepared) {
   const Int8Row layout = Int8RowLayout(layer);
   int8_t* in_order = (int8_t*)prepared + (size_t)rows * layout.bytes;
   for (int64_t row = 0; row < rows; ++row) {
     char* base = (char*)prepared + (size_t)row * layout.bytes;
-    *(float*)(base + layout.s_offset) =
-        QuantizeAndSum(layer, x + row * layer->K, in_order, (int32_t*)(base + layout.sums_offset));
+    *(float*)(base + layout.s_offset) = QuantizeAndSum(layer, call, x + row * layer->K, in_order,
+                                                       (int32_t*)(base + layout.sums_offset));
     for (int64_t span = 0; span < NumSpans(layer); ++span) {
       OrderSpan(layer, in_order + span * kSpan, (int8_t*)base + span * kSpan);
     }
@@ -444,7 +446,8 @@ float AbsMax(const float* x, int64_t count) {
   return absmax;
 }
 
-void PrepareGemvFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareGemvFloat(const Layer* layer, const Call*, const float* x, int64_t rows,
+                      void* prepared) {
   const FixedRow layout = FixedRowLayout(layer);
   const int64_t K = layer->K;
   const int64_t span_units = SpanUnits(layer);
@@ -645,7 +648,8 @@ size_t GemmInt8PreparedBytes(const Layer* layer, int64_t rows) {
   return Int8RowsLayout(layer, rows).bytes;
 }
 
-void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareGemmInt8(const Layer* layer, const Call* call, const float* x, int64_t rows,
+                     void* prepared) {
   const Int8Rows layout = Int8RowsLayout(layer, rows);
   const int64_t num_spans = NumSpans(layer);
   char* base = (char*)prepared;
@@ -653,7 +657,7 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   float* s = (float*)(base + layout.s_offset);
   int8_t* in_order = (int8_t*)(base + layout.bytes - (size_t)(num_spans * kSpan));
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantizeAndSum(layer, x + row * layer->K, in_order, sums + row * NumSums(layer));
+    s[row] = QuantizeAndSum(layer, call, x + row * layer->K, in_order, sums + row * NumSums(layer));
     int8_t* q =
         (int8_t*)base + row / kRowGroup * num_spans * kRowGroup * kSpan + row % kRowGroup * kSpan;
     for (int64_t span = 0; span < num_spans; ++span) {

@@ -205,7 +205,8 @@ size_t GemmInt8PreparedBytes(const Layer* layer, int64_t rows) {
   return Int8RowsLayout(layer, rows).bytes;
 }
 
-void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareGemmInt8(const Layer* layer, const Call* call, const float* x, int64_t rows,
+                     void* prepared) {
   const Int8Rows layout = Int8RowsLayout(layer, rows);
   const InputOrder order = MakeInputOrder(layer);
   const int64_t num_spans = NumSpans(layer);
@@ -216,7 +217,7 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   double* s_wide = (double*)(base + layout.s_offset);
   int8_t* in_order = (int8_t*)(base + layout.row_offset);
   for (int64_t row = 0; row < rows; ++row) {
-    const float s_row = QuantizeRow(layer, x + row * layer->K, in_order);
+    const float s_row = QuantizeRow(layer, call, x + row * layer->K, in_order);
     memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
     if (PerGroup(layer)) {
       s_wide[row] = (double)s_row;
@@ -336,7 +337,7 @@ float AbsMax(const float* x, int64_t count) {
   return absmax;
 }
 
-void PrepareFixed(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareFixed(const Layer* layer, const Call*, const float* x, int64_t rows, void* prepared) {
   const FixedRows layout = FixedRowsLayout(layer, rows);
   const InputOrder order = MakeInputOrder(layer);
   const int64_t K = layer->K;

@@ -113,7 +113,7 @@ void ComputeInt8(const Layer* layer, const float*, int64_t rows, const void* pre
 
 int64_t NoFloat32Additions(const Layer*) { return 0; }
 size_t NothingPrepared(const Layer*, int64_t) { return 0; }
-void PrepareNothing(const Layer*, const float*, int64_t, void*) {}
+void PrepareNothing(const Layer*, const Call*, const float*, int64_t, void*) {}
 size_t NoScratch(const Layer*, int64_t, int64_t) { return 0; }
 
 }  // namespace

@@ -447,7 +447,8 @@ size_t GemmFloatPreparedBytes(const Layer* layer, int64_t rows) {
          sizeof(float);
 }
 
-void PrepareGemmFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareGemmFloat(const Layer* layer, const Call*, const float* x, int64_t rows,
+                      void* prepared) {
   constexpr int64_t kLanes = FloatRows::kLanes;
   const int64_t K = layer->K;
   int32_t place[kSpan];
@@ -548,7 +549,8 @@ void Transpose16x16(__m128i* r) {
   }
 }
 
-void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareGemmInt8(const Layer* layer, const Call* call, const float* x, int64_t rows,
+                     void* prepared) {
   constexpr int64_t kLanes = Int16Rows::kLanes;
   const Int8Prepared layout = Int8PreparedLayout(layer, rows);
   const int64_t padded_K = NumSpans(layer) * kSpan;
@@ -560,7 +562,7 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   for (int64_t row = 0; row < rows; row += kLanes) {
     const int64_t valid_rows = Min(rows - row, kLanes);
     for (int64_t r = 0; r < valid_rows; ++r) {
-      s[row + r] = QuantizeRow(layer, x + (row + r) * layer->K, in_order + r * padded_K);
+      s[row + r] = QuantizeRow(layer, call, x + (row + r) * layer->K, in_order + r * padded_K);
       memset(in_order + r * padded_K + layer->K, 0, (size_t)(padded_K - layer->K));
     }
     memset(in_order + valid_rows * padded_K, 0, (size_t)((kLanes - valid_rows) * padded_K));

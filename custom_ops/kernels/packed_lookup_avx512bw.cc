@@ -110,7 +110,8 @@ void Transpose16x16(__m512* r) {
   }
 }
 
-void PrepareGemmFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareGemmFloat(const Layer* layer, const Call*, const float* x, int64_t rows,
+                      void* prepared) {
   const int64_t K = layer->K;
   const int64_t quarter = layer->block_size / 4;
   int32_t place[kSpan];  // of every input of a span

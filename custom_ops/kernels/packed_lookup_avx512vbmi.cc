@@ -135,7 +135,7 @@ int AbsMaxExponent(const float* x, int64_t count) {
   return exponent;
 }
 
-void Prepare(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void Prepare(const Layer* layer, const Call*, const float* x, int64_t rows, void* prepared) {
   const int64_t K = layer->K;
   const int64_t num_spans = NumSpans(layer);
   // Fours of inputs of a span move together to the places of their fields.

@@ -90,7 +90,8 @@ size_t GemmInt8PreparedBytes(const Layer* layer, int64_t rows) {
          RoundUp64(static_cast<size_t>(rows) * sizeof(float)) + static_cast<size_t>(layer->K);
 }
 
-void PrepareGemmFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareGemmFloat(const Layer* layer, const Call*, const float* x, int64_t rows,
+                      void* prepared) {
   constexpr int kLanes = FloatRows::kLanes;
   const int64_t K = layer->K;
   float* out = static_cast<float*>(prepared);
@@ -105,7 +106,8 @@ void PrepareGemmFloat(const Layer* layer, const float* x, int64_t rows, void* pr
   }
 }
 
-void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareGemmInt8(const Layer* layer, const Call* call, const float* x, int64_t rows,
+                     void* prepared) {
   constexpr int kLanes = Int8Rows::kLanes;
   const int64_t K = layer->K;
   const size_t transposed_bytes = TransposedBytes<Int8Rows>(layer, rows);
@@ -115,7 +117,7 @@ void PrepareGemmInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   int8_t* q =
       reinterpret_cast<int8_t*>(behind + RoundUp64(static_cast<size_t>(rows) * sizeof(float)));
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantizeActivationRow(layer, x + row * K, q);
+    s[row] = QuantizeActivationRow(layer, call, x + row * K, q);
     int16_t* out =
         static_cast<int16_t*>(prepared) + row / kLanes * PaddedK(layer) * kLanes + row % kLanes;
     for (int64_t k = 0; k < K; ++k) out[k * kLanes] = q[k];
@@ -380,7 +382,8 @@ size_t PaddedRowsBytes(const Layer* layer, int64_t rows) {
   return RoundUp64(static_cast<size_t>(rows * PaddedK(layer)) * 4);
 }
 
-void PrepareGemvFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareGemvFloat(const Layer* layer, const Call*, const float* x, int64_t rows,
+                      void* prepared) {
   const int64_t K = layer->K;
   const int64_t padded_K = PaddedK(layer);
   for (int64_t row = 0; row < rows; ++row) {
@@ -395,7 +398,8 @@ size_t GemvInt8PreparedBytes(const Layer* layer, int64_t rows) {
          static_cast<size_t>(layer->K);
 }
 
-void PrepareGemvInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareGemvInt8(const Layer* layer, const Call* call, const float* x, int64_t rows,
+                     void* prepared) {
   const int64_t K = layer->K;
   const int64_t padded_K = PaddedK(layer);
   char* behind = static_cast<char*>(prepared) + PaddedRowsBytes(layer, rows);
@@ -403,7 +407,7 @@ void PrepareGemvInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   int8_t* q =
       reinterpret_cast<int8_t*>(behind + RoundUp64(static_cast<size_t>(rows) * sizeof(float)));
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantizeActivationRow(layer, x + row * K, q);
+    s[row] = QuantizeActivationRow(layer, call, x + row * K, q);
     int32_t* out = static_cast<int32_t*>(prepared) + row * padded_K;
     for (int64_t k = 0; k < K; ++k) out[k] = q[k];
     for (int64_t k = K; k < padded_K; ++k) out[k] = 0;

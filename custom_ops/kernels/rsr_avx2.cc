@@ -128,7 +128,8 @@ size_t GemvPreparedInt8(const Layer* layer, int64_t rows) {
   return GemvPreparedFloat(layer, rows) + (size_t)layer->K;
 }
 
-void GemvPrepareFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void GemvPrepareFloat(const Layer* layer, const Call*, const float* x, int64_t rows,
+                      void* prepared) {
   const int64_t K = layer->K;
   double* unit = (double*)((char*)prepared + (size_t)rows * GemvRowBytes(layer));
   for (int64_t row = 0; row < rows; ++row, x += K) {
@@ -157,13 +158,14 @@ void GemvPrepareFloat(const Layer* layer, const float* x, int64_t rows, void* pr
   }
 }
 
-void GemvPrepareInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void GemvPrepareInt8(const Layer* layer, const Call* call, const float* x, int64_t rows,
+                     void* prepared) {
   const int64_t K = layer->K;
   double* s = (double*)((char*)prepared + (size_t)rows * GemvRowBytes(layer));
   int8_t* narrow = (int8_t*)(s + rows);
   for (int64_t row = 0; row < rows; ++row, x += K) {
     int32_t* q = (int32_t*)((char*)prepared + (size_t)row * GemvRowBytes(layer));
-    s[row] = (double)QuantizeActivationRow(layer, x, narrow);
+    s[row] = (double)QuantizeActivationRow(layer, call, x, narrow);
     for (int64_t k = 0; k < K; ++k) q[k] = narrow[k];
   }
 }
@@ -596,7 +598,8 @@ size_t GemmPreparedInt8(const Layer* layer, int64_t rows) {
   return LaneBytes<Int8>(layer, rows) + RoundUp64((size_t)rows * sizeof(float)) + (size_t)layer->K;
 }
 
-void GemmPrepareFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void GemmPrepareFloat(const Layer* layer, const Call*, const float* x, int64_t rows,
+                      void* prepared) {
   const int lanes = GemmLanes<Float32>(rows);
   float* out = (float*)prepared;
   for (int64_t k = 0; k < layer->K; ++k, out += lanes) {
@@ -605,7 +608,8 @@ void GemmPrepareFloat(const Layer* layer, const float* x, int64_t rows, void* pr
   }
 }
 
-void GemmPrepareInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void GemmPrepareInt8(const Layer* layer, const Call* call, const float* x, int64_t rows,
+                     void* prepared) {
   const int lanes = GemmLanes<Int8>(rows);
   const int64_t K = layer->K;
   char* behind = (char*)prepared + LaneBytes<Int8>(layer, rows);
@@ -613,7 +617,7 @@ void GemmPrepareInt8(const Layer* layer, const float* x, int64_t rows, void* pre
   int8_t* q = (int8_t*)(behind + RoundUp64((size_t)rows * sizeof(float)));
   if (rows < lanes) memset(prepared, 0, LaneBytes<Int8>(layer, rows));
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantizeActivationRow(layer, x + row * K, q);
+    s[row] = QuantizeActivationRow(layer, call, x + row * K, q);
     int16_t* out = (int16_t*)prepared + row;
     for (int64_t k = 0; k < K; ++k) out[k * lanes] = q[k];
   }

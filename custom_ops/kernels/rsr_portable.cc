@@ -228,7 +228,7 @@ size_t PreparedBytesInt8(const Layer* layer, int64_t rows) {
 }
 
 template <int kLanes>
-void PrepareFloat(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareFloat(const Layer* layer, const Call*, const float* x, int64_t rows, void* prepared) {
   const int64_t K = layer->K;
   if (rows % kLanes != 0) memset(prepared, 0, TransposedBytes<float, kLanes>(layer, rows));
   for (int64_t row = 0; row < rows; ++row) {
@@ -238,7 +238,8 @@ void PrepareFloat(const Layer* layer, const float* x, int64_t rows, void* prepar
 }
 
 template <int kLanes>
-void PrepareInt8(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void PrepareInt8(const Layer* layer, const Call* call, const float* x, int64_t rows,
+                 void* prepared) {
   const int64_t K = layer->K;
   const size_t transposed_bytes = TransposedBytes<int32_t, kLanes>(layer, rows);
   if (rows % kLanes != 0) memset(prepared, 0, transposed_bytes);
@@ -247,7 +248,7 @@ void PrepareInt8(const Layer* layer, const float* x, int64_t rows, void* prepare
   int8_t* q =
       reinterpret_cast<int8_t*>(behind + RoundUp64(static_cast<size_t>(rows) * sizeof(float)));
   for (int64_t row = 0; row < rows; ++row) {
-    s[row] = QuantizeActivationRow(layer, x + row * K, q);
+    s[row] = QuantizeActivationRow(layer, call, x + row * K, q);
     int32_t* out = static_cast<int32_t*>(prepared) + row / kLanes * K * kLanes + row % kLanes;
     for (int64_t k = 0; k < K; ++k) out[k * kLanes] = q[k];
   }

@@ -28,7 +28,7 @@ int64_t Row(const Layer& layer, int64_t position) {
 }
 
 size_t NothingPrepared(const Layer*, int64_t) { return 0; }
-void PrepareNothing(const Layer*, const float*, int64_t, void*) {}
+void PrepareNothing(const Layer*, const Call*, const float*, int64_t, void*) {}
 
 // ---- Reference: the pattern of each row, then a dense product ----
 

@@ -27,8 +27,8 @@ int64_t Depth(const Layer*) { return 0; }
 size_t PreparedBytes(const Layer* layer, int64_t rows) {
   return reference.prepared_bytes(layer, rows);
 }
-void Prepare(const Layer* layer, const float* x, int64_t rows, void* prepared) {
-  reference.prepare(layer, x, rows, prepared);
+void Prepare(const Layer* layer, const Call* call, const float* x, int64_t rows, void* prepared) {
+  reference.prepare(layer, call, x, rows, prepared);
 }
 size_t ScratchBytes(const Layer* layer, int64_t rows, int64_t num_columns) {
   return reference.scratch_bytes(layer, rows, num_columns);

@@ -392,7 +392,7 @@ void Spread(const Layer* layer, const int8_t* digit, int64_t num_vectors, int64_
 }
 
 template <typename Ops, int kDigits>
-void Prepare(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void Prepare(const Layer* layer, const Call* call, const float* x, int64_t rows, void* prepared) {
   const Prepared layout = PreparedLayout<Ops, kDigits>(layer, rows);
   const int64_t padded_K = NumSpans(layer) * kSpan;
   const int64_t group_rows = GroupRows<Ops, kDigits>(layer);
@@ -405,7 +405,7 @@ void Prepare(const Layer* layer, const float* x, int64_t rows, void* prepared) {
     if (row >= rows) {  // beside the last row
       memset(digits, 0, (size_t)(kDigits * padded_K));
     } else if (kDigits == 1) {
-      factors[row] = (double)QuantizeRow(layer, x + row * layer->K, digits);
+      factors[row] = (double)QuantizeRow(layer, call, x + row * layer->K, digits);
       memset(digits + layer->K, 0, (size_t)(padded_K - layer->K));
     } else {
       factors[row] = FixedPointRow(layer, x + row * layer->K, padded_K, digits);

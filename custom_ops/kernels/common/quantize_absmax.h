@@ -54,10 +54,10 @@ inline float QuantizeAbsmaxRow(const Layer* layer, const float* x, int8_t* q) {
 }
 
 // As QuantizeActivationRow, compiled for this instruction set where it is a matter of absmax.
-inline float QuantizeRow(const Layer* layer, const float* x, int8_t* q) {
+inline float QuantizeRow(const Layer* layer, const Call* call, const float* x, int8_t* q) {
   const bool absmax = layer->activation_rule == ActivationRule::absmax_division ||
                       layer->activation_rule == ActivationRule::absmax_reciprocal;
-  return (absmax ? QuantizeAbsmaxRow : QuantizeActivationRow)(layer, x, q);
+  return absmax ? QuantizeAbsmaxRow(layer, x, q) : QuantizeActivationRow(layer, call, x, q);
 }
 
 }  // namespace

@@ -11,16 +11,15 @@ const float kToInteger = 12582912.0f;  // 1.5 * 2^23
 
 // saturate(round(x / scale) + zero point) - 128. An x_scale of 0 gives some integer, which the 0 in
 // Y's factor makes irrelevant.
-void QuantizeToRange(const Layer* layer, const float* x, int8_t* q) {
-  const int64_t K = layer->K;
-  if (!isfinite(layer->x_scale)) {
+void QuantizeToRange(const Call* call, const float* x, int64_t K, int8_t* q) {
+  if (!isfinite(call->x_scale)) {
     memset(q, 0, (size_t)K);
     return;
   }
-  const float x_scale = layer->x_scale;
-  const float lowest = (float)(0 - layer->x_zero_point);
-  const float highest = (float)(255 - layer->x_zero_point);
-  const float offset = (float)(layer->x_zero_point - 128);
+  const float x_scale = call->x_scale;
+  const float lowest = (float)(0 - call->x_zero_point);
+  const float highest = (float)(255 - call->x_zero_point);
+  const float offset = (float)(call->x_zero_point - 128);
   for (int64_t k = 0; k < K; ++k) {
     float v = x[k] / x_scale;
     v = v > lowest ? v : lowest;
@@ -32,9 +31,9 @@ void QuantizeToRange(const Layer* layer, const float* x, int8_t* q) {
 
 }  // namespace
 
-float QuantizeActivationRow(const Layer* layer, const float* x, int8_t* q) {
+float QuantizeActivationRow(const Layer* layer, const Call* call, const float* x, int8_t* q) {
   if (layer->activation_rule == ActivationRule::dynamic_quantize_linear) {
-    QuantizeToRange(layer, x, q);
+    QuantizeToRange(call, x, layer->K, q);
     return 1.0f;
   }
   return QuantizeAbsmaxRow(layer, x, q);
@@ -62,11 +61,12 @@ size_t QuantizedBytes(const Layer* layer, int64_t rows) {
   return static_cast<size_t>(rows) * (sizeof(float) + static_cast<size_t>(layer->K));
 }
 
-void QuantizeRows(const Layer* layer, const float* x, int64_t rows, void* prepared) {
+void QuantizeRows(const Layer* layer, const Call* call, const float* x, int64_t rows,
+                  void* prepared) {
   float* s = static_cast<float*>(prepared);
   int8_t* q = reinterpret_cast<int8_t*>(s + rows);
   for (int64_t m = 0; m < rows; ++m) {
-    s[m] = QuantizeActivationRow(layer, x + m * layer->K, q + m * layer->K);
+    s[m] = QuantizeActivationRow(layer, call, x + m * layer->K, q + m * layer->K);
   }
 }
 
