@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
@@ -22,14 +22,14 @@ from .functions import Functions, function_name
 from .local_calls import set_apart
 from .match import Context, Rejection, TernaryMatMul
 from .rewrite import remaining
+from .rewrite.constant_inputs import FIRST_WITHOUT_INPUTS, held_constant
 from .rewrite.finish import Replaced
 from .rewrite.replace import Replacer
 from .rules.catalogue import RULES, match_product
 from .site import Site
 
-# Gemm and Add broadcast differently before; models below IR 4 cannot hold a constant initializer.
+# Gemm and Add broadcast differently before.
 _MIN_OPSET = 7
-_MIN_IR_VERSION = 4
 _READ_THROUGH = ("Cast", "DequantizeLinear", "Identity", "Transpose")
 _MAX_READ_THROUGH = 8
 Progress = Callable[[str, int, int], None]
@@ -78,10 +78,19 @@ def run(
     budget = Budget(options, constant_bytes(model))
     site = Site.of(model)
     cones = Cones(site, budget, fold=options.fold)
-    with set_apart(model), Ahead(options) as ahead:
+    ir_version = model.ir_version
+    with held_constant(model, options) as held, set_apart(model), Ahead(options) as ahead:
         replacer = Replacer(site, options, spool, cones)
         context = Context(options, site.opset, ahead, cones)
-        return _run(site, context, replacer, ahead, _Charges(budget), progress)
+        done = _run(site, context, replacer, ahead, _Charges(budget), progress)
+        held.keep = bool(done.replaced.rewrites or done.requantised)
+    if not held.keep:
+        return done
+    model.ir_version = max(model.ir_version, FIRST_WITHOUT_INPUTS)
+    if note := held.note(ir_version, model.ir_version):
+        notes = (*done.replaced.notes, note)
+        return replace(done, replaced=replace(done.replaced, notes=notes))
+    return done
 
 
 def _run(
@@ -213,11 +222,6 @@ def _products(model: ir.Model) -> Iterator[_Found]:
 
 def _refusal_of_model(model: ir.Model) -> str:
     opset = model.opset_imports.get("", 0)
-    if model.ir_version < _MIN_IR_VERSION:
-        return (
-            f"the model has IR version {model.ir_version}, in which every initializer may be "
-            f"overridden by the caller; {_MIN_IR_VERSION} or later is needed"
-        )
     if opset < _MIN_OPSET:
         return f"the model has opset {opset}; {_MIN_OPSET} or later is needed"
     return ""

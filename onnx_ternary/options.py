@@ -49,6 +49,9 @@ class OptimizeOptions:
             10 MB if the original has them there), ``always`` or ``never``.
         function_body: carry a body of standard operators, so that the model also runs without the
             library.
+        constant_initializers: take initializers that are graph inputs too for constants, and remove
+            them from the inputs if anything is rewritten; callers can then no longer override them.
+            Below IR version 4 nobody can, and that is done without being asked for.
         fold: evaluate weights that are the end of a constant expression (quantized or unpacked in
             the graph); False leaves such products alone.
         max_fold_bytes: what one constant expression may hold while it is evaluated; None: 128 times
@@ -78,6 +81,7 @@ class OptimizeOptions:
     tolerance: float = 0.0
     external_data: ExternalData = "auto"
     function_body: bool = True
+    constant_initializers: bool = False
     fold: bool = True
     max_fold_bytes: int | None = None
     max_fold_steps: int = DEFAULT_MAX_FOLD_STEPS

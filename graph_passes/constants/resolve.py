@@ -193,7 +193,7 @@ def _resolve_initializer(value: ir.Value) -> Constant | NotConstant:
     if value.is_initializer() and value.is_graph_input():
         return NotConstant(
             f"'{value.name}' is also a graph input, so a caller may override it; "
-            "remove it from the graph's inputs to make it a constant",
+            "--constant-initializers (constant_initializers=True) makes it a constant",
             False,
         )
     tensor = value.const_value

@@ -118,7 +118,7 @@ def _drop_unread_initializers(model: ir.Model) -> list[str]:
     ]
     if not unread:
         return []
-    names = _first_three([f"'{value.name}'" for value in unread])
+    names = first_three([f"'{value.name}'" for value in unread])
     num_bytes = sum(value.const_value.nbytes for value in unread if value.const_value is not None)
     for value in unread:
         del graph.initializers[value.name or ""]
@@ -158,7 +158,7 @@ def _add_imports(editor: ModelEditor, nodes: Iterable[ir.Node]) -> None:
 def _notes(found: Replacements) -> list[str]:
     """What is kept, what rules said, and the largest change of a weight."""
     notes = [note for root in found.roots.values() if (note := _kept_note(root))]
-    notes += [f"{note}: {_first_three(names)}" for note, names in found.notes.items()]
+    notes += [f"{note}: {first_three(names)}" for note, names in found.notes.items()]
     most = max((row for row, _ in found.done), key=lambda row: row.max_relative_change)
     if most.max_relative_change > 0:
         notes.append(
@@ -187,10 +187,11 @@ def _kept_note(root: ir.Value) -> str | None:
     users = [use.node for use in root.uses()]
     if not users:
         return None
-    names = _first_three([f"{node.op_type} '{node_label(node)}'" for node in users])
+    names = first_three([f"{node.op_type} '{node_label(node)}'" for node in users])
     return f"weight '{root.name}' kept as well: used by {names}"
 
 
-def _first_three(names: list[str]) -> str:
+def first_three(names: list[str]) -> str:
+    """Names with commas, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -175,6 +175,12 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Admit weights this far from ternary, relative to the scale; 0 means exact.",
         ),
         click.option(
+            "--constant-initializers",
+            is_flag=True,
+            help="Take initializers that are graph inputs too for constants: callers can no longer "
+            "override them.",
+        ),
+        click.option(
             "--fold/--no-fold",
             default=True,
             show_default=True,

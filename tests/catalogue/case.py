@@ -152,8 +152,8 @@ def overridable(made: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 OVERRIDABLE = (
-    "is also a graph input, so a caller may override it; remove it from the graph's inputs to make "
-    "it a constant"
+    "is also a graph input, so a caller may override it; --constant-initializers "
+    "(constant_initializers=True) makes it a constant"
 )
 WEIGHT = ternary(scale=column_scales())
 EXACT = WEIGHT.astype(np.float64)

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.catalogue.case import (
     F32,
+    OVERRIDABLE,
     Array,
     Case,
     K,
@@ -485,8 +486,7 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     ),
     "cone_overridable": lambda: Miss(
         overridable_scale(),
-        "weight 'w' is computed from another value: 'scale' is also a graph input, so a caller "
-        "may override it; remove it from the graph's inputs to make it a constant",
+        f"weight 'w' is computed from another value: 'scale' {OVERRIDABLE}",
     ),
     "cone_runtime": lambda: Miss(
         runtime_scale(), "no constant weight: 'w' is computed at run time (by Mul 'Mul_w')"

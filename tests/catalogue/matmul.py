@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.catalogue.case import (
     F32,
     MICROSOFT,
+    OVERRIDABLE,
     ROW,
     TWO,
     WEIGHT,
@@ -299,12 +300,6 @@ def computed_weight() -> onnx.ModelProto:
     return model([node("Relu", ["x"], "w"), matmul()], {})
 
 
-def old_ir() -> onnx.ModelProto:
-    made = overridable_weight()
-    made.ir_version = 3
-    return made
-
-
 def double(op_type: str = "MatMul") -> onnx.ModelProto:
     return model(
         [node(op_type, ["x", "w"], "y")],
@@ -514,13 +509,7 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     ),
     "overridable_weight": lambda: Miss(
         overridable_weight(),
-        "weight 'w' is also a graph input, so a caller may override it; "
-        "remove it from the graph's inputs to make it a constant",
-    ),
-    "old_ir": lambda: Miss(
-        old_ir(),
-        "the model has IR version 3, in which every initializer may be overridden by the caller; "
-        "4 or later is needed",
+        f"weight 'w' {OVERRIDABLE}",
     ),
     "old_opset": lambda: Miss(
         simple(ternary(), opset=6), "the model has opset 6; 7 or later is needed"
