@@ -61,6 +61,10 @@ class TernaryMatMul:
         rank: of x, where the product's operator tells it, also if the model does not; or None.
         perm_x: of a Transpose of x that goes in front, or None.
         perm_y: of a Transpose of the result, (..., N), that goes behind, or None.
+        split_x: lengths of the last axes of x, once they are permuted, that are one axis of length
+            K for the op: a Reshape goes in front. Empty: x ends in that axis.
+        split_y: lengths of the axes that the result's last axis, of length N, stands for: a Reshape
+            goes behind, before perm_y. Empty: it stays.
         weight: the constant operand as (K, N).
         levels: its levels; ``levels.scale`` does not hold the absorbed factors.
         scale: float32 (), (N,) or (num_groups, N), absorbed factors included.
@@ -88,6 +92,8 @@ class TernaryMatMul:
     addend: Addend | None
     output: ir.Value
     then: Elementwise | None = None
+    split_x: tuple[int, ...] = ()
+    split_y: tuple[int, ...] = ()
     note: str = ""
     activation: Mapping[str, Any] | None = None
 

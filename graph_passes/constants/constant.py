@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -160,6 +161,24 @@ class Constant:
             shape=self.shape[:2],
             evaluate=self.evaluate.matrix(),
         )
+
+    def joined(self, num_row_axes: int) -> Constant:
+        """The matrix whose rows are the first axes together and whose columns are the others."""
+        rows, columns = self.shape[:num_row_axes], self.shape[num_row_axes:]
+        if len(rows) == len(columns) == 1:
+            return self
+        shape = (math.prod(rows), math.prod(columns))
+        return replace(
+            self,
+            key=(*(self.key if isinstance(self.key, tuple) else (self.key,)), ("joined", shape)),
+            shape=shape,
+            evaluate=Numbers(lambda: self.evaluate().reshape(shape)),
+        )
+
+    def last_matrix(self) -> Constant:
+        """The last two axes of a constant whose other axes have one element each."""
+        rank = len(self.shape)
+        return self.permuted((rank - 2, rank - 1, *range(rank - 2))).matrix()
 
     def ternarize(self, tolerance: float) -> TernaryWeight | NotTernary:
         """Levels and scales of a (K, N) constant, or why it has none.

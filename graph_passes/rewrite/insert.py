@@ -1,6 +1,7 @@
 """The nodes that take a product's place, and the value behind them.
 
-[Transpose ->] TernaryIndexedMatMul [-> (Mul ->) Add] [-> Transpose] [-> activation]
+[Transpose ->] [Reshape ->] TernaryIndexedMatMul
+  [-> (Mul ->) Add] [-> Reshape] [-> Transpose] [-> activation]
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnx_ternary.op.nodes import node_label
+from onnx_ternary.op.nodes import AXES_KEY, node_label
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
 
 from ..match import Addend, Elementwise, TernaryMatMul
-from .model_editor import ModelEditor, op_attributes, output_shape, permuted_shape
+from .model_editor import ModelEditor, op_attributes, output_shape, permuted_shape, split_shape
 
 
 def insert(
@@ -39,24 +40,20 @@ def insert(
     new = _NewNodes(editor, match)
     if match.perm_x is not None:
         inputs = [new.transposed_x(match.perm_x), *inputs[1:]]
+    if match.split_x:
+        inputs = [new.merged_x(inputs[0], attributes.K), *inputs[1:]]
     shape = output_shape(inputs[0].shape, attributes.N, match.rank)
     output = new.output(shape)
-    # Only Gemm and its kin have an addend or an activation.
-    assert match.perm_y is None or (match.addend is None and match.then is None)
-    sums = output
-    if match.then is not None:  # verification looks for this name
-        sums = new.temporary("product", output.shape)
-    value = sums
-    if match.addend is not None or match.perm_y is not None:
-        suffix = "product" if match.then is None else "sums"
-        value = new.temporary(suffix, output.shape if match.addend else shape)
-    node = new.product(inputs, value, attributes)
+    values = [*new.between(shape, output), output]
+    node = new.product(inputs, values[0], attributes)
     if match.addend is not None:
-        new.sum(value, match.addend, sums)
+        new.sum(values[0], match.addend, values[1])
+    if match.split_y:
+        new.reshape(values[0], match.split_y, values[1], "reshape_back")
     if match.perm_y is not None:
-        new.transpose(value, match.perm_y, output, "transpose_back")
+        new.transpose(values[-2], match.perm_y, output, "transpose_back")
     if match.then is not None:
-        new.activation(sums, match.then, output)
+        new.activation(values[-2], match.then, output)
     graph.insert_before(match.product, new.nodes)
     match.output.replace_all_uses_with(output, replace_graph_outputs=True)
     return node
@@ -76,10 +73,26 @@ class _NewNodes:
         name = self._editor.value_name(f"{self._match.output.name}.{suffix}")
         return ir.Value(name=name, shape=shape, type=ir.TensorType(self._dtype))
 
+    def between(self, shape: ir.Shape | None, output: ir.Value) -> list[ir.Value]:
+        """The values from the op's result, of ``shape``, up to ``output``, without that."""
+        match, moved = self._match, list[ir.Value]()
+        if match.addend is not None or match.then is not None:
+            # Only Gemm and FusedGemm; verification knows the name in front of an activation.
+            assert match.perm_y is None and not match.split_y
+            both = match.addend is not None and match.then is not None
+            suffixes = ("sums", "product") if both else ("product",)
+            return [self.temporary(suffix, output.shape) for suffix in suffixes]
+        if match.split_y or match.perm_y is not None:
+            moved.append(self.temporary("product", shape))
+        if match.split_y and match.perm_y is not None:
+            moved.append(self.temporary("axes", split_shape(shape, match.split_y)))
+        return moved
+
     def output(self, product_shape: ir.Shape | None) -> ir.Value:
         """The value that takes the place of the match's output."""
         old, perm = self._match.output, self._match.perm_y
-        known = product_shape if perm is None else permuted_shape(product_shape, perm)
+        known = split_shape(product_shape, self._match.split_y)
+        known = known if perm is None else permuted_shape(known, perm)
         return ir.Value(
             name=old.name,
             shape=old.shape or known,
@@ -109,6 +122,31 @@ class _NewNodes:
         turned = self.temporary("transposed", permuted_shape(x.shape, perm))
         self.transpose(x, perm, turned, "transpose")
         return turned
+
+    def merged_x(self, x: ir.Value, K: int) -> ir.Value:
+        """X with its last axes as one."""
+        split = self._match.split_x
+        kept = None if x.shape is None else ir.Shape([*x.shape[: -len(split)], K])
+        merged = self.temporary("merged", kept)
+        self.reshape(x, (K,), merged, "reshape", split)
+        return merged
+
+    def reshape(
+        self,
+        value: ir.Value,
+        last: tuple[int, ...],
+        output: ir.Value,
+        suffix: str,
+        axes: tuple[int, ...] = (),
+    ) -> None:
+        """The axes in front as they are, and then ``last``; ``axes`` are those of the original."""
+        match = self._match
+        assert match.rank is not None
+        target = np.array([*[0] * (match.rank - 1), *last], np.int64)
+        name = self._name(suffix)
+        shape = self._editor.add_constant(match.product, f"{name}.shape", target)
+        metadata = {AXES_KEY: ",".join(map(str, axes or last))}
+        self._add("Reshape", [value, shape], output, name=name, metadata_props=metadata)
 
     def transpose(
         self, value: ir.Value, perm: tuple[int, ...], output: ir.Value, suffix: str

@@ -135,6 +135,11 @@ def permuted_shape(shape: ir.Shape | None, perm: tuple[int, ...]) -> ir.Shape | 
     return ir.Shape([shape[axis] for axis in perm])
 
 
+def split_shape(shape: ir.Shape | None, split: tuple[int, ...]) -> ir.Shape | None:
+    """The shape behind a Reshape of the last axis to ``split``, if that is any."""
+    return ir.Shape([*shape[:-1], *split]) if shape is not None and split else shape
+
+
 def stored_tensor(value: ir.Value | None) -> ir.TensorProtocol:
     """The tensor of a constant the op reads."""
     tensor = constant_tensor(value)

@@ -10,8 +10,9 @@ Let P = X @ W. Absorbed, where the value between has no other use and is no grap
    far is scaled too;
 3. after: ``Add(P, b)``, b a scalar or one number per column, if there is no bias yet.
 
-Where the product's result is transposed (a weight on the left), 2 and 3 take scalars only. Nothing
-behind is absorbed where the product's own operator ends with an activation (FusedGemm).
+Where the product's result is transposed (a weight on the left) or its columns are several axes
+(Einsum), 2 and 3 take scalars only. Nothing behind is absorbed where the product's own operator
+ends with an activation (FusedGemm).
 
 Factors must be finite and positive, and the scale they lead to a normal float32; other ones stay
 where they are. Factors are multiplied in float64, so scale and bias are rounded once.
@@ -89,6 +90,8 @@ def finish(
         addend=product.addend,
         output=product.output,
         then=product.then,
+        split_x=product.split_x,
+        split_y=product.split_y,
         note=product.note,
         activation=None if product.quantized is None else product.quantized.attributes,
     )
@@ -105,6 +108,8 @@ def fuse(
     node, weight = product.node, product.weight
     if product.perm_x is not None or product.perm_y is not None:
         return NotFused(f"{node.op_type} '{node.name}' takes them transposed")
+    if product.split_x or product.split_y:
+        return NotFused(f"{node.op_type} '{node.name}' multiplies more axes than two")
     if reason := limits(quantized, weight.shape[0], levels.group_size):
         return NotFused(reason)
     term, after = quantized.term, list[ir.Node]()
@@ -214,7 +219,7 @@ def _absorb_before(product: Product, context: Context, scale: NDArray[np.float32
 
 def _absorb_after(product: Product, scale: NDArray[np.float32], context: Context) -> None:
     # Behind a Transpose the columns lie elsewhere; one number for all of them fits anywhere.
-    N = product.num_columns if product.perm_y is None else 1
+    N = 1 if product.perm_y or product.split_y else product.num_columns
     while product.addend is None and product.then is None:
         value = product.output
         node = _private(value, product.node.graph)

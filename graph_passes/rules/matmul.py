@@ -14,6 +14,8 @@
    calls give W or an attribute.
 6. A shared W is one index for all its users; one that is also a graph output, or used by
    something else, stays in the model as well.
+7. W of shape (1, .., K, N) is that one matrix where X has as many axes, so that it adds none to
+   the result. Batches of several matrices are refused.
 """
 
 from __future__ import annotations
@@ -79,6 +81,16 @@ def _match(
     rank = None if x.shape is None else len(x.shape)
     if rank == 0:
         return Rejection(node, f"input '{x.name}' is a scalar", weight.name)
+    if len(weight.shape) > 2 and set(weight.shape[:-2]) == {1}:  # case 7
+        if rank is None or rank < len(weight.shape):
+            found = "unknown" if rank is None else f"{rank}"
+            return Rejection(
+                node,
+                f"weight '{weight.name}' has shape {weight.shape}, which may give the result more "
+                f"axes than '{x.name}' has: its rank is {found}",
+                weight.name,
+            )
+        weight = weight.last_matrix()
     # The op multiplies (..., K) by (K, N): x ends in K if it is a right factor's left neighbor.
     trans_x, trans_w = (trans_a, trans_b) if left is None else (not trans_b, not trans_a)
     if trans_w and len(weight.shape) == 2:

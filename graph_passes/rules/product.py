@@ -27,6 +27,8 @@ class Product:
     rank: int | None
     perm_x: tuple[int, ...] | None = None
     perm_y: tuple[int, ...] | None = None
+    split_x: tuple[int, ...] = ()
+    split_y: tuple[int, ...] = ()
     factor: NDArray[np.float64] = field(default_factory=lambda: np.ones((), np.float64))
     bias: NDArray[np.float64] | None = None
     bias_value: ir.Value | None = None
@@ -123,7 +125,7 @@ def check_weight(product: Product, context: Context) -> str | None:
         )
     K, N = weight.shape
     axis = -1 if product.perm_x is None else product.perm_x[-1]
-    length = x.shape[axis] if x.shape else None
+    length = x.shape[axis] if x.shape and not product.split_x else None
     if isinstance(length, int) and length != K:
         kind = "columns" if product.perm_x is None else "rows"
         other = "rows" if product.perm_y is None else "columns"

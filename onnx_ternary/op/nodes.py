@@ -14,6 +14,8 @@ from onnx_ternary.errors import IndexFormatError, ModelError
 from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE, OpAttributes
 
+AXES_KEY = "onnx_ternary.axes"
+"""Metadata of a Reshape beside the op: lengths of the axes that are one axis of the op."""
 DIGEST_KEY = "onnx_ternary.sha256"
 """Node metadata: SHA-256 of the constant inputs' dtypes, shapes and bytes (`index_digest`)."""
 METADATA_VERSION = "onnx_ternary.version"

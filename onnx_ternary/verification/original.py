@@ -54,8 +54,7 @@ def run_alone(
     """
     failure = ModelError("its outputs have another type than its inputs")
     values = rng.standard_normal((MIN_ROWS, K))
-    perm = place.perm_x or place.perm_y
-    ranks = (2, 3, 4, 1) if perm is None else (len(perm),)
+    ranks = (2, 3, 4, 1) if place.rank is None else (place.rank,)
     for dtype in (np.float32, np.float16):
         for rank in ranks:
             rows = values if rank > 1 else values[0]
@@ -67,6 +66,8 @@ def run_alone(
             (answer,) = run_pieces(before, [piece], optimized=False, functions=functions)
             if isinstance(answer, ModelError):
                 failure = answer
+            elif place.y_of(answer[0]).ndim != x.ndim:
+                failure = ModelError("its outputs have another rank than its inputs")
             elif answer[0].dtype == x.dtype:
                 return place.source_of(x), answer[0]
     raise failure

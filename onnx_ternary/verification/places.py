@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,10 @@ from onnx import (
     helper,
 )
 
+from onnx_ternary.op.nodes import AXES_KEY
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
+
+_MOVING = ("Transpose", "Reshape")
 
 
 def is_product(node: NodeProto) -> bool:
@@ -227,30 +231,41 @@ class Place:
     Attributes:
         source: the original's value that leads to X.
         target: the original's value that Y leads to.
-        perm_x: of the Transpose from source to X; None if they are the same.
-        perm_y: of the Transpose from Y to target; None if they are the same.
+        perm_x: of the Transpose from source to X; None if there is none.
+        perm_y: of the Transpose from Y to target; None if there is none.
+        split_x: lengths of the source's axes, transposed, that are X's last one; empty if one is.
+        split_y: the same of target and Y.
     """
 
     source: str
     target: str
     perm_x: tuple[int, ...] | None = None
     perm_y: tuple[int, ...] | None = None
+    split_x: tuple[int, ...] = ()
+    split_y: tuple[int, ...] = ()
+
+    @property
+    def rank(self) -> int | None:
+        """Of X and Y; None if they may have any."""
+        if self.perm_x is not None:
+            return len(self.perm_x) - max(len(self.split_x) - 1, 0)
+        if self.perm_y is not None:
+            return len(self.perm_y) - max(len(self.split_y) - 1, 0)
+        return None
 
     def x_of(self, source: NDArray[Any]) -> NDArray[Any]:
         """X as the converted node gets it."""
-        return _transposed(source, self.perm_x)
+        return _joined(_transposed(source, self.perm_x), self.split_x)
 
     def source_of(self, x: NDArray[Any]) -> NDArray[Any]:
         """What X comes from."""
+        x = x.reshape(*x.shape[:-1], *self.split_x) if self.split_x else x
         return _transposed(x, None if self.perm_x is None else _inverse(self.perm_x))
 
     def y_of(self, target: NDArray[Any]) -> NDArray[Any]:
         """Y as the converted node should give it."""
-        return _transposed(target, None if self.perm_y is None else _inverse(self.perm_y))
-
-    def target_of(self, y: NDArray[Any]) -> NDArray[Any]:
-        """What Y leads to."""
-        return _transposed(y, self.perm_y)
+        perm = None if self.perm_y is None else _inverse(self.perm_y)
+        return _joined(_transposed(target, perm), self.split_y)
 
 
 def _inverse(perm: tuple[int, ...]) -> tuple[int, ...]:
@@ -263,25 +278,43 @@ def _transposed(array: NDArray[Any], perm: tuple[int, ...] | None) -> NDArray[An
     return np.ascontiguousarray(array.transpose(perm))
 
 
+def _joined(array: NDArray[Any], split: tuple[int, ...]) -> NDArray[Any]:
+    """The last axes as one, where they have these lengths."""
+    if not split or array.shape[-len(split) :] != split:
+        return array
+    return array.reshape(*array.shape[: -len(split)], math.prod(split))
+
+
 def find_places(graph: GraphProto, nodes: Sequence[NodeProto], known: set[str]) -> dict[int, Place]:
-    """Where nodes stand, by their id; conversion leaves at most a Transpose on either side."""
-    transposes = [node for node in graph.node if node.op_type == "Transpose" and node.domain == ""]
-    before = {node.output[0]: node for node in transposes}
-    behind = {node.input[0]: node for node in transposes}
+    """Where nodes stand, by their id; conversion leaves a Transpose and a Reshape on either side.
+
+    A Reshape says in its metadata what axes it joins or splits.
+    """
+    moving = [node for node in graph.node if node.domain == "" and node.op_type in _MOVING]
+    before = {node.output[0]: node for node in moving}
+    behind = {node.input[0]: node for node in moving}
     places: dict[int, Place] = {}
     for node in nodes:
         source, target = node.input[0], node.output[0]
-        perms: list[tuple[int, ...] | None] = [None, None]
-        if source not in known and source in before:
-            perms[0], source = _perm(before[source]), before[source].input[0]
-        if target not in known and target in behind:
-            perms[1], target = _perm(behind[target]), behind[target].output[0]
-        places[id(node)] = Place(source, target, *perms)
+        found: dict[str, tuple[int, ...]] = {}
+        for _ in _MOVING:
+            if source not in known and source in before:
+                found.update(_moved(before[source], "x"))
+                source = before[source].input[0]
+            if target not in known and target in behind:
+                found.update(_moved(behind[target], "y"))
+                target = behind[target].output[0]
+        places[id(node)] = Place(source, target, **found)
     return places
 
 
-def _perm(node: NodeProto) -> tuple[int, ...]:
-    return tuple(axis for each in node.attribute if each.name == "perm" for axis in each.ints)
+def _moved(node: NodeProto, side: str) -> dict[str, tuple[int, ...]]:
+    """What a Transpose or a Reshape does, as `Place` says it."""
+    if node.op_type == "Transpose":
+        perm = tuple(axis for each in node.attribute if each.name == "perm" for axis in each.ints)
+        return {f"perm_{side}": perm}
+    axes = next((each.value for each in node.metadata_props if each.key == AXES_KEY), "")
+    return {f"split_{side}": tuple(int(each) for each in axes.split(",") if each.isdecimal())}
 
 
 def node_name(node: NodeProto) -> str:

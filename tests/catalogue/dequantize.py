@@ -146,6 +146,17 @@ def per_tensor(stored: Array, zero: int | None = None, **kwargs: Any) -> Case:
     return dequantized(stored, np.array(0.25, F32), zero_point, **kwargs)
 
 
+def one_matrix() -> Case:
+    """Codes (1, K, N) with a scale each column."""
+    stored, scale = codes(), ROW[:N]
+    made = model(
+        [node("DequantizeLinear", ["codes", "scale"], "w", axis=2), matmul()],
+        {"codes": stored[None], "scale": scale},
+        x_shape=(2, 3, K),
+    )
+    return Case(made, ("MatMul",), (dense(stored, scale, axis=1).astype(np.float64),))
+
+
 def gemm_trans_b() -> Case:
     """quantize_static's Gemm: codes (N, K) with a scale each row, an int32 bias."""
     stored = codes(N, K)
@@ -299,6 +310,7 @@ def codes_at_run_time() -> onnx.ModelProto:
 
 HITS: dict[str, Callable[[], Case]] = {
     "dequantized": lambda: per_tensor(codes()),
+    "dequantized_one_matrix": one_matrix,
     "dequantized_opset_11": lambda: per_tensor(codes(), 0, opset=11),
     "dequantized_opset_23": lambda: per_tensor(codes(), 0, opset=23),
     "dequantized_zero_point": lambda: per_tensor(codes(levels=(0, 1, 2), dtype=np.uint8), 1),
@@ -413,7 +425,7 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
         "weight 'codes' has shape (48, 0): no elements",
     ),
     "dequantized_rank_3": lambda: Miss(
-        per_tensor(codes()[None]).model, "weight 'codes' has rank 3, expected 2"
+        per_tensor(np.stack([codes(), codes()])).model, "weight 'codes' has rank 3, expected 2"
     ),
     "dequantized_four_codes": lambda: Miss(
         per_tensor(changed(codes(), 5, 3, -2)).model,

@@ -461,6 +461,36 @@ HITS: dict[str, Callable[[], Case]] = {
     "if_own_weights": lambda: if_bodies(captured=False),
     "loop_body": loop_body,
     "scan_body": scan_body,
+    "one_matrix_of_rank_3": lambda: product_case(simple(WEIGHT[None], x_shape=(2, "rows", K))),
+    "one_matrix_of_rank_4": lambda: product_case(
+        simple(WEIGHT[None, None], x_shape=(2, 3, "rows", K))
+    ),
+    "one_matrix_fewer_axes": lambda: product_case(simple(WEIGHT[None], x_shape=(2, 3, "rows", K))),
+    "one_matrix_left": lambda: product_case(
+        model(
+            [matmul("w", "x")],
+            {"w": np.ascontiguousarray(WEIGHT.T)[None]},
+            x_shape=(2, K, "columns"),
+        )
+    ),
+    "one_matrix_fused": lambda: product_case(
+        model(
+            [
+                helper.make_node(
+                    "FusedMatMul",
+                    ["x", "w"],
+                    ["y"],
+                    "product",
+                    domain=MICROSOFT[0].domain,
+                    transB=1,
+                )
+            ],
+            {"w": np.ascontiguousarray(WEIGHT.T)[None]},
+            x_shape=(2, 3, K),
+            opsets=MICROSOFT,
+        ),
+        pattern="FusedMatMul",
+    ),
     "left_operand": lambda: product_case(left_operand()),
     "left_operand_vector": lambda: product_case(left_operand((K,))),
     "left_operand_rank_4": lambda: product_case(left_operand((2, "batch", K, 5))),
@@ -519,7 +549,20 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
         "both operands ('v', 'w') are constant",
     ),
     "rank_1": lambda: Miss(simple(ternary()[:, 0]), "weight 'w' has rank 1, expected 2"),
-    "rank_3": lambda: Miss(simple(ternary()[None]), "weight 'w' has rank 3, expected 2"),
+    "rank_3": lambda: Miss(
+        simple(np.stack([ternary(), ternary()]), x_shape=(2, 3, K)),
+        "weight 'w' has rank 3, expected 2",
+    ),
+    "one_matrix_adds_an_axis": lambda: Miss(
+        simple(ternary()[None]),
+        "weight 'w' has shape (1, 48, 20), which may give the result more axes than 'x' has: its "
+        "rank is 2",
+    ),
+    "one_matrix_unknown_rank": lambda: Miss(
+        simple(ternary()[None], x_shape=None),
+        "weight 'w' has shape (1, 48, 20), which may give the result more axes than 'x' has: its "
+        "rank is unknown",
+    ),
     "no_rows": lambda: Miss(
         simple(np.zeros((0, N), F32), x_shape=("batch", 0)),
         "weight 'w' has shape (0, 20): no elements",

@@ -13,7 +13,7 @@ from onnx_ternary.conversion.optimize import OptimizeResult, optimize
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.op.activations import quantize_rows, quantize_tensor
 from onnx_ternary.op.bounds import float_error_bound, int8_error_bound, uint8_error_bound
-from onnx_ternary.op.nodes import op_nodes, read_attributes
+from onnx_ternary.op.nodes import constant_tensor, op_nodes, read_attributes
 from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import Rewrite
@@ -210,15 +210,39 @@ def check_quantized_product(
 
 
 def product_values(row: Rewrite, node: ir.Node, values: dict[str, Array]) -> tuple[Array, Array]:
-    """X and Y of a node, from the values around the Transposes beside it."""
-    x, y = values[row.input], values[output_name(row, node)]
-    before = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if before is not None and before.op_type == "Transpose" and before.name.startswith(row.node):
-        x = x.transpose(before.attributes["perm"].as_ints())
-    for behind, _ in node.outputs[0].uses():
-        if behind.op_type == "Transpose" and behind.outputs[0].name == row.output:
-            y = y.transpose(np.argsort(behind.attributes["perm"].as_ints()))
+    """X and Y of a node, from the values around the Transposes and Reshapes beside it."""
+    y_name = output_name(row, node)
+    x, y = values[row.input], values[y_name]
+    for step in steps_between(row.input, node.inputs[0]):
+        if step.op_type == "Transpose":
+            x = x.transpose(step.attributes["perm"].as_ints())
+        else:
+            x = x.reshape(*x.shape[: num_kept(step)], -1)
+    (last,) = (each for each in node.graph or () if y_name in {v.name for v in each.outputs})
+    for step in reversed(steps_between(node.outputs[0].name, last.outputs[0])):
+        if step.op_type == "Transpose":
+            y = y.transpose(np.argsort(step.attributes["perm"].as_ints()))
+        elif step.op_type == "Reshape":
+            y = y.reshape(*y.shape[: num_kept(step)], -1)
     return x, y
+
+
+def steps_between(name: str | None, value: ir.Value | None) -> list[ir.Node]:
+    """The nodes from the value of a name to another one, first operands followed."""
+    steps: list[ir.Node] = []
+    while value is not None and value.name != name:
+        step = value.producer()
+        assert step is not None
+        steps.insert(0, step)
+        value = step.inputs[0]
+    return steps
+
+
+def num_kept(reshape: ir.Node) -> int:
+    """How many axes in front a Reshape leaves as they are."""
+    target = constant_tensor(reshape.inputs[1])
+    assert target is not None
+    return int((target.numpy() == 0).sum())
 
 
 def output_name(row: Rewrite, node: ir.Node) -> str:

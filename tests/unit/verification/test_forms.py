@@ -18,7 +18,7 @@ from tests.catalogue import matmul as matmuls
 from tests.catalogue.case import F32, K, matmul, model, node, ternary
 from tests.support.checks import options_of, skip_where_too_new
 
-OPERANDS = ("left_operand", "fused_matmul", "transpose_matmul")
+OPERANDS = ("left_operand", "fused_matmul", "transpose_matmul", "one_matrix")
 HITS = {
     **cones.HITS,
     **{name: made for name, made in matmuls.HITS.items() if name.startswith(OPERANDS)},
