@@ -7,12 +7,27 @@ import platform
 import re
 from pathlib import Path
 
+_num_processes = 1
+
 
 def num_processors() -> int:
-    """Processors this process may run on."""
+    """Processors this process may run on, less what it leaves to the others of its pool."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        available = len(os.sched_getaffinity(0))
+    else:
+        available = os.cpu_count() or 1
+    return max(available // _num_processes, 1)
+
+
+def session_threads() -> int:
+    """Threads of an onnxruntime session: 0, its own choice, unless processes share the machine."""
+    return num_processors() if _num_processes > 1 else 0
+
+
+def share_processors(num_processes: int) -> None:
+    """Say that so many processes, this one among them, work at the same time on this machine."""
+    global _num_processes
+    _num_processes = num_processes
 
 
 def cpu_name(root: Path = Path("/")) -> str:

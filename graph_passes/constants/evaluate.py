@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnx_ternary import _onnxruntime as ort
+from onnx_ternary._machine import session_threads
 
 from .budget import Budget
 from .steps import Step
@@ -364,6 +365,7 @@ def _narrowed(arrays: Sequence[Array], types: Sequence[str]) -> Iterator[Array]:
 def _session(model: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = session_threads()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False  # gives the memory back
     options.enable_mem_pattern = False

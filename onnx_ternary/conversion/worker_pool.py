@@ -19,7 +19,7 @@ from os import PathLike
 from pathlib import Path
 from types import FrameType
 
-from onnx_ternary._machine import available_memory
+from onnx_ternary._machine import available_memory, share_processors
 from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ExitCode, ModelError, OnnxTernaryError
 from onnx_ternary.model_files.load import file_bytes
@@ -187,7 +187,7 @@ def _scratch_folder(tasks: Iterable[Task]) -> Iterator[str | None]:
 def _pool(jobs: int, scratch: str | None) -> Iterator[ProcessPoolExecutor]:
     """A pool whose processes end with the block: what is still running is stopped."""
     context = get_context("spawn")  # a fork would copy onnxruntime's threads half
-    with ProcessPoolExecutor(jobs, context, _prepare_child, (scratch,)) as pool:
+    with ProcessPoolExecutor(jobs, context, _prepare_child, (scratch, jobs)) as pool:
         try:
             yield pool
         except BaseException:  # an interrupt too
@@ -211,8 +211,12 @@ def _staging_folders(task: Task) -> set[Path]:
     return set(target.parent.glob(f".{glob.escape(target.name)}.*"))
 
 
-def _prepare_child(scratch: str | None) -> None:
-    """Let Ctrl-C and SIGTERM end a process without a trace, after it removed what it had begun."""
+def _prepare_child(scratch: str | None, jobs: int) -> None:
+    """Let Ctrl-C and SIGTERM end a process without a trace, after it removed what it had begun.
+
+    Each of ``jobs`` processes takes its part of the processors, not all of them.
+    """
+    share_processors(jobs)
 
     def stop(number: int, frame: FrameType | None) -> None:
         # A second signal, of the parent after the group's, must not cut the removal short. Not

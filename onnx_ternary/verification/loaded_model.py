@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnx_ternary import _onnxruntime as ort
 from onnx_ternary import runtime
+from onnx_ternary._machine import session_threads
 from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
 from onnx_ternary.model_files.load import ModelFile, from_bytes
 from onnx_ternary.model_files.save import to_proto
@@ -99,6 +100,7 @@ class LoadedModel:
         """
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        options.intra_op_num_threads = session_threads()
         # Sessions run once: threads that wait for more would only take processor time.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         runtime.register_libraries(options, self.libraries)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import onnx_ternary
+from onnx_ternary import _machine
 from onnx_ternary.conversion import worker_pool
 from onnx_ternary.errors import ExitCode
 from onnx_ternary.options import OptimizeOptions
@@ -52,6 +53,25 @@ def test_a_process_that_dies_takes_no_other_model_with_it(
     assert [name for name in names if finished[name].exit_code] == ["killer"]
     assert "died" in finished["killer"].error
     assert list(tmp_path.iterdir()) == []
+
+
+def say_processors(task: worker_pool.Task) -> Outcome:
+    """Stand for a conversion in a worker: says how many processors it would use."""
+    said = f"{_machine.num_processors()} {_machine.session_threads()}"
+    return Outcome(task.source, task.target, None, error=said)
+
+
+def test_processes_share_the_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_ternary.conversion.worker_pool.convert_one", say_processors)
+    said: list[str] = []
+    worker_pool.convert_all(
+        [task(tmp_path / f"{number}.onnx") for number in range(2)],
+        2,
+        lambda outcome: said.append(outcome.error),
+    )
+    part = max(_machine.num_processors() // 2, 1)
+    assert said == [f"{part} {part}"] * 2
+    assert _machine.session_threads() == 0
 
 
 def test_staging_folders_of_a_link_are_beside_its_target(tmp_path: Path) -> None:
