@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.cycles import find_cycle
+from onnx_ternary.model_files.external_data import external_protos, locate_external_data
 from onnx_ternary.model_files.map_types import deserialized
 from onnx_ternary.model_files.tensors import constant_tensors, external_tensors
 
@@ -89,12 +89,10 @@ def load(path: str | PathLike[str]) -> ModelFile:
         raise ModelError(f"'{path}' cannot be read: {reason}.") from error
     proto = _parse(content, str(path))
     del content  # as large as the message
-    model = from_proto(proto, str(path))
-    for tensor in external_tensors(model):
-        tensor.base_dir = str(path.parent)
-    modes = check_external_data(model, str(path), path)
+    model = _from_proto(proto, str(path))
+    modes = locate_external_data(model, str(path), path)
     model.meta[SOURCE_MODE] = functools.reduce(operator.and_, modes, stat.S_IMODE(status.st_mode))
-    data_files = frozenset(Path(tensor.path).resolve() for tensor in external_tensors(model))
+    data_files = frozenset(Path(tensor.path) for tensor in external_tensors(model))
     num_bytes = sum(each.stat().st_size for each in {path.resolve(), *data_files})
     return ModelFile(path, proto, model, data_files, num_bytes)
 
@@ -122,8 +120,15 @@ def from_proto(proto: onnx.ModelProto, name: str = "model") -> ir.Model:
     """Deserialize a ModelProto; ``name`` is what messages call it.
 
     Raises:
-        ModelError: if it is not a model, is damaged, or holds what conversion would lose.
+        ModelError: if it is not a model, is damaged, holds what conversion would lose, or keeps
+            tensors in files that are not below the current folder.
     """
+    model = _from_proto(proto, name)
+    locate_external_data(model, name, None)
+    return model
+
+
+def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
     if not proto.ir_version or not proto.HasField("graph"):
         raise ModelError(f"'{name}' is not an ONNX model: it has no graph.")
     if not proto.opset_import:
@@ -187,72 +192,21 @@ def why_invalid(model: AnyModel) -> str:
     if isinstance(model, ir.Model):
         return ""
     try:
-        in_memory = isinstance(model, (bytes, onnx.ModelProto))
-        onnx.checker.check_model(model if in_memory else os.fspath(model))
+        if isinstance(model, onnx.ModelProto):
+            proto = onnx.ModelProto()
+            proto.CopyFrom(model)
+        elif isinstance(model, bytes):
+            proto = onnx.ModelProto.FromString(model)
+        else:
+            proto = onnx.load(model, load_external_data=False)
+        # Of data in other files, loading has judged all there is; the checker refuses links.
+        for tensor in external_protos(proto):
+            tensor.CopyFrom(
+                onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=(0,))
+            )
+        onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
         return str(error)
-    return ""
-
-
-def check_external_data(model: ir.Model, name: str, path: Path) -> list[int]:
-    """Look for every external file, without reading it.
-
-    Args:
-        model: its tensors know the folder.
-        name: what messages call it.
-        path: of the model.
-
-    Returns:
-        The permissions of every file.
-
-    Raises:
-        ModelError: naming the tensor, if a file lies outside the model's folder, is missing or no
-            ordinary file, or ends before the tensor does.
-    """
-    files: dict[str, os.stat_result] = {}
-    for tensor in external_tensors(model):
-        what = f"'{name}' keeps tensor '{tensor.name}' in '{tensor.path}'"
-        location = str(tensor.location)
-        if location not in files:
-            if reason := _outside(location, path):
-                raise ModelError(f"{what}, {reason}.")
-            try:
-                files[location] = Path(tensor.path).stat()
-            except OSError as error:
-                raise ModelError(f"{what}, which cannot be read: {error.strerror}.") from error
-            if not stat.S_ISREG(files[location].st_mode):
-                raise ModelError(f"{what}, which is not an ordinary file.")
-        num_bytes = tensor.nbytes if tensor.length is None else tensor.length
-        start, size = tensor.offset or 0, files[location].st_size
-        if start < 0 or num_bytes < tensor.nbytes:
-            raise ModelError(
-                f"{what} at byte {start} with {num_bytes} bytes, but the tensor has "
-                f"{tensor.nbytes}."
-            )
-        if start + num_bytes > size:
-            raise ModelError(
-                f"{what} up to byte {start + num_bytes}, but the file has {size} bytes; it is cut "
-                "short."
-            )
-    return [stat.S_IMODE(each.st_mode) for each in files.values()]
-
-
-def _outside(location: str, model: Path) -> str:
-    """Why a model may not keep tensors at a location, by its name and links; or nothing.
-
-    As ONNX Runtime has it: below the folder of the model, or of the file the model links to.
-    """
-    try:
-        if not location or "\0" in location:
-            return "which is no name of a file"
-        if Path(location).is_absolute():
-            return "an absolute path; only files below the model's folder are read"
-        real = (model.parent / location).resolve()
-        folders = (model.parent.resolve(), model.resolve().parent)
-        if not any(real.is_relative_to(folder) for folder in folders):
-            return "which lies outside the model's folder"
-    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, odd characters
-        return f"which is no name of a file ({error})"
     return ""
 
 

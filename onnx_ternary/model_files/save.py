@@ -19,6 +19,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files.external_data import external_protos
 from onnx_ternary.model_files.load import SOURCE_MODE, ModelFile
 from onnx_ternary.model_files.map_types import has_map_types, restore_map_types
 from onnx_ternary.model_files.targets import (
@@ -233,7 +234,7 @@ def _stage(
     new_name = data_name(target, data, protected)
     if new_name != name:
         proto = onnx.load(staged, load_external_data=False)
-        for tensor in _external_protos(proto):
+        for tensor in external_protos(proto):
             for entry in tensor.external_data:
                 if entry.key == "location":
                     entry.value = new_name
@@ -242,19 +243,6 @@ def _stage(
     staged.chmod(mode)
     data.chmod(mode)
     return [target.name, new_name]
-
-
-def _external_protos(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        for tensor in graph.initializer:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                yield tensor
-        for node in graph.node:
-            for attribute in node.attribute:
-                graphs += [attribute.g] if attribute.HasField("g") else []
-                graphs += attribute.graphs
 
 
 def _mode(staged: Path, target: Path, model: ir.Model) -> int:

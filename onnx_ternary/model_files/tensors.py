@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,7 @@ def constant_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     for owner in owners:
         for node in ir.traversal.RecursiveGraphIterator(owner):
             for attr in node.attributes.values():
-                if attr.is_ref():
-                    continue
-                if attr.type == ir.AttributeType.TENSOR:
-                    yield attr.as_tensor()
-                elif attr.type == ir.AttributeType.TENSORS:
-                    yield from attr.as_tensors()
+                yield from _tensors_of(attr)
 
 
 def constant_bytes(model: ir.Model) -> int:
@@ -113,33 +108,74 @@ def prefetch(tensor: ir.TensorProtocol | None) -> None:
 @contextmanager
 def embedded(model: ir.Model, *, initializers: bool = True) -> Iterator[None]:
     """While open, external tensors of nodes, and of ``initializers``, are tensors in memory."""
+    undo = replace_external(model, _in_memory, initializers=initializers)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def replace_external(
+    model: ir.Model,
+    make: Callable[[ir.ExternalTensor], ir.TensorProtocol],
+    *,
+    initializers: bool = True,
+) -> Callable[[], None]:
+    """Put another tensor in the place of each external one; all of them, or none if one fails.
+
+    Args:
+        model: is edited.
+        make: gives the other tensor.
+        initializers: whether initializers are replaced, or tensors of nodes alone.
+
+    Returns:
+        A function that puts the old ones back.
+    """
     values = [
-        (value, value.const_value)
+        (value, held)
         for graph in model.graphs()
         for value in graph.initializers.values()
-        if initializers and isinstance(value.const_value, ir.ExternalTensor)
+        if initializers and isinstance(held := value.const_value, ir.ExternalTensor)
     ]
     owners: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
     attributes = [
-        (node, attr, held)
+        (node, attr)
         for owner in owners
         for node in ir.traversal.RecursiveGraphIterator(owner)
         for attr in node.attributes.values()
-        if not attr.is_ref()
-        and attr.type == ir.AttributeType.TENSOR
-        and isinstance(held := attr.as_tensor(), ir.ExternalTensor)
+        if any(isinstance(each, ir.ExternalTensor) for each in _tensors_of(attr))
     ]
-    try:
-        for value, tensor in values:
-            value.const_value = _in_memory(tensor)
-        for node, attr, held in attributes:
-            node.attributes[attr.name] = ir.AttrTensor(attr.name, _in_memory(held))
-        yield
-    finally:
-        for value, tensor in values:
-            value.const_value = tensor
-        for node, attr, _ in attributes:
+    new_tensors = [make(held) for _, held in values]
+    new_attributes = [_with_tensors(attr, make) for _, attr in attributes]
+    for (value, _), tensor in zip(values, new_tensors, strict=True):
+        value.const_value = tensor
+    for (node, _), attribute in zip(attributes, new_attributes, strict=True):
+        node.attributes[attribute.name] = attribute
+
+    def undo() -> None:
+        for value, held in values:
+            value.const_value = held
+        for node, attr in attributes:
             node.attributes[attr.name] = attr
+
+    return undo
+
+
+def _tensors_of(attr: ir.Attr) -> Sequence[ir.TensorProtocol]:
+    if attr.is_ref():
+        return ()
+    if attr.type == ir.AttributeType.TENSOR:
+        return (attr.as_tensor(),)
+    return attr.as_tensors() if attr.type == ir.AttributeType.TENSORS else ()
+
+
+def _with_tensors(attr: ir.Attr, make: Callable[[ir.ExternalTensor], ir.TensorProtocol]) -> ir.Attr:
+    made = [
+        make(each) if isinstance(each, ir.ExternalTensor) else each for each in _tensors_of(attr)
+    ]
+    if attr.type == ir.AttributeType.TENSOR:
+        return ir.AttrTensor(attr.name, made[0], doc_string=attr.doc_string)
+    return ir.AttrTensors(attr.name, made, doc_string=attr.doc_string)
 
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:

@@ -12,16 +12,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 
 from onnx_ternary import _onnxruntime as ort
 from onnx_ternary import runtime
 from onnx_ternary._machine import session_threads
 from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
+from onnx_ternary.model_files.external_data import external_protos, relocated, stored_array
 from onnx_ternary.model_files.load import ModelFile, from_bytes
 from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.schema import OP_TYPE
-from onnx_ternary.verification.places import nested_nodes
 
 Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | ir.Model | ModelFile"
 
@@ -80,11 +80,6 @@ class LoadedModel:
         """What messages call the model."""
         return f"{self.role} model" if self.path is None else f"{self.role} model {self.path}"
 
-    @property
-    def base_dir(self) -> str:
-        """The folder external data is looked for in; empty for a model in memory."""
-        return "" if self.path is None else str(self.path.parent.resolve())
-
     def session(
         self, proto: ModelProto | None, *, optimized: bool, with_op: bool = True
     ) -> ort.InferenceSession:
@@ -113,7 +108,7 @@ class LoadedModel:
             if proto is None and self.path is not None:
                 return make(str(self.path), options)
             proto = self.proto if proto is None else proto
-            if not _has_external_data(proto):
+            if not any(external_protos(proto)):
                 return make(proto.SerializeToString(), options)
             return self._session_with_external_data(proto, options, make)
         except OnnxTernaryError:
@@ -124,17 +119,18 @@ class LoadedModel:
     def _session_with_external_data(
         self, proto: ModelProto, options: ort.SessionOptions, make: _MakeSession
     ) -> ort.InferenceSession:
-        folder = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(folder, self.base_dir)
+        proto, folder = relocated(proto, self.path)
+        entry = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(entry, str(folder))
         try:
             return make(proto.SerializeToString(), options)
         except LibraryError:
             raise
         except Exception:  # onnxruntime below 1.21 does not know the entry
-            whole = ModelProto()
-            whole.CopyFrom(proto)
-            onnx.load_external_data_for_model(whole, self.base_dir)
-            return make(whole.SerializeToString(), options)
+            for tensor in external_protos(proto):
+                array = stored_array(tensor, folder / "model")
+                tensor.CopyFrom(ir.to_proto(ir.Tensor(array, name=tensor.name)))
+            return make(proto.SerializeToString(), options)
 
     def run(
         self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str], *, optimized: bool
@@ -200,7 +196,6 @@ class LoadedModel:
             ModelError: if one is not an initializer or its data file is missing.
         """
         arrays = []
-        base_dir = ""
         for name in names:
             if name not in tensors:
                 raise ModelError(
@@ -208,26 +203,13 @@ class LoadedModel:
                     "convert the model again with 'onnx-ternary optimize'."
                 )
             try:
-                if tensors[name].data_location == TensorProto.EXTERNAL:
-                    base_dir = base_dir or self.base_dir
-                arrays.append(numpy_helper.to_array(tensors[name], base_dir))
-            except Exception as error:  # onnx raises a type of its own for unreadable files
+                arrays.append(stored_array(tensors[name], self.path))
+            except Exception as error:  # neither onnx_ir nor numpy documents narrower classes
                 raise ModelError(
                     f"{OP_TYPE} '{node}': initializer '{name}' of the {self.name} cannot be read: "
                     f"{error}."
                 ) from error
         return arrays
-
-
-def _has_external_data(proto: ModelProto) -> bool:
-    tensors = [*proto.graph.initializer]
-    tensors += [
-        attribute.t
-        for node in (*proto.graph.node, *nested_nodes(proto))
-        for attribute in node.attribute
-        if attribute.HasField("t")
-    ]
-    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors)
 
 
 class Tries:

@@ -55,7 +55,7 @@ def test_external_data_missing_or_short(tmp_path: Path) -> None:
 def test_message_without_its_external_data(tmp_path: Path) -> None:
     write_two_products(tmp_path / "model.onnx", "weights.bin")
     proto = onnx.load(tmp_path / "model.onnx", load_external_data=False)
-    with pytest.raises(ModelError, match="'w' cannot be read"):
+    with pytest.raises(ModelError, match=r"'w' in 'weights\.bin', which cannot be read"):
         optimize(proto)
 
 
@@ -140,7 +140,8 @@ def test_data_beside_what_a_model_links_to(tmp_path: Path) -> None:
     (blobs / "2").write_bytes(bytes(64 * 64 * 4))
     (snapshot / "model.onnx").symlink_to(blobs / "1")
     (snapshot / "weights").symlink_to(blobs / "2")
-    load.load(snapshot / "model.onnx")
+    found = load.load(snapshot / "model.onnx")
+    assert found.data_files == {blobs / "2"}
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "circle"])
