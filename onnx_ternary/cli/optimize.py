@@ -17,7 +17,12 @@ from onnx_ternary.cli._tables import (
     print_rewrites,
     print_verification,
 )
-from onnx_ternary.conversion.batch import convert_many, default_target, is_pattern
+from onnx_ternary.conversion.batch import (
+    check_not_itself,
+    convert_many,
+    default_target,
+    is_pattern,
+)
 from onnx_ternary.conversion.convert import convert
 from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.outcome import Batch, Conversion
@@ -151,6 +156,11 @@ def optimize_command(
         ctx.exit(batch.exit_code)
     model = Path(sources[0])
     output = None if dry_run else Path(target) if target else default_target(model)
+    if output is not None and target is not None:
+        try:
+            check_not_itself(model, output)
+        except ValueError as error:
+            raise click.UsageError(f"{error}.") from error
     with out.progress("Converting") as progress:
         conversion = (optimize_folder if is_model_folder(model) else convert)(
             model,

@@ -30,6 +30,19 @@ def default_target(source: Path) -> Path:
     return source.with_suffix(".ternary.onnx")
 
 
+def check_not_itself(source: Path, target: Path) -> None:
+    """Refuses a target that is the model itself.
+
+    Raises:
+        ValueError: naming the model.
+    """
+    if source.resolve() == target.resolve():
+        raise ValueError(
+            f"'{target}' is the model itself; replace it with --in-place (in_place=True), or give "
+            "another output"
+        )
+
+
 def is_pattern(source: str) -> bool:
     """Whether it names models by a pattern rather than one file or folder."""
     return bool(_MAGIC & set(source)) and not Path(source).exists()
@@ -84,12 +97,13 @@ def convert_many(
             before the first, with an empty name.
 
     Raises:
-        ValueError: if two models would have the same target, or ``target`` is given in place.
+        ValueError: if two models would have the same target, if ``target`` is given in place, or if
+            a model would replace itself by way of it.
         ModelError: if a folder, the report or the summary cannot be written.
     """
     if in_place and target is not None:
         raise ValueError("in_place = True and a target exclude each other")
-    found = _find(sources, None if target is None else Path(target), in_place)
+    found = _find(sources, None if target is None else Path(target), in_place, dry_run)
     paths = {"report": report_path, "summary": summary_path, "annotations": annotations_path}
     texts = {what: None if path is None else Path(path) for what, path in paths.items()}
     check_distinct(texts, [path for pair in found.items() for path in pair])
@@ -131,7 +145,7 @@ def convert_many(
 
 
 def _find(
-    sources: Sequence[str | PathLike[str]], target: Path | None, in_place: bool
+    sources: Sequence[str | PathLike[str]], target: Path | None, in_place: bool, dry_run: bool
 ) -> dict[Path, Path]:
     """Each model's target. What names no model is kept: converting it says what is wrong."""
     pairs: dict[Path, Path] = {}
@@ -157,6 +171,8 @@ def _find(
         other = taken.setdefault(goal.resolve(), model)
         if other == model:
             found[model] = goal
+            if target is not None and not dry_run:
+                check_not_itself(model, goal)
         elif other.resolve() != model.resolve():
             raise ValueError(f"'{other}' and '{model}' would both be written to '{goal}'")
     return found

@@ -422,6 +422,16 @@ def test_optimize_in_place_and_check(tmp_path: Path) -> None:
     assert model.stat().st_mtime_ns == stamp
 
 
+def test_optimize_replaces_a_model_in_place_only(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(DIGITS.read_bytes())
+    (tmp_path / "link.onnx").symlink_to(model)
+    for output in (model, tmp_path / "link.onnx", tmp_path):
+        done = run("optimize", model, output, check=2)
+        assert "is the model itself; replace it with --in-place" in " ".join(done.stderr.split())
+    assert model.read_bytes() == DIGITS.read_bytes()
+
+
 def test_optimize_default_output_of_a_converted_model_is_itself(
     converted: Path, tmp_path: Path
 ) -> None:

@@ -55,17 +55,27 @@ def test_target_inside_the_folder_is_no_source(tmp_path: Path) -> None:
     assert files(tmp_path) == {"a.onnx", "out/a.onnx", "out/stale.onnx"}
 
 
-@pytest.mark.parametrize("in_place", [True, False])
-def test_in_place(tmp_path: Path, in_place: bool) -> None:
+def test_in_place(tmp_path: Path) -> None:
     write(tmp_path / "a.onnx", tmp_path / "b/c.onnx")
     sizes = {name: (tmp_path / name).stat().st_size for name in files(tmp_path)}
-    target = None if in_place else tmp_path
-    first = onnx_ternary.convert_many([tmp_path], target, ALL, in_place=in_place, jobs=1)
+    first = onnx_ternary.convert_many([tmp_path], None, ALL, in_place=True, jobs=1)
     assert first.counts == {"converted": 2}
     contents = {name: (tmp_path / name).read_bytes() for name in sizes}
-    again = onnx_ternary.convert_many([tmp_path], target, ALL, in_place=in_place, jobs=1)
+    again = onnx_ternary.convert_many([tmp_path], None, ALL, in_place=True, jobs=1)
     assert again.counts == {"already converted": 2}
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == contents
+
+
+def test_a_model_is_replaced_in_place_only(tmp_path: Path) -> None:
+    write(tmp_path / "a.onnx", tmp_path / "b/c.onnx")
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in ("a.onnx", "b/c.onnx")}
+    for target in (tmp_path, tmp_path / "link"):
+        with pytest.raises(ValueError, match="is the model itself"):
+            onnx_ternary.convert_many([tmp_path / "a.onnx", tmp_path / "b"], target, ALL)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    dry = onnx_ternary.convert_many([tmp_path / "a.onnx"], tmp_path, ALL, dry_run=True, jobs=1)
+    assert dry.counts == {"converted": 1}
 
 
 def test_the_same_model_twice_is_converted_once(tmp_path: Path) -> None:
