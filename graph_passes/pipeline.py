@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
@@ -14,10 +13,10 @@ from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import Kept
 
 from .attributes import check_attributes
+from .choice import Choice
 from .constants.ahead import Ahead
 from .constants.budget import LEAST_EXPANSION, Budget, OverBudget
 from .constants.cones import Cones
-from .constants.constant import Constant
 from .functions import Functions, function_name
 from .local_calls import set_apart
 from .match import Context, Rejection, TernaryMatMul
@@ -58,6 +57,7 @@ class PassResult:
     rejections: tuple[Kept, ...]
     requantised: tuple[str, ...]
     already_converted: tuple[str, ...]
+    unmatched: tuple[str, ...]
 
 
 def run(
@@ -108,6 +108,7 @@ def _run(
     already = [node_label(node) for node in op_nodes(model)]
     products = list(_products(model))
     functions = Functions(site, context, with_body=options.function_body)
+    choice = Choice(context)
     for position, product in enumerate(products):
         node, where = product.node, product.where
         if progress is not None:
@@ -116,8 +117,9 @@ def _run(
         following = [each.node for each in products[position : position + window + 1]]
         _prefetch(following[-1])
         if not whole_model:
-            context.read_ahead([each for each in following if not _excluded(each, context)])
-        refusal = whole_model or functions.refusal(node) or _excluded(node, context)
+            context.read_ahead([each for each in following if not choice.refusal(each)])
+        excluded = choice.refusal(node)
+        refusal = whole_model or functions.refusal(node) or excluded
         found = Rejection(node, refusal) if refusal else match_product(node, context)
         if not refusal and isinstance(found, Rejection):
             found = functions.explained(found)
@@ -127,13 +129,21 @@ def _run(
         if refused is not None:
             name, op_type = node_label(refused.node), refused.node.op_type
             reason = refused.reason
-            quantized, outcome = _requantize(product, replacer, context)
+            quantized, outcome = (
+                (False, "") if excluded else _requantize(product, replacer, context)
+            )
             if quantized:
                 requantised.append(name)
             reason = f"{reason}; {outcome}" if outcome else reason
             rejections.append(Kept(name, op_type, where, refused.weight, reason))
         ahead.drop(node)
-    return PassResult(replacer.finish(), tuple(rejections), tuple(requantised), tuple(already))
+    return PassResult(
+        replacer.finish(),
+        tuple(rejections),
+        tuple(requantised),
+        tuple(already),
+        choice.unmatched(tuple(already)),
+    )
 
 
 class _Charges:
@@ -168,7 +178,7 @@ def _requantize(product: _Found, replacer: Replacer, context: Context) -> tuple[
         Whether it took it, and what was done or why not; empty if nobody asked.
     """
     choice, node = context.options.remaining, product.node
-    if choice == "keep" or _excluded(node, context):
+    if choice == "keep":
         return False, ""
     if product.in_function:
         return False, "not quantized by --remaining: it is in a local function"
@@ -224,23 +234,4 @@ def _refusal_of_model(model: ir.Model) -> str:
     opset = model.opset_imports.get("", 0)
     if opset < _MIN_OPSET:
         return f"the model has opset {opset}; {_MIN_OPSET} or later is needed"
-    return ""
-
-
-def _excluded(node: ir.Node, context: Context) -> str:
-    options = context.options
-    if not (options.include or options.exclude):
-        return ""
-    names = [node.name or ""]
-    for value in node.inputs:
-        operand = None if value is None else context.resolve(value)
-        if isinstance(operand, Constant):
-            names.append(operand.name)
-    for glob in options.exclude:
-        if any(fnmatchcase(name, glob) for name in names):
-            return f"excluded by '{glob}'"
-    if options.include and not any(
-        fnmatchcase(name, glob) for glob in options.include for name in names
-    ):
-        return "not among the nodes to include"
     return ""

@@ -33,9 +33,9 @@ class OptimizeOptions:
     """How `optimize` converts a model.
 
     Attributes:
-        include: globs (`fnmatch`); only nodes whose name, or whose weight's name, matches one are
-            considered. Empty: all.
-        exclude: globs of nodes or weights to leave alone; wins over ``include``.
+        include: names or globs (`fnmatch`); only products are considered whose name, as the report
+            has it, or whose weight's name is one or matches one. Empty: all.
+        exclude: the same of products to leave alone; wins over ``include``.
         index_format: ``packed`` (default) or ``rsr`` (docs/index_format.md).
         storage: how codes are stored; None: the format's default for the weight's alphabet.
         block_width: columns in a block of an ``rsr`` index; None: the paper's optimum.

@@ -125,10 +125,14 @@ def rewrite_options(command: Callable[..., None]) -> Callable[..., None]:
             "--include",
             multiple=True,
             metavar="GLOB",
-            help="Only nodes whose name matches (may be given more than once).",
+            help="Only products of this name in the table, or with a weight of it: letter by "
+            "letter, or as a glob (may be given more than once).",
         ),
         click.option(
-            "--exclude", multiple=True, metavar="GLOB", help="Not nodes whose name matches."
+            "--exclude",
+            multiple=True,
+            metavar="GLOB",
+            help="Not products of this name in the table, or with a weight of it.",
         ),
         click.option(
             "--format",

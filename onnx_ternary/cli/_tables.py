@@ -40,6 +40,14 @@ def print_rewrites(out: Output, report: Report) -> None:
     print_table(out.console, headings, rows, narrow=["node", "K x N", "result"])
 
 
+def unmatched(*reports: Report) -> Iterator[str]:
+    """Patterns that chose nothing in any model, for warnings."""
+    for pattern in reports[0].unmatched if reports else ():
+        if all(pattern in report.unmatched for report in reports):
+            option = "--exclude" if pattern in reports[0].options["exclude"] else "--include"
+            yield f"no product or weight has a name that matches {option} '{pattern}'"
+
+
 def print_outcomes(out: Output, outcomes: Sequence[Outcome]) -> None:
     """One line per model."""
     rows: list[dict[str, str]] = []

@@ -9,7 +9,7 @@ import click
 
 from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options
 from onnx_ternary.cli._output import Output
-from onnx_ternary.cli._tables import print_notes, print_rewrites
+from onnx_ternary.cli._tables import print_notes, print_rewrites, unmatched
 from onnx_ternary.conversion.convert import check_distinct
 from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.conversion.staged_text import staged_text
@@ -60,5 +60,7 @@ def inspect_command(
         return
     print_rewrites(out, report)
     print_notes(out, report)
+    for warning in unmatched(report):
+        out.warn(f"{warning}.")
     if deep:
         out.console.print(f"{len(checked)} indices checked, none damaged.", highlight=False)

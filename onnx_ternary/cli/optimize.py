@@ -16,6 +16,7 @@ from onnx_ternary.cli._tables import (
     print_outcomes,
     print_rewrites,
     print_verification,
+    unmatched,
 )
 from onnx_ternary.conversion.batch import (
     check_not_itself,
@@ -221,6 +222,9 @@ def _print_batch(out: Output, batch: Batch) -> None:
                 print_verification(out, outcome.conversion.verification)
     print_outcomes(out, batch.outcomes)
     out.console.print(batch.total(), markup=False, highlight=False, soft_wrap=True)
+    reports = [each.conversion.report for each in batch.outcomes if each.conversion is not None]
+    for warning in unmatched(*reports):
+        out.warn(f"{warning}.")
     for outcome in batch.outcomes:
         if outcome.error:
             click.echo(f"Error: {outcome.error}", err=True)
@@ -230,7 +234,7 @@ def _print_batch(out: Output, batch: Batch) -> None:
 
 
 def _print_conversion(out: Output, conversion: Conversion, target: Path | None) -> None:
-    for warning in _warnings(conversion, target):
+    for warning in (*unmatched(conversion.report), *_warnings(conversion, target)):
         out.warn(f"{warning}.")
     if conversion.verification is not None:
         print_verification(out, conversion.verification)

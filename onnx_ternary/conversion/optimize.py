@@ -18,6 +18,7 @@ from onnx_ternary._machine import cpu_name
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import ModelError, OnnxTernaryError
 from onnx_ternary.model_files.load import AnyModel, any_model, why_invalid
+from onnx_ternary.model_files.messages import why
 from onnx_ternary.model_files.save import save as save_model
 from onnx_ternary.model_files.save import to_proto
 from onnx_ternary.model_files.tensors import Spool, constant_bytes, external_tensors
@@ -136,8 +137,8 @@ def optimize_in_place(
         if reason := why_invalid(source):
             raise ModelError(f"The model is not valid ONNX: {reason}") from error
         raise ModelError(
-            f"The model cannot be converted: {UNEXPECTED} ({type(error).__name__}: {error}). If "
-            "onnxruntime runs the model, please report this."
+            f"The model cannot be converted: {UNEXPECTED} ({type(error).__name__}: "
+            f"{why(error)}). If onnxruntime runs the model, please report this."
         ) from error
     bytes_after = constant_bytes(converted)
     external_data = options.external_data
@@ -148,6 +149,7 @@ def optimize_in_place(
         rejections=_with_weights(converted, done.rejections),
         requantised=done.requantised,
         already_converted=done.already_converted,
+        unmatched=done.unmatched,
         notes=(*done.replaced.notes, *_remaining_note(options, done)),
         bytes_before=bytes_before,
         bytes_after=bytes_after,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import operator
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -20,7 +19,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.cycles import find_cycle
 from onnx_ternary.model_files.external_data import external_protos, locate_external_data
-from onnx_ternary.model_files.map_types import deserialized
+from onnx_ternary.model_files.messages import deserialized, why
 from onnx_ternary.model_files.tensors import constant_tensors, external_tensors
 
 SOURCE_MODE = "onnx_ternary.source_mode"
@@ -134,10 +133,8 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
     if not proto.opset_import:
         raise ModelError(f"'{name}' is not a valid ONNX model: it imports no opset.")
     # onnx_ir reads neither of them, and would write a model without.
-    if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
-        raise ModelError(
-            f"'{name}' has sparse initializers, which cannot be kept; store them as dense ones."
-        )
+    if sparse := _sparse(proto):
+        raise ModelError(f"'{name}' has {sparse}, which cannot be kept; store them as dense ones.")
     if proto.training_info:
         raise ModelError(f"'{name}' has training information, which cannot be kept; remove it.")
     try:
@@ -147,8 +144,7 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
             if tensor.dtype != ir.DataType.STRING:
                 _ = tensor.shape.numpy(), tensor.nbytes
     except Exception as error:  # onnx_ir documents no narrower class
-        cause = error.__cause__ or error
-        raise ModelError(f"'{name}' is not a valid ONNX model: {cause}") from error
+        raise ModelError(f"'{name}' is not a valid ONNX model: {why(error)}.") from error
     if (name_of := _undecodable(model)) is not None:
         raise ModelError(f"'{name}' is not a valid ONNX model: the name {name_of!r} is not UTF-8.")
     if cycle := find_cycle(model):
@@ -176,15 +172,24 @@ def _undecodable(model: ir.Model) -> object | None:
     return next((each for each in names if each is not None and not isinstance(each, str)), None)
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and its subgraphs."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-            for each in attribute.graphs:
-                yield from _graphs(each)
+def _sparse(proto: onnx.ModelProto) -> str:
+    """What a model keeps as sparse tensors, in words; empty if nothing."""
+    graphs = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    while graphs:
+        graph = graphs.pop()
+        if graph.sparse_initializer:
+            return "sparse initializers"
+        nodes += graph.node
+        for node in nodes:
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
+                if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                    label = node.name or next(iter(node.output), "")
+                    return f"sparse tensors ({node.op_type} '{label}')"
+        nodes.clear()
+    return ""
 
 
 def why_invalid(model: AnyModel) -> str:

@@ -21,7 +21,7 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.external_data import external_protos
 from onnx_ternary.model_files.load import SOURCE_MODE, ModelFile
-from onnx_ternary.model_files.map_types import has_map_types, restore_map_types
+from onnx_ternary.model_files.messages import has_map_types, restore_map_types, why
 from onnx_ternary.model_files.targets import (
     check_link,
     check_target,
@@ -193,7 +193,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
         restore_map_types(model, proto)
         return proto
     except (OSError, ValueError, EncodeError, ir.serde.SerdeError) as error:
-        raise ModelError(f"The model cannot be serialized: {error}") from error
+        raise ModelError(f"The model cannot be serialized: {why(error)}.") from error
 
 
 def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
@@ -216,8 +216,7 @@ def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
             restore_map_types(model, proto)
             onnx.save(proto, path)
     except (EncodeError, ValueError, ir.serde.SerdeError) as error:
-        cause = error.__cause__ or error
-        raise ModelError(f"'{path.name}' cannot be written: {cause}") from error
+        raise ModelError(f"'{path.name}' cannot be written: {why(error)}.") from error
 
 
 def _stage(

@@ -121,6 +121,8 @@ class Report:
         requantised: names of those rejections that onnxruntime's own quantizer was given
             (`OptimizeOptions.remaining`).
         already_converted: names of the `TernaryIndexedMatMul` nodes the model came with.
+        unmatched: patterns of `OptimizeOptions.include` and ``exclude`` that no product or weight
+            matches.
         notes: what else a user should know (a weight kept, a function body left out).
         bytes_before: all constant tensors of the original model.
         bytes_after: all constant tensors of the result.
@@ -134,6 +136,7 @@ class Report:
     rejections: tuple[Kept, ...] = ()
     requantised: tuple[str, ...] = ()
     already_converted: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     bytes_before: int = 0
     bytes_after: int = 0
@@ -214,6 +217,7 @@ class Report:
             "rejections": [asdict(row) for row in self.rejections],
             "requantised": list(self.requantised),
             "already_converted": list(self.already_converted),
+            "unmatched": list(self.unmatched),
             "notes": list(self.notes),
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,

@@ -422,6 +422,32 @@ def test_optimize_in_place_and_check(tmp_path: Path) -> None:
     assert model.stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize(
+    "name", ["ONNX_TERNARY_ISA", "ONNX_TERNARY_KERNEL", "ONNX_TERNARY_LIBRARY"]
+)
+def test_environment_variables_are_not_the_models_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv(name, "nonsense")
+    error = run("optimize", DIGITS, tmp_path / "o.onnx", check=1).stderr
+    assert name in error
+    assert "'nonsense'" in error
+    assert "change or unset" in error
+    assert "convert it again" not in error
+
+
+def test_patterns_without_a_match_are_warned_of(tmp_path: Path) -> None:
+    model, expected = tmp_path / "model.onnx", "matches --exclude 'lm_head'."
+    model.write_bytes(DIGITS.read_bytes())
+    options = ("--exclude", "lm_head", "--exclude", "*", "-q")
+    assert expected in run("inspect", model, *options).stderr
+    single = run("optimize", model, tmp_path / "o.onnx", *options).stderr
+    assert expected in single
+    assert "'*'" not in single
+    many = run("optimize", model, tmp_path / "o.onnx", tmp_path / "out", "--jobs", "1", *options)
+    assert many.stderr.count(expected) == 1
+
+
 def test_optimize_replaces_a_model_in_place_only(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(DIGITS.read_bytes())

@@ -49,6 +49,40 @@ def test_globs_name_nodes_and_weights(glob: str) -> None:
     assert [row.reason for row in included.rejections] == ["not among the nodes to include"]
 
 
+def test_names_of_the_table_choose() -> None:
+    unnamed = two_products()
+    for each in unnamed.graph.node:
+        each.ClearField("name")
+    output = unnamed.graph.node[0].output[0]
+    report = optimize(unnamed, OptimizeOptions(exclude=(output,))).report
+    assert report.rewrites == ()
+    assert (report.rejections[0].node, report.rejections[0].reason) == (
+        output,
+        f"excluded by '{output}'",
+    )
+    assert report.unmatched == ()
+
+
+@pytest.mark.parametrize("name", ["/layers.0/attn[q]/MatMul", "a*?", "[!f]"])
+def test_exact_names_choose_whatever_they_hold(name: str) -> None:
+    named = two_products()
+    named.graph.node[0].name = name
+    report = optimize(named, OptimizeOptions(include=(name,))).report
+    assert name in [row.node for row in report.rewrites]
+    assert report.unmatched == ()
+
+
+def test_patterns_that_choose_nothing_are_named() -> None:
+    options = OptimizeOptions(include=("f*", "gone"), exclude=("lm_head", "second", "x[1]"))
+    report = optimize(two_products(), options).report
+    assert report.unmatched == ("gone", "lm_head", "x[1]")
+    again = optimize(optimize(two_products()).to_proto(), OptimizeOptions(exclude=("first", "no")))
+    assert again.report.unmatched == ("no",)
+    old = two_products()
+    old.ir_version = 3  # nothing of it is converted, names are names
+    assert optimize(old, OptimizeOptions(exclude=("first", "no"))).report.unmatched == ("no",)
+
+
 def test_models_in_memory_give_the_same() -> None:
     proto = two_products()
     expected = optimize(proto).to_proto()

@@ -151,3 +151,41 @@ def test_load_opens_ordinary_files_only(tmp_path: Path, kind: str) -> None:
     (tmp_path / "circle").symlink_to("circle")
     with pytest.raises(ModelError, match=kind):
         load.load(tmp_path / kind)
+
+
+def sparse_constant() -> onnx.NodeProto:
+    values = helper.make_tensor("w", 1, (2,), [1.0, -1.0])
+    places = helper.make_tensor("places", 7, (2,), [3, 70])
+    sparse = helper.make_sparse_tensor(values, places, (64, 64))
+    return helper.make_node("Constant", [], ["w"], sparse_value=sparse)
+
+
+@pytest.mark.parametrize("where", ["graph", "subgraph", "function", "initializer"])
+def test_sparse_tensors_are_refused_in_a_line(where: str) -> None:
+    model, constant = external("unused"), sparse_constant()
+    model.graph.ClearField("initializer")
+    if where == "graph":
+        model.graph.node.insert(0, constant)
+    elif where == "subgraph":
+        inner = helper.make_graph([constant], "inner", [], [])
+        model.graph.node.append(helper.make_node("If", ["x"], [], then_branch=inner))
+    elif where == "function":
+        opset = [helper.make_opsetid("", 17)]
+        model.functions.append(helper.make_function("d", "f", [], [], [constant], opset))
+    else:
+        model.graph.sparse_initializer.append(constant.attribute[0].sparse_tensor)
+    with pytest.raises(ModelError, match=r"has sparse .*; store them as dense ones") as caught:
+        load.from_proto(model)
+    assert len(str(caught.value)) < 120
+
+
+def test_messages_do_not_quote_tensors() -> None:
+    """onnx_ir quotes the node, its tensors as escaped bytes."""
+    damaged = simple(ternary())
+    constant = helper.make_node("Constant", [], ["c"], value=damaged.graph.initializer[0])
+    constant.attribute[0].type = 12  # no type of ONNX's is written so
+    damaged.graph.node.append(constant)
+    with pytest.raises(ModelError, match="not a valid ONNX model") as caught:
+        load.from_bytes(damaged.SerializeToString())
+    assert len(str(caught.value)) < 400
+    assert "raw_data" not in str(caught.value)

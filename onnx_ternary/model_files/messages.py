@@ -1,6 +1,7 @@
-"""Values that are maps, as scikit-learn's classifiers end in: onnx_ir has no type for them.
+"""Messages as onnx_ir's models, and what it has no type or no short words for.
 
-They are read without a type, which is written back when the model is.
+Values that are maps, as scikit-learn's classifiers end in, are read without a type, which is
+written back when the model is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 _KEY = "onnx_ternary.map_types"
+_MAX_REASON = 300
 
 
 def deserialized(proto: onnx.ModelProto) -> ir.Model:
@@ -30,6 +32,18 @@ def deserialized(proto: onnx.ModelProto) -> ir.Model:
     model = ir.from_proto(without)
     model.meta[_KEY] = maps
     return model
+
+
+def why(error: BaseException) -> str:
+    """What is wrong with a message, from what onnx_ir raised, in one line.
+
+    onnx_ir quotes the whole message, tensors too, in every error but the first of a chain.
+    """
+    while isinstance(error, ir.serde.SerdeError) and error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    text = text[:_MAX_REASON] + "..." if len(text) > _MAX_REASON else text
+    return text.rstrip(".") or type(error).__name__
 
 
 def has_map_types(model: ir.Model) -> bool:
