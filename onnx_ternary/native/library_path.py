@@ -35,6 +35,11 @@ def get_library_path() -> str:
     for candidate in candidates:
         if candidate.is_file():
             return str(candidate)
+    if override:
+        raise LibraryError(
+            f"The environment variable ONNX_TERNARY_LIBRARY names '{override}', which is no file; "
+            "change or unset it."
+        )
     looked_at = ", ".join(map(str, candidates))
     raise LibraryError(
         f"The onnx-ternary library {name} is missing; looked at {looked_at}. Install the package "

@@ -178,14 +178,23 @@ class LoadedModel:
 
     def _error(self, action: str, error: Exception) -> ModelError:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        advice = (
+        return ModelError(
+            f"onnxruntime cannot {action} the {self.name}: {first_line}; "
+            f"{self._advice(action, first_line)}."
+        )
+
+    def _advice(self, action: str, problem: str) -> str:
+        if "ONNX_TERNARY_" in problem:
+            return "change or unset this environment variable"
+        if self.role != "original":
+            return "convert it again with 'onnx-ternary optimize'"
+        if action == "run":
+            return "it may need other inputs (--inputs, --shape)"
+        return (
             "check it with onnx.checker.check_model, and that its operators exist in "
             f"onnxruntime {ort.__version__} on CPU; operators of another library need --library "
             "(custom_op_libraries)"
-            if self.role == "original"
-            else "convert it again with 'onnx-ternary optimize'"
         )
-        return ModelError(f"onnxruntime cannot {action} the {self.name}: {first_line}; {advice}.")
 
     def constants(
         self, tensors: Mapping[str, TensorProto], names: Sequence[str], node: str
