@@ -31,7 +31,7 @@ def default_target(source: Path) -> Path:
 
 
 def check_not_itself(source: Path, target: Path) -> None:
-    """Refuses a target that is the model itself.
+    """Refuse a target that is the model itself.
 
     Raises:
         ValueError: naming the model.
