@@ -214,9 +214,9 @@ class _Nodes:
     def reshape(self, value: str, shape: list[int]) -> str:
         return self("Reshape", value, self.constant(shape, np.int64))
 
-    def first(self, value: str, counts: str, axes: list[int]) -> str:
-        """The first counts[i] entries along axes[i]."""
-        starts = self.constant([0] * len(axes), np.int64)
+    def first(self, value: str, counts: str, axes: list[int], starts: str = "") -> str:
+        """The first counts[i] entries along axes[i]; ``starts`` are zeros by another name."""
+        starts = starts or self.constant([0] * len(axes), np.int64)
         return self("Slice", value, starts, counts, self.constant(axes, np.int64))
 
     def last_dim(self, value: str) -> str:
@@ -290,11 +290,14 @@ def _packed_levels(nodes: _Nodes, variant: BodyVariant) -> str:
         codes = nodes.first(codes, nodes.integer("block_size", variant.block_size), [3])
     codes = nodes("Transpose", codes, perm=[1, 3, 0, 2])
     codes = nodes("Flatten", codes, axis=2)
+    # aux says nothing here. An input no node reads is dropped by tools (onnxslim 0.1.98), and the
+    # calls, which still have five inputs, then do not fit.
+    start = nodes("Mod", nodes.cast("aux", TensorProto.INT64), _one(nodes))
     if nodes.opset >= ATTRIBUTE_REFERENCE_OPSET:
         shape = nodes("Concat", nodes.integer("K", 0), _num_columns(nodes), axis=0)
-        codes = nodes.first(codes, shape, [0, 1])
+        codes = nodes.first(codes, shape, [0, 1], nodes("Concat", start, start, axis=0))
     else:
-        codes = nodes.first(codes, _num_columns(nodes), [1])
+        codes = nodes.first(codes, _num_columns(nodes), [1], start)
     levels = nodes.cast(codes, TensorProto.FLOAT)
     if variant.storage == "1bit":
         return _bits_to_levels(nodes, variant, levels)

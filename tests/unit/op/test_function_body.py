@@ -373,3 +373,28 @@ def test_function_lists_every_attribute_and_model_opset() -> None:
     assert set(function.attribute) == set(product.attributes.to_dict())
     assert [(entry.domain, entry.version) for entry in function.opset_import] == [("", 20)]
     assert ir_version(20) <= 9  # onnxruntime 1.17 reads no later one
+
+
+@every_format
+@pytest.mark.parametrize("opset", [11, 13, 18])
+@pytest.mark.parametrize("activation", [None, INT8, UINT8], ids=["float", "int8", "uint8"])
+def test_every_input_is_read(
+    opset: int, activation: dict[str, Any] | None, options: dict[str, Any]
+) -> None:
+    """Tools drop inputs of a function that no node of it reads, and leave the calls as they are."""
+    product = make_product(np.random.default_rng(7), 130, 37, options, activation=activation)
+    function = body([product], opset)
+    read = {name for node in function.node for name in node.input}
+    assert set(function.input) <= read
+
+
+@pytest.mark.parametrize("opset", [11, 18])
+def test_what_aux_of_a_packed_index_holds_does_not_matter(opset: int) -> None:
+    product = make_product(np.random.default_rng(8), 130, 37, {})
+    model = converted_model([product], opset=opset)
+    (aux,) = (tensor for tensor in model.graph.initializer if tensor.name == "aux0")
+    x = np.random.default_rng(9).standard_normal((1, 2, 130)).astype(np.float32)
+    expected = run(model, x)
+    for value in (1, 7, 2**32 - 1):
+        aux.CopyFrom(numpy_helper.from_array(np.array([value], np.uint32), aux.name))
+        np.testing.assert_array_equal(run(model, x), expected)
