@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -23,6 +23,7 @@ from .match import Context, Rejection, TernaryMatMul
 from .rewrite import remaining
 from .rewrite.constant_inputs import FIRST_WITHOUT_INPUTS, held_constant
 from .rewrite.finish import Replaced
+from .rewrite.renamed import Restored, restore
 from .rewrite.replace import Replacer
 from .rules.catalogue import RULES, match_product
 from .site import Site
@@ -58,6 +59,7 @@ class PassResult:
     requantised: tuple[str, ...]
     already_converted: tuple[str, ...]
     unmatched: tuple[str, ...]
+    restored: tuple[str, ...]
 
 
 def run(
@@ -69,20 +71,21 @@ def run(
     """Replace the ternary products of ``model``, in place.
 
     Args:
-        model: is changed only if something is replaced.
+        model: is changed only if something is replaced or restored.
         options: the user's choices.
         progress: called before each product with its name, its index and their number.
         spool: where the tensors of indices go; None keeps them in memory.
     """
     check_attributes(model)
+    restored = restore(model)
     budget = Budget(options, constant_bytes(model))
     site = Site.of(model)
     cones = Cones(site, budget, fold=options.fold)
     ir_version = model.ir_version
     with held_constant(model, options) as held, set_apart(model), Ahead(options) as ahead:
-        replacer = Replacer(site, options, spool, cones)
+        replacer = Replacer(site, options, spool, cones, restored)
         context = Context(options, site.opset, ahead, cones)
-        done = _run(site, context, replacer, ahead, _Charges(budget), progress)
+        done = _run(site, context, replacer, ahead, _Charges(budget), restored, progress)
         held.keep = bool(done.replaced.rewrites or done.requantised)
     if not held.keep:
         return done
@@ -99,6 +102,7 @@ def _run(
     replacer: Replacer,
     ahead: Ahead,
     charges: _Charges,
+    restored: Restored,
     progress: Progress | None,
 ) -> PassResult:
     model, options = site.model, context.options
@@ -106,7 +110,7 @@ def _run(
     rejections: list[Kept] = []
     requantised: list[str] = []
     already = [node_label(node) for node in op_nodes(model)]
-    products = list(_products(model))
+    products = list(_products(model, restored.others))
     functions = Functions(site, context, with_body=options.function_body)
     choice = Choice(context)
     for position, product in enumerate(products):
@@ -143,6 +147,7 @@ def _run(
         tuple(requantised),
         tuple(already),
         choice.unmatched(tuple(already)),
+        restored.nodes,
     )
 
 
@@ -205,8 +210,8 @@ def _prefetch(product: ir.Node) -> None:
             prefetch(value.const_value)
 
 
-def _products(model: ir.Model) -> Iterator[_Found]:
-    """Every product some rule is asked about."""
+def _products(model: ir.Model, apart: Collection[ir.OperatorIdentifier]) -> Iterator[_Found]:
+    """Every product some rule is asked about, those of functions ``apart`` left out."""
     op_types = frozenset[tuple[str, str]]().union(*(rule.op_types for rule in RULES))
 
     def walk(nodes: ir.Graph | ir.Function, where: str) -> Iterator[tuple[ir.Node, str]]:
@@ -226,6 +231,8 @@ def _products(model: ir.Model) -> Iterator[_Found]:
     for node, where in walk(model.graph, "main graph"):
         yield _Found(node, where, in_function=False)
     for function in local_functions(model):
+        if function.identifier() in apart:
+            continue
         for node, _ in walk(function, ""):
             yield _Found(node, f"function {function_name(function)}", in_function=True)
 

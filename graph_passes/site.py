@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from onnx_ternary.op.nodes import local_functions, owning_functions
+
+_DIGEST_LENGTH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class Site:
         value_names: names of values, those of local functions included; whoever makes a value adds
             its name.
         node_names: the same of nodes.
+        digest: of all these names: no model that can be merged with this one has it.
     """
 
     model: ir.Model
@@ -28,22 +32,30 @@ class Site:
     owners: Mapping[int, ir.Function]
     value_names: set[str]
     node_names: set[str]
+    digest: str
 
     @classmethod
     def of(cls, model: ir.Model) -> Site:
         """The site of a model nobody has changed yet."""
         graphs = (model.graph, *(each.graph for each in local_functions(model)))
+        value_names = {name for graph in graphs for name in _value_names(graph)}
         return cls(
             model,
             model.opset_imports.get("", 0),
             owning_functions(model),
-            {name for graph in graphs for name in _value_names(graph)},
+            value_names,
             {node.name or "" for graph in graphs for node in graph.all_nodes()},
+            _digest(value_names),
         )
 
     def function_of(self, node: ir.Node) -> ir.Function | None:
         """The local function a node is in; None outside of local functions."""
         return self.owners.get(id(node.graph))
+
+
+def _digest(names: set[str]) -> str:
+    content = "\0".join(sorted(names)).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(content).hexdigest()[:_DIGEST_LENGTH]
 
 
 def _value_names(whole: ir.Graph) -> Iterator[str]:

@@ -29,6 +29,7 @@ from .model_editor import (
     ModelEditor,
     stored_tensor,
 )
+from .renamed import Restored
 from .storage import unify_storage
 
 # Where onnx_ir keeps a TensorAnnotation, whose scale and zero point are named, not used.
@@ -59,19 +60,22 @@ class Replacements:
     notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
-def finish(editor: ModelEditor, options: OptimizeOptions, found: Replacements) -> Replaced:
-    """Add imports, metadata and the function body, if anything was replaced.
+def finish(
+    editor: ModelEditor, options: OptimizeOptions, found: Replacements, restored: Restored
+) -> Replaced:
+    """Add imports, metadata and the function body, if anything was replaced or restored.
 
     Raises:
         ModelError: if the model imports another version of the op's domain.
     """
     model = editor.model
-    if not found.done:
-        return _unchanged(model, options)
+    if not found.done and not restored.nodes:
+        return _unchanged(model, options, restored)
     _add_imports(editor, [node for _, node in found.done])
-    model.metadata_props[METADATA_VERSION] = __version__
-    model.metadata_props[METADATA_OPTIONS] = json.dumps(options.to_dict(), sort_keys=True)
-    notes = _notes(found)
+    if found.done:
+        model.metadata_props[METADATA_VERSION] = __version__
+        model.metadata_props[METADATA_OPTIONS] = json.dumps(options.to_dict(), sort_keys=True)
+    notes = [*restored.notes, *_notes(found)]
     if options.function_body and options.storage is None:
         notes += unify_storage(model)
     rewrites = tuple(map(_refreshed, found.done))
@@ -130,9 +134,9 @@ def _results(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _unchanged(model: ir.Model, options: OptimizeOptions) -> Replaced:
+def _unchanged(model: ir.Model, options: OptimizeOptions, restored: Restored) -> Replaced:
     has_body = any(key[:2] == (DOMAIN, OP_TYPE) for key in model.functions)
-    notes = []
+    notes = [*restored.notes]
     if options.fuse_siblings and siblings.groups(model):
         notes.append(
             "products that share an input stay apart, because the model was converted "
@@ -159,8 +163,9 @@ def _notes(found: Replacements) -> list[str]:
     """What is kept, what rules said, and the largest change of a weight."""
     notes = [note for root in found.roots.values() if (note := _kept_note(root))]
     notes += [f"{note}: {first_three(names)}" for note, names in found.notes.items()]
-    most = max((row for row, _ in found.done), key=lambda row: row.max_relative_change)
-    if most.max_relative_change > 0:
+    rows = (row for row, _ in found.done)
+    most = max(rows, key=lambda row: row.max_relative_change, default=None)
+    if most is not None and most.max_relative_change > 0:
         notes.append(
             f"the largest change of a weight is {most.max_relative_change:.3g} of its scale: "
             f"'{most.weight}' of '{most.node}'"

@@ -34,7 +34,7 @@ def attach_body(editor: ModelEditor, options: OptimizeOptions) -> str:
         return "not asked for"
     variants: list[BodyVariant] = []
     for node in op_nodes(editor.model):
-        variant = _variant(node, editor.opset)
+        variant = variant_of(node, editor.opset)
         if variant is None:
             return f"the type of the output of '{node_label(node)}' is unknown"
         variants.append(variant)
@@ -49,7 +49,12 @@ def attach_body(editor: ModelEditor, options: OptimizeOptions) -> str:
     return ""
 
 
-def _variant(node: ir.Node, opset: int) -> BodyVariant | None:
+def variant_of(node: ir.Node, opset: int) -> BodyVariant | None:
+    """What a body for a node depends on; None where the type of its output is unknown.
+
+    Raises:
+        IndexFormatError: if an attribute is none of the op's.
+    """
     x, _, _, scale, bias = node.inputs
     output = node.outputs[0]
     # Functions of older models do not tell types, and from opset 15 on a body needs none.

@@ -58,7 +58,7 @@ class ModelEditor:
         small = array.size == 1 and not array.any()
         key = (id(product.graph), None if small else weight.key, role, array.shape, array.tobytes())
         if key not in self._tensors:
-            name = f"{DOMAIN}.{role}" if small else f"{weight.name}.{role}"
+            name = f"{DOMAIN}.{role}.{self.site.digest}" if small else f"{weight.name}.{role}"
             self._tensors[key] = self.add_constant(product, name, array)
         return self._tensors[key]
 

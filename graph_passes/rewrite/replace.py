@@ -34,6 +34,7 @@ from .model_editor import (
     remove_unused,
 )
 from .remaining import Quantized, requantize
+from .renamed import Restored
 
 # Below opset 12 a body learns N from the shape of the scale or the bias only.
 _FIRST_OPSET_WITH_SCALAR_BIAS = 12
@@ -54,10 +55,16 @@ class Replacer:
     """The editor of one model, one product after the other."""
 
     def __init__(
-        self, site: Site, options: OptimizeOptions, spool: Spool | None, folder: Folder
+        self,
+        site: Site,
+        options: OptimizeOptions,
+        spool: Spool | None,
+        folder: Folder,
+        restored: Restored,
     ) -> None:
         self._editor = ModelEditor(site, spool, folder)
         self._options = options
+        self._restored = restored
         self._indices: dict[Hashable, _StoredIndex] = {}
         self._found = Replacements()
 
@@ -124,8 +131,8 @@ class Replacer:
         requantize(self._editor, node, quantized)
 
     def finish(self) -> Replaced:
-        """Add imports, metadata and the function body, if anything was replaced (finish.py)."""
-        return finish(self._editor, self._options, self._found)
+        """Add imports, metadata and the function body, if anything was changed (finish.py)."""
+        return finish(self._editor, self._options, self._found, self._restored)
 
     def _build(self, match: TernaryMatMul) -> Index:
         options = self._options

@@ -149,6 +149,7 @@ def optimize_in_place(
         rejections=_with_weights(converted, done.rejections),
         requantised=done.requantised,
         already_converted=done.already_converted,
+        restored=done.restored,
         unmatched=done.unmatched,
         notes=(*done.replaced.notes, *_remaining_note(options, done)),
         bytes_before=bytes_before,

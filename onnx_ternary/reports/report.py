@@ -121,6 +121,8 @@ class Report:
         requantised: names of those rejections that onnxruntime's own quantizer was given
             (`OptimizeOptions.remaining`).
         already_converted: names of the `TernaryIndexedMatMul` nodes the model came with.
+        restored: names of those of them that called the operator by a name with a prefix, as
+            `onnx.compose` leaves it.
         unmatched: patterns of `OptimizeOptions.include` and ``exclude`` that no product or weight
             matches.
         notes: what else a user should know (a weight kept, a function body left out).
@@ -136,6 +138,7 @@ class Report:
     rejections: tuple[Kept, ...] = ()
     requantised: tuple[str, ...] = ()
     already_converted: tuple[str, ...] = ()
+    restored: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     bytes_before: int = 0
@@ -148,7 +151,7 @@ class Report:
     @property
     def changed(self) -> bool:
         """Whether the result is another model than the original."""
-        return bool(self.rewrites or self.requantised)
+        return bool(self.rewrites or self.requantised or self.restored)
 
     def total(self) -> str:
         """All of it in a few words."""
@@ -217,6 +220,7 @@ class Report:
             "rejections": [asdict(row) for row in self.rejections],
             "requantised": list(self.requantised),
             "already_converted": list(self.already_converted),
+            "restored": list(self.restored),
             "unmatched": list(self.unmatched),
             "notes": list(self.notes),
             "bytes_before": self.bytes_before,
