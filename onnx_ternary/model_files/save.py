@@ -6,8 +6,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -19,7 +19,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from onnx_ternary.errors import ModelError
-from onnx_ternary.model_files.external_data import external_protos
+from onnx_ternary.model_files.external_data import external_protos, location_of
 from onnx_ternary.model_files.load import SOURCE_MODE, ModelFile
 from onnx_ternary.model_files.messages import has_map_types, restore_map_types, why
 from onnx_ternary.model_files.targets import (
@@ -30,7 +30,13 @@ from onnx_ternary.model_files.targets import (
     locked,
     old_data,
 )
-from onnx_ternary.model_files.tensors import constant_bytes, embedded, external_tensors
+from onnx_ternary.model_files.tensors import (
+    constant_bytes,
+    embedded,
+    external_tensors,
+    in_memory,
+    replace_external,
+)
 from onnx_ternary.options import ExternalData
 
 # A protobuf message must stay below 2 GiB; the graph itself needs some of that.
@@ -198,8 +204,12 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
     try:
-        with embedded(model, initializers=data_name is None):
-            if data_name is not None:
+        places: Mapping[str, str] = {}
+        if data_name is None:
+            with embedded(model):
+                ir.save(model, path, format="protobuf")
+        else:
+            with _attributes_among_initializers(model) as places:
                 ir.save(
                     model,
                     path,
@@ -209,14 +219,65 @@ def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
                     alignment=ALIGNMENT,
                     align_threshold=ALIGNMENT,
                 )
-            else:
-                ir.save(model, path, format="protobuf")
-        if has_map_types(model):
+        if places or has_map_types(model):
             proto = onnx.load(path, load_external_data=False)
+            _take_places(proto, places)
             restore_map_types(model, proto)
             onnx.save(proto, path)
     except (EncodeError, ValueError, ir.serde.SerdeError) as error:
         raise ModelError(f"'{path.name}' cannot be written: {why(error)}.") from error
+
+
+@contextmanager
+def _attributes_among_initializers(model: ir.Model) -> Iterator[Mapping[str, str]]:
+    """While open, large external tensors of nodes are initializers, which saving makes external.
+
+    Yields:
+        The initializer's name by the location that the node's tensor has meanwhile.
+    """
+    initializers = model.graph.initializers
+    taken = {value.name for value in model.graph.inputs}
+    taken.update(value.name for node in model.graph for value in node.outputs)
+    places: dict[str, str] = {}
+
+    def moved(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+        if tensor.nbytes <= _MIN_EXTERNAL_BYTES:
+            return in_memory(tensor)
+        place = name = f"onnx_ternary.attribute.{len(places)}"
+        while name in taken or name in initializers:
+            name += "'"
+        places[place] = name
+        initializers[name] = ir.Value(
+            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        return ir.ExternalTensor(
+            place, None, None, tensor.dtype, shape=tensor.shape, name=tensor.name or ""
+        )
+
+    undo = replace_external(model, moved, initializers=False)
+    try:
+        yield places
+    finally:
+        undo()
+        for name in places.values():
+            del initializers[name]
+
+
+def _take_places(proto: onnx.ModelProto, places: Mapping[str, str]) -> None:
+    """Let tensors of nodes lie where the initializers lie that stood for them, and remove those."""
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for tensor in external_protos(proto):
+        name = places.get(location_of(tensor))
+        if name is not None:
+            del tensor.external_data[:]
+            tensor.external_data.extend(stored[name].external_data)
+    for name in places.values():
+        proto.graph.initializer.remove(stored[name])
+    # Saving describes initializers as values too.
+    described = set(places.values())
+    others = [value for value in proto.graph.value_info if value.name not in described]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(others)
 
 
 def _stage(

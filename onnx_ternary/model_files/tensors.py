@@ -106,9 +106,9 @@ def prefetch(tensor: ir.TensorProtocol | None) -> None:
 
 
 @contextmanager
-def embedded(model: ir.Model, *, initializers: bool = True) -> Iterator[None]:
-    """While open, external tensors of nodes, and of ``initializers``, are tensors in memory."""
-    undo = replace_external(model, _in_memory, initializers=initializers)
+def embedded(model: ir.Model) -> Iterator[None]:
+    """While open, external tensors are tensors in memory."""
+    undo = replace_external(model, in_memory)
     try:
         yield
     finally:
@@ -178,7 +178,8 @@ def _with_tensors(attr: ir.Attr, make: Callable[[ir.ExternalTensor], ir.TensorPr
     return ir.AttrTensors(attr.name, made, doc_string=attr.doc_string)
 
 
-def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:
+def in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:
+    """The same tensor with its numbers at hand, mapped."""
     return ir.Tensor(
         tensor.numpy(),
         dtype=tensor.dtype,
