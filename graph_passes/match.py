@@ -26,11 +26,13 @@ class Rejection:
         node: the product.
         reason: in words a person would use, naming tensors.
         weight: name of the constant operand, where there is one.
+        not_ternary: whether the weight was read, and is neither ternary nor binary.
     """
 
     node: ir.Node
     reason: str
     weight: str = ""
+    not_ternary: bool = False
 
 
 @dataclass(frozen=True, slots=True)

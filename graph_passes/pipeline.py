@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from onnx_ternary.model_files.tensors import Spool, constant_bytes, prefetch
-from onnx_ternary.op.nodes import local_functions, node_label, op_nodes
+from onnx_ternary.op.nodes import local_functions, node_label
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.reports.report import Kept
+from onnx_ternary.reports.report import Kept, StoredIndex
 
 from .attributes import check_attributes
 from .choice import Choice
 from .constants.ahead import Ahead
 from .constants.budget import LEAST_EXPANSION, Budget, OverBudget
 from .constants.cones import Cones
+from .converted_before import stored_indices
 from .functions import Functions, function_name
 from .local_calls import set_apart
 from .match import Context, Rejection, TernaryMatMul
@@ -57,7 +58,7 @@ class PassResult:
     replaced: Replaced
     rejections: tuple[Kept, ...]
     requantised: tuple[str, ...]
-    already_converted: tuple[str, ...]
+    indices: tuple[StoredIndex, ...]
     unmatched: tuple[str, ...]
     restored: tuple[str, ...]
 
@@ -109,7 +110,7 @@ def _run(
     whole_model = _refusal_of_model(model)
     rejections: list[Kept] = []
     requantised: list[str] = []
-    already = [node_label(node) for node in op_nodes(model)]
+    indices = tuple(stored_indices(model))
     products = list(_products(model, restored.others))
     functions = Functions(site, context, with_body=options.function_body)
     choice = Choice(context)
@@ -139,14 +140,16 @@ def _run(
             if quantized:
                 requantised.append(name)
             reason = f"{reason}; {outcome}" if outcome else reason
-            rejections.append(Kept(name, op_type, where, refused.weight, reason))
+            rejections.append(
+                Kept(name, op_type, where, refused.weight, reason, not_ternary=refused.not_ternary)
+            )
         ahead.drop(node)
     return PassResult(
         replacer.finish(),
         tuple(rejections),
         tuple(requantised),
-        tuple(already),
-        choice.unmatched(tuple(already)),
+        indices,
+        choice.unmatched(tuple(index.node for index in indices)),
         restored.nodes,
     )
 

@@ -10,6 +10,7 @@
 3. Larger kernels are refused: im2col copies every pixel once a kernel element before the same
    product. So are strides, padding and groups.
 4. Only scalars are absorbed behind it: the columns lie elsewhere after the Transpose.
+5. Where the weight is not ternary anyhow, that is the reason, whatever the kernel.
 W behind DequantizeLinear, subgraphs, functions and shared weights: as matmul.py.
 """
 
@@ -19,6 +20,8 @@ import math
 from typing import ClassVar
 
 import onnx_ir as ir
+
+from onnx_ternary.index.levels import NotTernary, TernaryWeight, ternarize
 
 from ..constants.constant import Constant, NotConstant
 from ..match import Context, Rejection, TernaryMatMul
@@ -42,6 +45,8 @@ class Conv:
         if isinstance(weight, NotConstant):
             return Rejection(node, f"no constant weight: {weight.reason}")
         if reason := _refusal(node, x, weight, allowed=context.options.convolutions):
+            if weight.size and isinstance(levels := _levels(weight, context), NotTernary):
+                return Rejection(node, levels.reason, weight.name, not_ternary=True)  # case 5
             return Rejection(node, reason, weight.name)
         rank = len(weight.shape)
         product = Product(
@@ -59,8 +64,16 @@ class Conv:
         return finish(product, context)
 
 
+def _levels(weight: Constant, context: Context) -> TernaryWeight | NotTernary:
+    """Levels of a weight with any kernel, output channels as columns."""
+    matrix = weight.numpy().reshape(weight.shape[0], -1).T
+    found = ternarize(matrix, tolerance=context.options.tolerance)
+    weight.release()
+    return found
+
+
 def _refusal(node: ir.Node, x: ir.Value, weight: Constant, *, allowed: bool) -> str:
-    """Why a Conv with a constant weight stays, before its numbers are read; or nothing."""
+    """Why a Conv with a constant weight stays, whatever its numbers are; or nothing."""
     rank = len(weight.shape)
     if rank < _MIN_RANK:
         return f"weight '{weight.name}' has rank {rank}, expected {_MIN_RANK} or more"

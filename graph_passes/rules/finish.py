@@ -50,7 +50,7 @@ def finish(
         return Rejection(node, reason, weight.name)
     levels = context.ternarize(weight)
     if isinstance(levels, NotTernary):
-        return Rejection(node, levels.reason, weight.name)
+        return Rejection(node, levels.reason, weight.name, not_ternary=True)
     if _scaled(levels.scale, product.factor) is None:
         return Rejection(
             node, f"alpha takes the scale of weight '{weight.name}' out of float32", weight.name

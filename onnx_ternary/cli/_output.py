@@ -89,7 +89,9 @@ def print_table(
     table = Table(box=box.ROUNDED, header_style="bold")
     for heading in shown:
         justify: JustifyMethod = "right" if heading in _NUMBERS else "left"
-        table.add_column(heading, overflow="fold", justify=justify)
+        # A size in two lines is hard to read; names and reasons make room.
+        no_wrap = heading in _NUMBERS
+        table.add_column(heading, overflow="fold", justify=justify, no_wrap=no_wrap)
     for row in rows:
         *others, last = (row.get(heading, "") for heading in shown)
         table.add_row(*map(Text, others), Text(last, style=_STYLES.get(last.split(":")[0], "")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from onnx_ternary.cli._output import Output, print_table
@@ -9,6 +10,9 @@ from onnx_ternary.reports.markdown import verdict
 from onnx_ternary.reports.outcome import Outcome
 from onnx_ternary.reports.report import Report, format_size
 from onnx_ternary.verification.report import VerificationReport
+
+# So many rows more for one reason are told in one.
+_FEW = 3
 
 
 def print_rewrites(out: Output, report: Report) -> None:
@@ -36,8 +40,31 @@ def print_rewrites(out: Output, report: Report) -> None:
     if not rows:
         out.console.print("The model has no matrix products.")
         return
+    if sentence := report.nothing_ternary():
+        out.console.print(sentence, markup=False, highlight=False)
+    if not out.verbose:
+        rows = _grouped(rows)
     # A narrow terminal gets what matters most; the report has the rest.
-    print_table(out.console, headings, rows, narrow=["node", "K x N", "result"])
+    print_table(out.console, headings, rows, narrow=["node", "K x N", "before", "after", "result"])
+
+
+def _grouped(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows that stay for one reason, whatever names and numbers are in it, as one row."""
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        stays = row["result"].startswith("stays: ")
+        kind = re.sub(r"'[^']*'|[0-9.]+", "", row["result"]) if stays else str(len(groups))
+        groups.setdefault((row["operator"] if stays else "", kind), []).append(row)
+    grouped: list[dict[str, str]] = []
+    for alike in groups.values():
+        first, *others = alike
+        if len(others) < _FEW:
+            grouped += alike
+            continue
+        more = f"{len(others)} more for such a reason; --verbose lists them"
+        row = {"node": first["node"], "operator": first["operator"]}
+        grouped.append({**row, "result": f"{first['result']} (and {more})"})
+    return grouped
 
 
 def unmatched(*reports: Report) -> Iterator[str]:
@@ -64,7 +91,7 @@ def print_outcomes(out: Output, outcomes: Sequence[Outcome]) -> None:
             }
         rows.append(row)
     headings = ["model", "rewritten", "before", "after", "ratio", "verification", "result"]
-    print_table(out.console, headings, rows, narrow=["model", "ratio", "result"])
+    print_table(out.console, headings, rows, narrow=["model", "before", "after", "result"])
 
 
 def print_notes(out: Output, report: Report) -> None:

@@ -69,6 +69,7 @@ class Kept:
         reason: why it stayed.
         weight_shape: of the tensor of that name as the model stores it; None if there is none.
         weight_bytes: its size; 0 if there is none.
+        not_ternary: whether its weight was read, and is neither ternary nor binary.
     """
 
     node: str
@@ -78,6 +79,32 @@ class Kept:
     reason: str
     weight_shape: tuple[int, ...] | None = None
     weight_bytes: int = 0
+    not_ternary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredIndex:
+    """One `TernaryIndexedMatMul` node the model came with.
+
+    Attributes:
+        node: its name.
+        K: reduction length; 0 where its attributes are damaged, and so on.
+        N: output columns.
+        index_format: of the index.
+        storage: of the index.
+        alphabet: of the index.
+        scale: as `Rewrite.scale`.
+        num_bytes: size of codes, segment offsets and scale.
+    """
+
+    node: str
+    K: int = 0
+    N: int = 0
+    index_format: str = ""
+    storage: str = ""
+    alphabet: str = ""
+    scale: str = ""
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +148,7 @@ class Report:
         requantised: names of those rejections that onnxruntime's own quantizer was given
             (`OptimizeOptions.remaining`).
         already_converted: names of the `TernaryIndexedMatMul` nodes the model came with.
+        indices: the same nodes with their sizes.
         restored: names of those of them that called the operator by a name with a prefix, as
             `onnx.compose` leaves it.
         unmatched: patterns of `OptimizeOptions.include` and ``exclude`` that no product or weight
@@ -138,6 +166,7 @@ class Report:
     rejections: tuple[Kept, ...] = ()
     requantised: tuple[str, ...] = ()
     already_converted: tuple[str, ...] = ()
+    indices: tuple[StoredIndex, ...] = ()
     restored: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -152,6 +181,18 @@ class Report:
     def changed(self) -> bool:
         """Whether the result is another model than the original."""
         return bool(self.rewrites or self.requantised or self.restored)
+
+    def nothing_ternary(self) -> str:
+        """One sentence for a model no product of which has a ternary weight; else empty."""
+        if self.rewrites or self.already_converted:
+            return ""
+        read = [kept for kept in self.rejections if kept.not_ternary]
+        if not read:
+            return ""
+        number = f"{len(self.rejections)} product{'s' if len(self.rejections) > 1 else ''}"
+        if any(kept.weight and not kept.not_ternary for kept in self.rejections):
+            return f"{len(read)} of {number} have a weight that is neither ternary nor binary."
+        return f"No weight of this model is ternary or binary: {number} looked at."
 
     def total(self) -> str:
         """All of it in a few words."""
@@ -205,21 +246,32 @@ class Report:
             )
             for kept in self.rejections
         ]
-        rows += [Row(name, OP_TYPE, status="already converted") for name in self.already_converted]
+        rows += [
+            Row(
+                index.node,
+                OP_TYPE,
+                f"{index.K} x {index.N}" if index.K else "",
+                f"{index.alphabet}, scale {index.scale}" if index.K else "",
+                bytes_after=index.num_bytes,
+                status="already converted",
+            )
+            for index in self.indices
+        ]
         return rows
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types: lists, dicts, strings, numbers, booleans and None.
 
         Keys are the attributes of this class, `weight_bytes_before` and `weight_bytes_after`;
-        ``rewrites`` and ``rejections`` hold one dict per node with the attributes of `Rewrite` and
-        `Kept`.
+        ``rewrites``, ``rejections`` and ``indices`` hold one dict per node with the attributes of
+        `Rewrite`, `Kept` and `StoredIndex`.
         """
         return {
             "rewrites": [asdict(row) for row in self.rewrites],
             "rejections": [asdict(row) for row in self.rejections],
             "requantised": list(self.requantised),
             "already_converted": list(self.already_converted),
+            "indices": [asdict(row) for row in self.indices],
             "restored": list(self.restored),
             "unmatched": list(self.unmatched),
             "notes": list(self.notes),

@@ -119,6 +119,14 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
     "conv_3x3": lambda: Miss(
         conv(3), "Conv with a 3 x 3 kernel: im2col would copy its input 9 times", CONV_OPTIONS
     ),
+    "conv_3x3_float": lambda: Miss(
+        conv(3, given=np.linspace(1, 2, 64, dtype=np.float32).reshape(8, 8)),
+        "weight has 8 distinct magnitudes in column 0, expected 1",
+    ),
+    "conv_grouped_float": lambda: Miss(
+        conv(group=2, given=np.linspace(1, 2, 64, dtype=np.float32).reshape(8, 8)),
+        "weight has 4 distinct magnitudes in column 0, expected 1",
+    ),
     "conv_strides": lambda: Miss(
         conv(strides=[2, 2]), "Conv with strides [2, 2]: only 1 is handled", CONV_OPTIONS
     ),

@@ -32,7 +32,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "graph_passes.attributes graph_passes.local_calls graph_passes.site",
         "graph_passes.constants",
         "graph_passes.match",
-        "graph_passes.rules graph_passes.rewrite graph_passes.functions graph_passes.choice",
+        "graph_passes.rules graph_passes.rewrite graph_passes.functions graph_passes.choice "
+        "graph_passes.converted_before",
         "graph_passes graph_passes.pipeline",
         "conversion",
         "exporting",
