@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "dispatch/core_type.h"
 #include "dispatch/kernel_registry.h"
 #include "dispatch/kernels_json.h"
 #include "dispatch/select.h"
@@ -144,6 +145,13 @@ int32_t otn_force_kernel(const char* kernel, char* error, size_t error_bytes) {
     std::string message;
     if (!ForceKernel(kernel ? kernel : "", &message)) throw RunError(message);
   });
+}
+
+void otn_force_core(uint32_t midr, uint32_t apple_family) {
+  CoreIds ids;
+  ids.midr = midr;
+  ids.apple_family = apple_family;
+  ForceCore(ids);
 }
 
 int32_t otn_validate(const OtnNode* node, char* error, size_t error_bytes) {

@@ -27,6 +27,9 @@ OTN_EXPORT int32_t otn_abi_version(void);
 OTN_EXPORT const char* otn_kernels_json(void);
 OTN_EXPORT int32_t otn_force_isa(const char* isa, char* error, size_t error_bytes);
 OTN_EXPORT int32_t otn_force_kernel(const char* kernel, char* error, size_t error_bytes);
+// Makes the selection that of another core (tests): its MIDR_EL1 or, on macOS, its hw.cpufamily.
+// Zeros lift it.
+OTN_EXPORT void otn_force_core(uint32_t midr, uint32_t apple_family);
 
 // Validates a node exactly as kernel creation does in a session.
 OTN_EXPORT int32_t otn_validate(const OtnNode* node, char* error, size_t error_bytes);

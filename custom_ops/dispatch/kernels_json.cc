@@ -1,5 +1,8 @@
 #include "dispatch/kernels_json.h"
 
+#include <cstdio>
+
+#include "dispatch/core_type.h"
 #include "dispatch/kernel_registry.h"
 #include "dispatch/select.h"
 
@@ -12,6 +15,22 @@ void Append(std::string* list, const std::string& item) {
 }
 
 std::string Quoted(const std::string& text) { return "\"" + text + "\""; }
+
+std::string Hexadecimal(uint32_t value) {
+  char text[16];
+  std::snprintf(text, sizeof text, "0x%08x", static_cast<unsigned>(value));
+  return text;
+}
+
+// Of ARM processors; empty elsewhere.
+std::string CoreJson() {
+  const CoreIds ids = ProcessorCore();
+  if (ids.midr == 0 && ids.apple_family == 0) return "";
+  const char* slow = CoreWithSlowI8mm(ids);
+  return "\"core\": {\"id\": " + Quoted(Hexadecimal(ids.midr != 0 ? ids.midr : ids.apple_family)) +
+         ", \"name\": " + (slow ? Quoted(slow) : "null") + ", \"passed_over\": [" +
+         (slow ? Quoted(IsaName(Isa::neon_i8mm)) : "") + "]}, ";
+}
 
 }  // namespace
 
@@ -39,6 +58,7 @@ std::string KernelsJson() {
   for (size_t i = 0; i < table.count; ++i) {
     const SelectionRow& row = table.rows[i];
     if (row.kernel == nullptr || !IsaSupported(row.kernel->isa)) continue;
+    if (PassedOver(row.kernel->isa)) continue;
     Append(&selection,
            std::string("{\"index_format\": ") + Quoted(FormatName(row.kernel->index_format)) +
                ", \"activation\": " + Quoted(ActivationName(row.kernel->activation)) +
@@ -47,8 +67,8 @@ std::string KernelsJson() {
                ", \"storage\": " + (row.layers == Layers::bits ? Quoted("1bit") : "null") +
                ", \"kernel\": " + Quoted(row.kernel->name) + "}");
   }
-  return "{\"cpu\": [" + features + "], \"kernels\": [" + kernels + "], \"selection\": [" +
-         selection + "]}";
+  return "{\"cpu\": [" + features + "], " + CoreJson() + "\"kernels\": [" + kernels +
+         "], \"selection\": [" + selection + "]}";
 }
 
 }  // namespace onnx_ternary

@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "dispatch/built.h"
+#include "dispatch/core_type.h"
 #include "dispatch/kernel_registry.h"
 #include "dispatch/self_test.h"
 
@@ -120,7 +121,8 @@ bool IsBits(const Layer& layer) {
 // scalar stands alone.
 bool IsaAllowed(Isa isa, const IsaEntry* forced) {
   if (!IsaSupported(isa)) return false;
-  if (forced == nullptr || isa == forced->isa) return true;
+  if (forced == nullptr) return !PassedOver(isa);
+  if (isa == forced->isa) return true;
   if (forced->isa == Isa::scalar) return false;
   return isa == Isa::scalar || isa == Isa::portable;
 }

@@ -31,6 +31,17 @@ def info_command(as_json: bool, library_path: bool) -> None:
     console.print(f"library: {onnx_ternary.get_library_path()}", highlight=False, soft_wrap=True)
     cpu = ", ".join(kernels["cpu"]) or "baseline"
     console.print(f"processor: {cpu}", highlight=False, soft_wrap=True)
+    core = kernels.get("core")
+    if core is not None and core["passed_over"]:
+        isas = ", ".join(core["passed_over"])
+        console.print(
+            f"core: {core['name']} ({core['id']}), where {isas} was measured to be slower: "
+            f"not selected, ONNX_TERNARY_ISA={core['passed_over'][0]} selects it",
+            highlight=False,
+            soft_wrap=True,
+        )
+    elif core is not None:
+        console.print(f"core: {core['id']}", highlight=False)
     rows = [
         {
             "kernel": kernel["name"],

@@ -34,7 +34,21 @@ class SelectionEntry(TypedDict):
     kernel: str
 
 
-class KernelList(TypedDict):
+class CoreEntry(TypedDict):
+    """The design of an ARM processor's cores, and what the selection leaves out there."""
+
+    id: str
+    name: str | None
+    passed_over: list[str]
+
+
+class ArmOnly(TypedDict, total=False):
+    """What the list has on ARM processors only."""
+
+    core: CoreEntry
+
+
+class KernelList(ArmOnly):
     """What `onnx-ternary info` prints; custom_ops/dispatch/kernels_json.h."""
 
     cpu: list[str]

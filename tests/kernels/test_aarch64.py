@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import platform
 
+import numpy as np
 import pytest
 
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.native import kernels
+from tests.support.core_type import core
+from tests.support.kernel_node import BY_NAME, make_node
 
 ISAS = {
     "cortex-a72": {"neon"},
@@ -16,6 +19,14 @@ ISAS = {
     "neoverse-n1": {"neon", "neon_dotprod"},
     "max": {"neon", "neon_dotprod", "neon_i8mm"},
 }
+# MIDR_EL1 of each: implementer, variant, 0xf, part, revision.
+CORES = {
+    "cortex-a72": "0x410fd083",
+    "cortex-a76": "0x414fd0b1",
+    "neoverse-n1": "0x414fd0c1",
+    "max": "0x000f0510",
+}
+ORYON = 0x511F0011
 EMULATED = os.environ.get("EMULATED_CPU", "")
 
 pytestmark = pytest.mark.skipif(
@@ -38,3 +49,32 @@ def test_instruction_set_the_processor_lacks_is_refused() -> None:
     for isa in missing:
         with pytest.raises(LibraryError, match=f"'{isa}' needs NEON.*this CPU has: neon"):
             kernels.force_isa(isa)
+
+
+def test_core_of_the_processor_is_found() -> None:
+    assert kernels.list_kernels()["core"] == {
+        "id": CORES[EMULATED],
+        "name": None,
+        "passed_over": [],
+    }
+
+
+@pytest.mark.parametrize("activation", ["float", "int8"])
+def test_core_with_slow_matrix_products_runs_dot_products(activation: str) -> None:
+    if "neon_i8mm" not in ISAS[EMULATED]:
+        pytest.skip("a processor without i8mm")
+    rng = np.random.default_rng(0)
+    node = make_node(rng, "packed", activation, 256, 12)
+    x = rng.normal(size=(8, 256)).astype(np.float32)
+
+    def isas() -> set[str]:
+        return {BY_NAME[name]["isa"] for name in node.run(x, None)[1].split(",")}
+
+    assert isas() == {"neon_i8mm"}
+    with core(midr=ORYON):
+        assert isas() == {"neon_dotprod"}
+        listed = {entry["kernel"] for entry in kernels.list_kernels()["selection"]}
+        assert "neon_i8mm" not in {BY_NAME[name]["isa"] for name in listed}
+        with kernels.forced(isa="neon_i8mm"):
+            assert isas() == {"neon_i8mm"}
+    assert isas() == {"neon_i8mm"}
