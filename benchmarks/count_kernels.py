@@ -214,6 +214,25 @@ def cycles(body: list[str], core: str, march: str) -> float:
     return float(summary["TotalCycles"]) / float(summary["Iterations"])
 
 
+SHIFTS = ("ushr", "sshr", "shl", "usra", "ssra")
+
+
+def a55_issues(body: list[str]) -> int:
+    """Cycles in which llvm's model of Cortex-A55 starts a pass of a loop, without any waiting.
+
+    The model starts no instruction beside a multiplication or a logical operation of 16 bytes, and
+    one load a cycle, beside which a shift or a scalar instruction may start. (llvm-mca on pairs of
+    them: "sdot, ldr" takes two cycles, "ldr, ushr" and "ldr, add" one.)
+    """
+    loads = sum(line.startswith("ld") for line in body)
+    alone = sum(
+        re.search(r"\bv\d+\.", line) is not None and not line.startswith(("ld", *SHIFTS))
+        for line in body
+    )
+    paired = len(body) - loads - alone
+    return alone + loads + max(0, paired - loads) // 2
+
+
 def count(loops: Loops, folder: Path) -> dict[str, Any]:
     """Instructions and cycles for 1,000 products."""
     lines = function_lines(assembly(loops.source, loops.march, folder), loops.function)
@@ -230,6 +249,9 @@ def count(loops: Loops, folder: Path) -> dict[str, Any]:
         core: 1000 * sum(cycles(body, core, loops.march) for body in bodies) / macs
         for core in loops.cores
     }
+    issues = {}
+    if "cortex-a55" in loops.cores:
+        issues["cortex-a55"] = 1000 * sum(map(a55_issues, bodies)) / macs
     return {
         "kernel": loops.kernel,
         "case": loops.case,
@@ -237,6 +259,7 @@ def count(loops: Loops, folder: Path) -> dict[str, Any]:
         "stack": spilled,
         "instructions": round(1000 * sum(len(body) for body in bodies) / macs, 1),
         "cycles": {core: round(value, 1) for core, value in taken.items()},
+        "issues": {core: round(value, 1) for core, value in issues.items()},
         "bound": {core: round(value, 1) for core, value in bound.items()},
     }
 
@@ -261,6 +284,8 @@ def main() -> None:
         cells = []
         for core, taken in each["cycles"].items():
             share = f" ({each['bound'][core] / taken:.0%})" if core in each["bound"] else ""
+            if core in each["issues"]:
+                share += f" (started in {each['issues'][core]:.1f})"
             cells.append(f"{core} {taken:.1f}{share}")
         print(
             f"{each['kernel']}, {each['case']}: {each['instructions']}; {', '.join(cells)}"

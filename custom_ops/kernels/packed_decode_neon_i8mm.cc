@@ -50,11 +50,16 @@ struct MatrixOps {
   static int64_t ChunkBlocks(int64_t) { return 1; }
 
   // acc: row 0 by columns 0 and 1, row 1 by columns 0 and 1; the same for columns 2 and 3.
+  // In the assembler, because gcc 12 copies accumulators between intrinsics, see DotLane of
+  // packed_decode_neon_dotprod.cc.
   static OTN_ALWAYS_INLINE void Dot(int, int32x4_t* acc, int8x16_t q, const int8x16_t* codes) {
     OTN_UNROLL
     for (int i = 0; i < kAccumulators; ++i) {
+#if defined(__GNUC__)
+      __asm__ volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(acc[i]) : "w"(q), "w"(codes[i]));
+#else
       acc[i] = vmmlaq_s32(acc[i], q, codes[i]);
-      OTN_IN_REGISTER(acc[i]);
+#endif
     }
   }
 

@@ -70,10 +70,11 @@ namespace {
 constexpr int64_t kRunSpans = 8192;
 constexpr int64_t kFields = 4;
 
-// Two chains of additions where there are few accumulators, to hide their latency.
+// Two chains of additions where there are few accumulators, to hide their latency: with smmla and
+// sdot four a cycle, three cycles of latency want more than eight (llvm-mca, Neoverse V1).
 template <typename Ops, int kVectors>
 struct Chains {
-  static constexpr int kCount = kVectors * Ops::kAccumulators < 8 ? 2 : 1;
+  static constexpr int kCount = kVectors * Ops::kAccumulators <= 8 ? 2 : 1;
   static_assert(kVectors * Ops::kAccumulators * kCount <= 24, "accumulators fit the registers");
 };
 
