@@ -21,6 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files.messages import parts
 from onnx_ternary.model_files.tensors import replace_external
 
 
@@ -118,21 +119,11 @@ def _check_range(what: str, tensor: ir.ExternalTensor, size: int) -> None:
 
 def external_protos(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor of a message that lies in another file: of graphs, nodes and functions."""
-    graphs = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
-    while graphs or nodes:
-        tensors: list[onnx.TensorProto] = []
-        if graphs:
-            graph = graphs.pop()
-            tensors += graph.initializer
-            nodes += graph.node
-        for node in nodes:
-            for attribute in node.attribute:
-                graphs += [attribute.g] if attribute.HasField("g") else []
-                graphs += attribute.graphs
-                tensors += [attribute.t] if attribute.HasField("t") else []
-                tensors += attribute.tensors
-        nodes = []
+    for part in parts(model):
+        tensors = [*part.initializer] if isinstance(part, onnx.GraphProto) else []
+        for attribute in part.attribute if isinstance(part, onnx.NodeProto) else ():
+            tensors += [attribute.t] if attribute.HasField("t") else []
+            tensors += attribute.tensors
         yield from (each for each in tensors if each.data_location == onnx.TensorProto.EXTERNAL)
 
 

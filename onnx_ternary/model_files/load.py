@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.cycles import find_cycle
 from onnx_ternary.model_files.external_data import external_protos, locate_external_data
-from onnx_ternary.model_files.messages import deserialized, why
+from onnx_ternary.model_files.messages import deserialized, parts, why
 from onnx_ternary.model_files.tensors import constant_tensors, external_tensors
 
 SOURCE_MODE = "onnx_ternary.source_mode"
@@ -174,21 +174,13 @@ def _undecodable(model: ir.Model) -> object | None:
 
 def _sparse(proto: onnx.ModelProto) -> str:
     """What a model keeps as sparse tensors, in words; empty if nothing."""
-    graphs = [proto.graph]
-    nodes = [node for function in proto.functions for node in function.node]
-    while graphs:
-        graph = graphs.pop()
-        if graph.sparse_initializer:
-            return "sparse initializers"
-        nodes += graph.node
-        for node in nodes:
-            for attribute in node.attribute:
-                graphs += [attribute.g] if attribute.HasField("g") else []
-                graphs += attribute.graphs
-                if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-                    label = node.name or next(iter(node.output), "")
-                    return f"sparse tensors ({node.op_type} '{label}')"
-        nodes.clear()
+    for part in parts(proto):
+        if isinstance(part, onnx.GraphProto):
+            if part.sparse_initializer:
+                return "sparse initializers"
+        elif any(each.HasField("sparse_tensor") or each.sparse_tensors for each in part.attribute):
+            label = part.name or next(iter(part.output), "")
+            return f"sparse tensors ({part.op_type} '{label}')"
     return ""
 
 

@@ -46,6 +46,23 @@ def why(error: BaseException) -> str:
     return text.rstrip(".") or type(error).__name__
 
 
+def parts(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.NodeProto]:
+    """Every graph and every node of a message, those of subgraphs and functions too."""
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if not nodes:
+            graph = graphs.pop()
+            yield graph
+            nodes += reversed(graph.node)
+            continue
+        node = nodes.pop()
+        yield node
+        for attribute in node.attribute:
+            graphs += [attribute.g] if attribute.HasField("g") else []
+            graphs += attribute.graphs
+
+
 def has_map_types(model: ir.Model) -> bool:
     """Whether a model that was read has types that it was read without."""
     return bool(model.meta.get(_KEY))
