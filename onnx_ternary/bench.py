@@ -161,6 +161,19 @@ def _as_json(found: Comparison) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """How `bench` times two models; it describes every attribute under its name."""
+
+    inputs: Inputs | None = None
+    seed: int = 0
+    threads: int = 1
+    rounds: int = 25
+    seconds_a_round: float = 0.04
+    max_difference: float = 0.1
+    custom_op_libraries: Sequence[str | os.PathLike[str]] = ()
+
+
 def bench(
     original: str | os.PathLike[str],
     converted: str | os.PathLike[str] | None = None,
@@ -198,23 +211,41 @@ def bench(
         LibraryError: if a library is missing or cannot be loaded, or onnxruntime is too old.
         VerificationError: if the outputs differ by more than `max_difference`.
     """
-    libraries = tuple(map(runtime.find_library, custom_op_libraries))
+    settings = BenchSettings(
+        inputs, seed, threads, rounds, seconds_a_round, max_difference, custom_op_libraries
+    )
+    return time_models(Path(original), None if converted is None else Path(converted), settings)
+
+
+def time_models(original: Path, converted: Path | None, settings: BenchSettings) -> Benchmark:
+    """Time two models as `bench` does.
+
+    Args:
+        original: an ONNX file.
+        converted: the same after conversion; None converts it to a temporary file.
+        settings: how.
+
+    Raises:
+        OnnxTernaryError: as `bench`.
+    """
+    libraries = tuple(map(runtime.find_library, settings.custom_op_libraries))
     with ExitStack() as stack:
         if converted is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            converted = Path(folder) / Path(original).name
+            converted = Path(folder) / original.name
             convert(original, converted, OptimizeOptions(), verify_result=False)
-        entries = [_Entry(Path(each), threads, libraries) for each in (original, converted)]
+        entries = [_Entry(each, settings.threads, libraries) for each in (original, converted)]
         # These loads are not timed: they warm up onnxruntime, the libraries and the file cache.
         loading = sum(entry.load() for entry in entries)
-        feeds, used = _feeds(entries[0], inputs, seed)
-        difference = _check_outputs(entries, feeds, max_difference)
+        feeds, used = _feeds(entries[0], settings.inputs, settings.seed)
+        difference = _check_outputs(entries, feeds, settings.max_difference)
         operators = [_operators(entry.path) for entry in entries]
         # The last round's sessions stay, so a model that loads slowly is loaded in the first only.
-        num_loads = min(rounds, max(1, int(_LOADING_SECONDS / loading)))
-        _take_turns(entries, feeds, seed, rounds, num_loads, seconds_a_round)
+        num_loads = min(settings.rounds, max(1, int(_LOADING_SECONDS / loading)))
+        _take_turns(entries, feeds, settings, num_loads)
         speeds = [entry.speed() for entry in entries]
-    return Benchmark(speeds[0], speeds[1], threads, difference, used, operators[0] == operators[1])
+    same = operators[0] == operators[1]
+    return Benchmark(speeds[0], speeds[1], settings.threads, difference, used, same)
 
 
 @dataclass(slots=True)
@@ -272,16 +303,14 @@ class _Entry:
 def _take_turns(
     entries: Sequence[_Entry],
     feeds: Feeds,
-    seed: int,
-    rounds: int,
+    settings: BenchSettings,
     num_loads: int,
-    seconds_a_round: float,
 ) -> None:
     """Times of each entry, one per round; the first ``num_loads`` rounds make the sessions anew."""
-    coin = np.random.default_rng(seed)
+    coin = np.random.default_rng(settings.seed)
     names = [value.name for value in entries[0].session.get_outputs()]
     last = None
-    for number in range(rounds):
+    for number in range(settings.rounds):
         order = list(entries) if coin.random() < 0.5 else list(reversed(entries))
         if number < num_loads:
             for entry in entries:
@@ -291,7 +320,7 @@ def _take_turns(
         for entry in order:
             if entry.threads > 1 and entry is not last:
                 time.sleep(_SPIN_DOWN_SECONDS)
-            entry.seconds.append(entry.time_runs(names, feeds, seconds_a_round))
+            entry.seconds.append(entry.time_runs(names, feeds, settings.seconds_a_round))
             last = entry
 
 

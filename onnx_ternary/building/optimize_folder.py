@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -13,16 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper
-from onnx import load as load_model
 
 from onnx_ternary.building.build import staged_folder
 from onnx_ternary.building.genai_folder import CONFIG, copy_library
-from onnx_ternary.conversion.convert import convert
+from onnx_ternary.conversion.convert import convert_file
+from onnx_ternary.conversion.settings import ConversionSettings
 from onnx_ternary.errors import ModelError
-from onnx_ternary.model_files import load
-from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
+from onnx_ternary.model_files.load import load
 from onnx_ternary.reports.outcome import Conversion
-from onnx_ternary.verification.inputs import Inputs
 
 _LENGTH, _PAST_LENGTH = 8, 4
 
@@ -35,17 +33,7 @@ def is_model_folder(path: str | PathLike[str]) -> bool:
 def optimize_folder(
     source: str | PathLike[str],
     target: str | PathLike[str] | None,
-    options: OptimizeOptions | None = None,
-    *,
-    requirements: Requirements | None = None,
-    verify_result: bool | None = None,
-    inputs: Inputs | None = None,
-    verification: VerificationOptions | None = None,
-    custom_op_libraries: Sequence[str | PathLike[str]] = (),
-    report_path: str | PathLike[str] | None = None,
-    summary_path: str | PathLike[str] | None = None,
-    annotations_path: str | PathLike[str] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    settings: ConversionSettings | None = None,
 ) -> Conversion:
     """Convert the decoder in a model folder and write a new folder, or write nothing.
 
@@ -54,16 +42,8 @@ def optimize_folder(
     Args:
         source: a folder with genai_config.json.
         target: a folder that does not exist or is empty; None for a dry run.
-        options: as `convert` takes them, and everything below.
-        requirements: the same.
-        verify_result: the same.
-        inputs: the same; generated ones have the sizes that genai_config.json tells.
-        verification: the same.
-        custom_op_libraries: the same.
-        report_path: the same.
-        summary_path: the same.
-        annotations_path: the same.
-        progress: the same.
+        settings: how the decoder is converted; None for the defaults. Generated inputs have the
+            sizes that genai_config.json tells.
 
     Raises:
         ModelError: if the folder has no decoder in one file, or names another operator library, and
@@ -71,39 +51,24 @@ def optimize_folder(
         RequirementError: as `convert`.
         VerificationError: as `convert`.
     """
-    folder = Path(source)
+    folder, out = Path(source), None if target is None else Path(target)
+    settings = settings or ConversionSettings()
     config = _read_config(folder)
     decoder = _decoder(config, folder)
-    model = folder / str(decoder["filename"])
-    load.load(model)  # whatever is wrong with the file is said in this package's words
-    if inputs is None and (verification is None or not verification.shapes):
-        inputs = decoder_inputs(load_model(model, load_external_data=False), decoder)
-
-    def run(out: Path | None) -> Conversion:
-        return convert(
-            model,
-            out,
-            options,
-            requirements=requirements,
-            verify_result=verify_result,
-            inputs=inputs,
-            verification=verification,
-            custom_op_libraries=custom_op_libraries,
-            report_path=report_path,
-            summary_path=summary_path,
-            annotations_path=annotations_path,
-            progress=progress,
-        )
-
-    if target is None:
-        return run(None)
-    with staged_folder(Path(target)) as staged:
-        conversion = run(staged / model.name)
-        _copy_others(folder, staged, {model.resolve(), *load.data_files(model)})
+    file = load(folder / str(decoder["filename"]))
+    verifying = settings.verifying
+    if verifying.inputs is None and not verifying.options.shapes:
+        verifying = replace(verifying, inputs=decoder_inputs(file.proto, decoder))
+        settings = replace(settings, verifying=verifying)
+    if out is None:
+        return convert_file(file.path, None, settings, file)
+    with staged_folder(out) as staged:
+        conversion = convert_file(file.path, staged / file.path.name, settings, file)
+        _copy_others(folder, staged, {file.path.resolve(), *file.data_files})
         library = copy_library(staged)
         decoder.setdefault("session_options", {})["custom_ops_library"] = library
         (staged / CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
-    return replace(conversion, files=tuple(Path(target) / each.name for each in conversion.files))
+    return replace(conversion, files=tuple(out / each.name for each in conversion.files))
 
 
 def decoder_inputs(model: ModelProto, decoder: Mapping[str, Any]) -> dict[str, NDArray[Any]] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from onnx_ternary.bench import bench, format_seconds
+from onnx_ternary.bench import BenchSettings, format_seconds, time_models
 from onnx_ternary.cli._options import input_options
 from onnx_ternary.cli._output import make_console, print_table
 from onnx_ternary.reports.report import format_size
@@ -51,16 +51,15 @@ def bench_command(
     as_json: bool,
 ) -> None:
     """Time MODEL against CONVERTED (default: MODEL, converted to a temporary file)."""
-    result = bench(
-        model,
-        converted,
-        inputs=inputs,
-        seed=seed,
-        threads=threads,
-        rounds=rounds,
+    settings = BenchSettings(
+        inputs,
+        seed,
+        threads,
+        rounds,
         max_difference=max_difference,
         custom_op_libraries=libraries,
     )
+    result = time_models(model, converted, settings)
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
         return

@@ -10,7 +10,8 @@ import click
 from onnx_ternary.cli._options import quiet_and_verbose, verification_options
 from onnx_ternary.cli._output import Output, print_table
 from onnx_ternary.cli._tables import incomplete, print_verification
-from onnx_ternary.exporting.export import ExportedFile, export_file
+from onnx_ternary.conversion.accepted import Verifying
+from onnx_ternary.exporting.export import ExportedFile, ExportSettings, export_to
 from onnx_ternary.exporting.exporter import ExportedProduct, Form
 from onnx_ternary.options import ExternalData, VerificationOptions
 from onnx_ternary.reports.report import format_size
@@ -66,19 +67,11 @@ def export_command(
     """Write MODEL to OUTPUT with standard operators instead of TernaryIndexedMatMul."""
     out = Output(quiet, verbose)
     with out.progress("Exporting") as progress:
-        done = export_file(
-            model,
-            output,
-            to=to,
-            bits=2 if bits == "2" else 4,
-            accuracy_level=accuracy_level,
-            external_data=external_data,
-            verify_result=run_verify,
-            inputs=inputs,
-            verification=verification,
-            custom_op_libraries=libraries,
-            progress=progress,
+        verifying = Verifying(run_verify, inputs, verification, libraries, progress)
+        settings = ExportSettings(
+            to, 2 if bits == "2" else 4, accuracy_level, external_data, verifying
         )
+        done = export_to(model, output, settings)
     if not done.products:
         out.warn(f"the model has no {OP_TYPE} node; it was written unchanged.")
     else:

@@ -10,8 +10,8 @@ import click
 from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import print_notes, print_rewrites, unmatched
-from onnx_ternary.conversion.convert import check_distinct
 from onnx_ternary.conversion.optimize import optimize
+from onnx_ternary.conversion.report_files import check_distinct
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.model_files.load import load
 from onnx_ternary.op.nodes import check_indices

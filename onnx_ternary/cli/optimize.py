@@ -18,13 +18,16 @@ from onnx_ternary.cli._tables import (
     print_verification,
     unmatched,
 )
+from onnx_ternary.conversion.accepted import Verifying
 from onnx_ternary.conversion.batch import (
     check_not_itself,
-    convert_many,
+    convert_models,
     default_target,
     is_pattern,
 )
-from onnx_ternary.conversion.convert import convert
+from onnx_ternary.conversion.convert import convert_file
+from onnx_ternary.conversion.report_files import ReportFiles
+from onnx_ternary.conversion.settings import BatchSettings, ConversionSettings
 from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.outcome import Batch, Conversion
 from onnx_ternary.reports.report import format_size
@@ -127,59 +130,49 @@ def optimize_command(
     """
     out = Output(quiet, verbose)
     sources, target, many = _read_arguments(models, in_place or check)
-    requirements = Requirements(require_rewrite, max_size_ratio, complete=check)
     dry_run = dry_run or check
     if check and run_verify is None:
         run_verify = False  # what is not written needs no proof
+    with out.progress("Converting") as progress:
+        settings = ConversionSettings(
+            options,
+            Requirements(require_rewrite, max_size_ratio, complete=check),
+            Verifying(run_verify, inputs, verification, libraries, progress),
+            ReportFiles(report_path, summary_path, annotations_path),
+        )
+        if many:
+            batch = _convert_models(
+                sources, target, BatchSettings(settings, in_place or check, dry_run, jobs)
+            )
+        else:
+            model = Path(sources[0])
+            output = None if dry_run else Path(target) if target else default_target(model)
+            if output is not None and target is not None:
+                _check_not_itself(model, output)
+            if is_model_folder(model):
+                conversion = optimize_folder(model, output, settings)
+            else:
+                conversion = convert_file(model, output, settings)
     if many:
-        with out.progress("Converting") as progress:
-            try:
-                batch = convert_many(
-                    sources,
-                    target,
-                    options,
-                    in_place=in_place or check,
-                    dry_run=dry_run,
-                    requirements=requirements,
-                    verify_result=run_verify,
-                    inputs=inputs,
-                    verification=verification,
-                    custom_op_libraries=libraries,
-                    jobs=jobs,
-                    report_path=report_path,
-                    summary_path=summary_path,
-                    annotations_path=annotations_path,
-                    progress=progress,
-                )
-            except ValueError as error:
-                raise click.UsageError(f"{error}.") from error
         _print_batch(out, batch)
         ctx.exit(batch.exit_code)
-    model = Path(sources[0])
-    output = None if dry_run else Path(target) if target else default_target(model)
-    if output is not None and target is not None:
-        try:
-            check_not_itself(model, output)
-        except ValueError as error:
-            raise click.UsageError(f"{error}.") from error
-    with out.progress("Converting") as progress:
-        conversion = (optimize_folder if is_model_folder(model) else convert)(
-            model,
-            output,
-            options,
-            requirements=requirements,
-            verify_result=run_verify,
-            inputs=inputs,
-            verification=verification,
-            custom_op_libraries=libraries,
-            report_path=report_path,
-            summary_path=summary_path,
-            annotations_path=annotations_path,
-            progress=progress,
-        )
     print_rewrites(out, conversion.report)
     print_notes(out, conversion.report)
     _print_conversion(out, conversion, output)
+
+
+def _check_not_itself(model: Path, output: Path) -> None:
+    try:
+        check_not_itself(model, output)
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
+
+
+def _convert_models(sources: tuple[str, ...], target: str | None, settings: BatchSettings) -> Batch:
+    try:
+        return convert_models(sources, target, settings)
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
 
 
 def _read_arguments(

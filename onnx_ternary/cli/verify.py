@@ -12,7 +12,8 @@ from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import incomplete, print_verification
 from onnx_ternary.errors import VerificationError
 from onnx_ternary.options import VerificationOptions
-from onnx_ternary.verification.verify import verify
+from onnx_ternary.verification.settings import VerifySettings
+from onnx_ternary.verification.verify import compare_models
 
 
 @click.command("verify")
@@ -51,17 +52,16 @@ def verify_command(
     """Compare CONVERTED with ORIGINAL in onnxruntime, product by product and end to end."""
     out = Output(quiet, verbose)
     with out.progress("Comparing") as progress:
-        report = verify(
-            original,
-            converted,
+        settings = VerifySettings(
             verification,
-            inputs=inputs,
-            custom_op_libraries=libraries,
-            seed=seed,
+            inputs,
+            seed,
             weight_tolerance=weight_tolerance,
             products_only=products_only,
+            custom_op_libraries=libraries,
             progress=progress,
         )
+        report = compare_models(original, converted, settings)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     elif report.passed or out.verbose:

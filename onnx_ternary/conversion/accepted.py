@@ -15,7 +15,8 @@ from onnx_ternary.model_files.save import copy_model, save
 from onnx_ternary.options import ExternalData, VerificationOptions
 from onnx_ternary.verification.inputs import Inputs
 from onnx_ternary.verification.report import VerificationReport
-from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES, verify
+from onnx_ternary.verification.settings import VerifySettings
+from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES, compare_models
 
 _TOO_LARGE = (
     "the whole models were not compared, as they are larger than "
@@ -80,16 +81,15 @@ class Verifying:
             OnnxTernaryError: as `verify`.
         """
         alone = num_bytes > MAX_VERIFIED_BYTES and not (self.asked or self.options.require_whole)
-        report = verify(
-            original,
-            converted,
+        settings = VerifySettings(
             self.options,
-            inputs=None if alone else self.inputs,
+            None if alone else self.inputs,
             weight_tolerance=weight_tolerance,
             products_only=alone,
             custom_op_libraries=self.custom_op_libraries,
             progress=self.progress,
         )
+        report = compare_models(original, converted, settings)
         if alone:
             report = replace(report, not_whole=_TOO_LARGE, notes=(*report.notes, _TOO_LARGE))
         return report

@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 from onnx_ternary._machine import num_processors
-from onnx_ternary.conversion.convert import check_distinct
-from onnx_ternary.conversion.staged_text import staged_text
+from onnx_ternary.conversion.accepted import Verifying
+from onnx_ternary.conversion.report_files import ReportFiles, check_distinct
+from onnx_ternary.conversion.settings import BatchSettings, ConversionSettings
 from onnx_ternary.conversion.worker_pool import Task, convert_all, memory_needed
 from onnx_ternary.errors import ModelError
 from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
@@ -101,23 +103,56 @@ def convert_many(
             a model would replace itself by way of it.
         ModelError: if a folder, the report or the summary cannot be written.
     """
-    if in_place and target is not None:
+    each = ConversionSettings(
+        options or OptimizeOptions(),
+        requirements or Requirements(),
+        Verifying(
+            verify_result,
+            inputs,
+            verification or VerificationOptions(),
+            tuple(custom_op_libraries),
+            progress,
+        ),
+        ReportFiles.of(report_path, summary_path, annotations_path),
+    )
+    return convert_models(sources, target, BatchSettings(each, in_place, dry_run, jobs))
+
+
+def convert_models(
+    sources: Sequence[str | PathLike[str]],
+    target: str | PathLike[str] | None,
+    settings: BatchSettings,
+) -> Batch:
+    """Convert models as `convert_many` does.
+
+    Args:
+        sources: models, folders and patterns.
+        target: a folder; None: beside the models.
+        settings: how.
+
+    Raises:
+        ValueError: as `convert_many`.
+        ModelError: as `convert_many`.
+    """
+    if settings.in_place and target is not None:
         raise ValueError("in_place = True and a target exclude each other")
-    found = _find(sources, None if target is None else Path(target), in_place, dry_run)
-    paths = {"report": report_path, "summary": summary_path, "annotations": annotations_path}
-    texts = {what: None if path is None else Path(path) for what, path in paths.items()}
-    check_distinct(texts, [path for pair in found.items() for path in pair])
+    folder = None if target is None else Path(target)
+    found = _find(sources, folder, settings.in_place, settings.dry_run)
+    files, progress = settings.each.files, settings.each.verifying.progress
+    check_distinct(files.by_name(), [path for pair in found.items() for path in pair])
+    # Reports and progress are the batch's own, and a process of the pool has neither.
+    alone = replace(
+        settings.each,
+        files=ReportFiles(),
+        verifying=replace(settings.each.verifying, progress=None),
+    )
+    jobs = min(settings.jobs or num_processors(), len(found))
     tasks = [
         Task(
             source,
-            None if dry_run else goal,
-            options,
-            requirements or Requirements(),
-            verify_result,
-            inputs,
-            verification,
-            tuple(custom_op_libraries),
-            memory_needed(source),
+            None if settings.dry_run else goal,
+            alone,
+            memory_needed(source) if jobs > 1 else 0,
         )
         for source, goal in found.items()
     ]
@@ -129,18 +164,18 @@ def convert_many(
             progress(str(outcome.source), len(outcomes), len(tasks))
 
     with (
-        staged_text(texts["report"], "report") as write_report,
-        staged_text(texts["summary"], "summary") as write_summary,
-        staged_text(texts["annotations"], "annotations") as write_annotations,
+        files.staged() as write,
         _folders([task.target.parent for task in tasks if task.target is not None]),
     ):
         if progress is not None:
             progress("", 0, len(tasks))
-        convert_all(tasks, min(jobs or num_processors(), len(tasks)), finish)
+        convert_all(tasks, jobs, finish)
         batch = Batch(tuple(outcomes[task.source] for task in tasks))
-        write_report(json.dumps(batch.to_dict(), indent=2) + "\n")
-        write_summary(summarize_batch(batch))
-        write_annotations(annotate(batch.outcomes))
+        write(
+            json.dumps(batch.to_dict(), indent=2) + "\n",
+            summarize_batch(batch),
+            annotate(batch.outcomes),
+        )
     return batch
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 from onnx_ternary.conversion.accepted import Acceptance, Verifying
 from onnx_ternary.conversion.optimize import optimize_in_place
-from onnx_ternary.conversion.staged_text import staged_text
+from onnx_ternary.conversion.report_files import ReportFiles, check_distinct
+from onnx_ternary.conversion.settings import ConversionSettings
 from onnx_ternary.errors import (
     ModelError,
     OnnxTernaryError,
     RequirementError,
     VerificationError,
 )
-from onnx_ternary.model_files.load import load
+from onnx_ternary.model_files.load import ModelFile, load
 from onnx_ternary.model_files.targets import check_target
 from onnx_ternary.model_files.tensors import Spool, external_tensors, release
 from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
@@ -73,39 +74,44 @@ def convert(
         RequirementError: if a requirement is not met.
         VerificationError: if the converted model's answers are not within the stated bounds.
     """
-    source, target = Path(source), None if target is None else Path(target)
-    report = None if report_path is None else Path(report_path)
-    summary = None if summary_path is None else Path(summary_path)
-    annotations = None if annotations_path is None else Path(annotations_path)
-    texts = {"report": report, "summary": summary, "annotations": annotations}
-    check_distinct(texts, [source, target])
-    with (
-        staged_text(report, "report") as write_report,
-        staged_text(summary, "summary") as write_summary,
-        staged_text(annotations, "annotations") as write_annotations,
-    ):
+    settings = ConversionSettings(
+        options or OptimizeOptions(),
+        requirements or Requirements(),
+        Verifying(
+            verify_result,
+            inputs,
+            verification or VerificationOptions(),
+            custom_op_libraries,
+            progress,
+        ),
+        ReportFiles.of(report_path, summary_path, annotations_path),
+    )
+    return convert_file(Path(source), None if target is None else Path(target), settings)
+
+
+def convert_file(
+    source: Path, target: Path | None, settings: ConversionSettings, file: ModelFile | None = None
+) -> Conversion:
+    """Convert a model as `convert` does.
+
+    Args:
+        source: an ONNX file.
+        target: where the result goes; None for a dry run.
+        settings: how.
+        file: the model in ``source``, for editing, if it has been read already.
+
+    Raises:
+        OnnxTernaryError: as `convert`.
+    """
+    check_distinct(settings.files.by_name(), [source, target])
+    with settings.files.staged() as write_texts:
 
         def write(outcome: Outcome) -> None:
-            write_report(outcome.to_json())
-            write_summary(summarize(outcome))
-            write_annotations(annotate([outcome]))
+            write_texts(outcome.to_json(), summarize(outcome), annotate([outcome]))
 
         try:
             with _scratch_folder(target) as scratch:
-                conversion = _convert(
-                    source,
-                    target,
-                    options,
-                    requirements or Requirements(),
-                    Verifying(
-                        verify_result,
-                        inputs,
-                        verification or VerificationOptions(),
-                        custom_op_libraries,
-                        progress,
-                    ),
-                    scratch,
-                )
+                conversion = _convert(file or load(source), target, settings, scratch)
         except OnnxTernaryError as error:
             write(Outcome.of_error(source, target, error))
             raise
@@ -113,34 +119,12 @@ def convert(
     return conversion
 
 
-def check_distinct(texts: Mapping[str, Path | None], models: Iterable[Path | None]) -> None:
-    """Refuse a report that would replace a model, or another report.
-
-    Raises:
-        ModelError: naming the file.
-    """
-    taken = {model.resolve(): "the model" for model in models if model is not None}
-    for what, path in texts.items():
-        if path is None:
-            continue
-        if path.resolve() in taken:
-            raise ModelError(
-                f"The {what} '{path}' would replace {taken[path.resolve()]}; give another name."
-            )
-        taken[path.resolve()] = f"the {what}"
-
-
 def _convert(
-    source: Path,
-    target: Path | None,
-    options: OptimizeOptions | None,
-    requirements: Requirements,
-    verifying: Verifying,
-    scratch: Path,
+    file: ModelFile, target: Path | None, settings: ConversionSettings, scratch: Path
 ) -> Conversion:
-    file = load(source)
+    source, verifying = file.path, settings.verifying
     result = optimize_in_place(
-        file.model, source, options, progress=verifying.progress, spool=Spool(scratch)
+        file.model, source, settings.options, progress=verifying.progress, spool=Spool(scratch)
     )
     report = result.report
     skipped = verifying.why_not("" if report.changed else "nothing was rewritten")
@@ -164,7 +148,7 @@ def _convert(
             result.model if report.changed or target is None else None,
             scratch / source.name if target is None else target,
             external_data=result.external_data,
-            check=lambda: _check_requirements(requirements, source, done(())),
+            check=lambda: _check_requirements(settings.requirements, source, done(())),
             compare=None if skipped else compare,
             judge=_judge,
             required=bool(verifying.asked),

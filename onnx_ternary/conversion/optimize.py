@@ -133,7 +133,8 @@ def optimize_in_place(
     except OnnxTernaryError:
         raise
     except Exception as error:
-        # Rules take a valid model for granted; whether it is one is looked at only when they fail.
+        # Broad, because rules take a valid model for granted and stumble over an invalid one in any
+        # way; whether the model is valid is looked at only then.
         if reason := why_invalid(source):
             raise ModelError(f"The model is not valid ONNX: {reason}") from error
         raise ModelError(

@@ -15,17 +15,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from os import PathLike
 from pathlib import Path
 from types import FrameType
 
 from onnx_ternary._machine import available_memory, share_processors
-from onnx_ternary.conversion.convert import convert
+from onnx_ternary.conversion.convert import convert_file
+from onnx_ternary.conversion.settings import ConversionSettings
 from onnx_ternary.errors import ExitCode, ModelError, OnnxTernaryError
-from onnx_ternary.model_files.load import file_bytes
-from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
+from onnx_ternary.model_files.sizes import stored_bytes
 from onnx_ternary.reports.outcome import Outcome
-from onnx_ternary.verification.inputs import Inputs
 
 # Peak of a process that converts and verifies: 7.0 times the file for one weight of 196 MB inside
 # the model, 5.8 for twelve of 17 MB, half of that with external data; 0.14 GB for a small model
@@ -40,26 +38,24 @@ _STOP_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One model of a call: what `convert` is given, and the memory it may take."""
+    """One model of a call.
+
+    Attributes:
+        source: the model.
+        target: where the result goes; None for a dry run.
+        settings: how it is converted.
+        need: bytes of memory that may take; counts where several models run at a time.
+    """
 
     source: Path
     target: Path | None
-    options: OptimizeOptions | None
-    requirements: Requirements
-    verify_result: bool | None
-    inputs: Inputs | None
-    verification: VerificationOptions | None
-    custom_op_libraries: tuple[str | PathLike[str], ...]
-    need: int
+    settings: ConversionSettings
+    need: int = 0
 
 
 def memory_needed(source: Path) -> int:
     """Bytes of memory that converting a model may take."""
-    try:
-        size = file_bytes(source)
-    except (OnnxTernaryError, OSError):  # it will fail, and say why, when its turn comes
-        size = source.stat().st_size if source.is_file() else 0
-    return _BYTES_PER_PROCESS + _BYTES_PER_MODEL_BYTE * size
+    return _BYTES_PER_PROCESS + _BYTES_PER_MODEL_BYTE * stored_bytes(source)
 
 
 def convert_one(task: Task) -> Outcome:
@@ -67,19 +63,10 @@ def convert_one(task: Task) -> Outcome:
     if task.source.is_dir():
         return _error(task, f"'{task.source}' has no file that ends in .onnx.")
     try:
-        conversion = convert(
-            task.source,
-            task.target,
-            task.options,
-            requirements=task.requirements,
-            verify_result=task.verify_result,
-            inputs=task.inputs,
-            verification=task.verification,
-            custom_op_libraries=task.custom_op_libraries,
-        )
+        conversion = convert_file(task.source, task.target, task.settings)
     except OnnxTernaryError as error:
         return Outcome.of_error(task.source, task.target, error)
-    except Exception as error:
+    except Exception as error:  # a defect of ours, met by one model, costs that model alone
         return _error(
             task,
             f"'{task.source}' could not be converted: {type(error).__name__}: {error}; convert it "

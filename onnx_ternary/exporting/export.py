@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Literal, get_args
@@ -87,6 +87,36 @@ class ExportedFile:
         return f"<ExportedFile: {len(self.products)} products exported, {sizes}>"
 
 
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """What `export_file` is asked for; `export` knows the first three.
+
+    Attributes:
+        to: ``float``, ``matmulnbits`` or ``qdq``.
+        bits: of MatMulNBits' codes.
+        accuracy_level: of MatMulNBits.
+        external_data: as in `OptimizeOptions`.
+        verifying: how the result is verified; its `progress` is called while exporting, too.
+
+    Raises:
+        ValueError: on construction, for an unknown choice.
+    """
+
+    to: Form = "float"
+    bits: Literal[2, 4] = 2
+    accuracy_level: int = 0
+    external_data: ExternalData = "auto"
+    verifying: Verifying = field(default_factory=Verifying)
+
+    def __post_init__(self) -> None:
+        if self.to not in get_args(Form):
+            raise ValueError(f"to = {self.to!r}, expected one of: {', '.join(get_args(Form))}")
+        if self.bits not in (2, 4):
+            raise ValueError(f"bits = {self.bits!r}, expected 2 or 4")
+        if self.accuracy_level not in range(5):
+            raise ValueError(f"accuracy_level = {self.accuracy_level!r}, expected from 0 to 4")
+
+
 def export(
     model: AnyModel,
     *,
@@ -113,28 +143,13 @@ def export(
         IndexFormatError: if an index is damaged.
         ValueError: for an unknown choice.
     """
-    _check_choice(to, bits, accuracy_level)
-    return _export_in_place(any_model(model), to, bits, accuracy_level, progress)
+    settings = ExportSettings(to, bits, accuracy_level, verifying=Verifying(progress=progress))
+    return _export_in_place(any_model(model), settings)
 
 
-def _check_choice(to: str, bits: int, accuracy_level: int) -> None:
-    if to not in get_args(Form):
-        raise ValueError(f"to = {to!r}, expected one of: {', '.join(get_args(Form))}")
-    if bits not in (2, 4):
-        raise ValueError(f"bits = {bits!r}, expected 2 or 4")
-    if accuracy_level not in range(5):
-        raise ValueError(f"accuracy_level = {accuracy_level!r}, expected from 0 to 4")
-
-
-def _export_in_place(
-    model: ir.Model,
-    to: Form,
-    bits: Literal[2, 4],
-    accuracy_level: int,
-    progress: Callable[[str, int, int], None] | None,
-) -> ExportResult:
-    products = Exporter(model, to, bits, accuracy_level).run(progress)
-    return ExportResult(model, tuple(products))
+def _export_in_place(model: ir.Model, settings: ExportSettings) -> ExportResult:
+    exporter = Exporter(model, settings.to, settings.bits, settings.accuracy_level)
+    return ExportResult(model, tuple(exporter.run(settings.verifying.progress)))
 
 
 def export_file(
@@ -178,10 +193,6 @@ def export_file(
         VerificationError: if the answers of the two models differ by more than the stated bounds.
         ValueError: for an unknown choice.
     """
-    source, target = Path(source), Path(target)
-    _check_choice(to, bits, accuracy_level)
-    file = load(source)
-    result = _export_in_place(file.model, to, bits, accuracy_level, progress)
     verifying = Verifying(
         verify_result,
         inputs,
@@ -189,12 +200,29 @@ def export_file(
         custom_op_libraries,
         progress,
     )
+    settings = ExportSettings(to, bits, accuracy_level, external_data, verifying)
+    return export_to(Path(source), Path(target), settings)
+
+
+def export_to(source: Path, target: Path, settings: ExportSettings) -> ExportedFile:
+    """Export a file as `export_file` does.
+
+    Args:
+        source: a converted ONNX file.
+        target: where the result goes.
+        settings: how.
+
+    Raises:
+        OnnxTernaryError: as `export_file`.
+    """
+    file, verifying = load(source), settings.verifying
+    result = _export_in_place(file.model, settings)
     skipped = verifying.why_not("" if result.products else "nothing was exported")
     found = Acceptance(file)
     found.save(
         result.model if result.products else None,
         target,
-        external_data=external_data,
+        external_data=settings.external_data,
         check=lambda: None,  # an export may take any size
         compare=None
         if skipped

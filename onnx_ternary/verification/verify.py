@@ -49,6 +49,11 @@ from onnx_ternary.verification.products import (
     check_in_place,
 )
 from onnx_ternary.verification.report import OutputCheck, ProductCheck, VerificationReport
+from onnx_ternary.verification.settings import (
+    DEFAULT_MAX_EXPOSED_BYTES,
+    DEFAULT_MAX_ROWS,
+    VerifySettings,
+)
 from onnx_ternary.verification.verdicts import outputs_without_verdict
 
 # In front of a MatMul, or as one, optimized to a product of 8-bit activations.
@@ -66,8 +71,8 @@ def verify(
     seed: int = 0,
     tolerance: float | None = None,
     weight_tolerance: float | None = None,
-    max_rows: int = 256,
-    max_exposed_bytes: int = 1 << 28,
+    max_rows: int = DEFAULT_MAX_ROWS,
+    max_exposed_bytes: int = DEFAULT_MAX_EXPOSED_BYTES,
     products_only: bool = False,
     custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
@@ -113,41 +118,57 @@ def verify(
         LibraryError: if the library is missing or onnxruntime is too old.
         IndexFormatError: if a converted node's index breaks its format.
     """
-    options = options or VerificationOptions()
-    libraries = tuple(map(runtime.find_library, custom_op_libraries))
+    settings = VerifySettings(
+        options or VerificationOptions(),
+        inputs,
+        seed,
+        tolerance,
+        weight_tolerance,
+        max_rows,
+        max_exposed_bytes,
+        products_only,
+        custom_op_libraries,
+        progress,
+    )
+    return compare_models(original, converted, settings)
+
+
+def compare_models(
+    original: Model, converted: Model, settings: VerifySettings
+) -> VerificationReport:
+    """Compare two models as `verify` does.
+
+    Args:
+        original: the model before conversion.
+        converted: the model after it.
+        settings: how.
+
+    Raises:
+        OnnxTernaryError: as `verify`.
+    """
+    libraries = tuple(map(runtime.find_library, settings.custom_op_libraries))
     before = LoadedModel.load(original, "original", libraries)
     after = LoadedModel.load(converted, "converted", libraries)
-    if products_only and inputs is not None:
+    if settings.products_only and settings.inputs is not None:
         raise InputsError("Products are compared alone, on random activations: give no inputs.")
-    if products_only and options.require_whole:
+    if settings.products_only and settings.options.require_whole:
         raise RequirementError("Products alone and a comparison of the whole exclude each other.")
-    if weight_tolerance is None:
-        weight_tolerance = _recorded_tolerance(after)
     exact, num_rounding = with_float_sums(before)
-    exact = with_separate_activations(with_unsigned_weights(exact))
-    comparison = Comparison(
-        exact,
-        after,
-        find_scopes(exact.proto, after.proto),
-        weight_tolerance=weight_tolerance,
-        max_rows=max_rows,
-        max_exposed_bytes=max_exposed_bytes,
-        seed=seed,
-        bodies=Bodies.of(after.proto),
-        progress=progress,
-    )
-    if products_only:
+    comparison = _comparison(exact, after, settings)
+    if settings.products_only:
         return _alone(comparison, "it was not asked for", strict=True)
     tries = Tries(before)
     try:
         chosen = choose_inputs(
-            before.proto, InputOptions(inputs, seed, options.shapes), tries.refusal
+            before.proto,
+            InputOptions(settings.inputs, settings.seed, settings.options.shapes),
+            tries.refusal,
         )
         expected = tries.outputs(chosen.feeds)
     except ModelError as error:
-        if inputs is not None:
+        if settings.inputs is not None:
             raise
-        if options.require_whole:
+        if settings.options.require_whole:
             raise RequirementError(
                 f"The whole models were not compared, but that is required: {error}"
             ) from error
@@ -155,8 +176,25 @@ def verify(
         if report.products and report.num_unjudged == len(report.products):
             raise NotComparedError(str(error)) from error
         return report
-    whole = _Whole(before, comparison, num_rounding, tolerance)
+    whole = _Whole(before, comparison, num_rounding, settings.tolerance)
     return whole.report(chosen, expected)
+
+
+def _comparison(exact: LoadedModel, after: LoadedModel, settings: VerifySettings) -> Comparison:
+    """How products are compared; ``exact`` is the original with sums in float32."""
+    exact = with_separate_activations(with_unsigned_weights(exact))
+    allowed = settings.weight_tolerance
+    return Comparison(
+        exact,
+        after,
+        find_scopes(exact.proto, after.proto),
+        weight_tolerance=_recorded_tolerance(after) if allowed is None else allowed,
+        max_rows=settings.max_rows,
+        max_exposed_bytes=settings.max_exposed_bytes,
+        seed=settings.seed,
+        bodies=Bodies.of(after.proto),
+        progress=settings.progress,
+    )
 
 
 def _recorded_tolerance(model: LoadedModel) -> float:

@@ -16,8 +16,11 @@ import pytest
 from onnx_ternary import build, export_file, get_library_path
 from onnx_ternary.building import optimize_folder
 from onnx_ternary.building.optimize_folder import decoder_inputs
+from onnx_ternary.conversion.accepted import Verifying
+from onnx_ternary.conversion.settings import ConversionSettings
 from onnx_ternary.errors import ModelError
 from tests.support.checkpoints import SIZES, write_checkpoint
+from tests.support.parses import count_parses
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,14 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, folder: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_decoder_is_parsed_once(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parses = count_parses(monkeypatch)
+    optimize_folder(folder, tmp_path / "out")
+    assert parses[(folder / "model.onnx").read_bytes()] == 1
+
+
 def test_inputs_have_the_sizes_of_the_configuration(folder: Path) -> None:
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
@@ -127,5 +138,7 @@ def test_folders_that_cannot_be_converted_are_refused(
 
 def test_nothing_is_left_where_conversion_fails(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(Exception, match="input_ids"):
-        optimize_folder(folder, tmp_path / "out", inputs={})
+        optimize_folder(
+            folder, tmp_path / "out", ConversionSettings(verifying=Verifying(inputs={}))
+        )
     assert not list(tmp_path.iterdir())

@@ -6,14 +6,17 @@ onnxruntime and onnx.checker read files by themselves and are not counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
 import pytest
 
-from onnx_ternary import OptimizeOptions, convert, export_file, optimize
+from onnx_ternary import OptimizeOptions, convert, convert_many, export_file, optimize
+from onnx_ternary.conversion.worker_pool import Task, convert_one, memory_needed
 from onnx_ternary.model_files.load import load
+from onnx_ternary.reports.outcome import Outcome
+from tests.support.parses import count_parses
 from tests.support.two_products import two_products, write_two_products
 
 ALWAYS = OptimizeOptions(external_data="always")
@@ -21,21 +24,7 @@ ALWAYS = OptimizeOptions(external_data="always")
 
 @pytest.fixture
 def parses(monkeypatch: pytest.MonkeyPatch) -> Counter[bytes]:
-    """How often each message was parsed in Python; onnx.load and onnx_ir end in one of the two."""
-    counted: Counter[bytes] = Counter()
-    from_string, parse = onnx.ModelProto.FromString, onnx.ModelProto.ParseFromString
-
-    def counting_from_string(content: bytes) -> onnx.ModelProto:
-        counted[content] += 1
-        return from_string(content)
-
-    def counting_parse(self: onnx.ModelProto, content: bytes) -> int:
-        counted[content] += 1
-        return parse(self, content)
-
-    monkeypatch.setattr(onnx.ModelProto, "FromString", staticmethod(counting_from_string))
-    monkeypatch.setattr(onnx.ModelProto, "ParseFromString", counting_parse)
-    return counted
+    return count_parses(monkeypatch)
 
 
 def test_every_way_to_parse_is_counted(tmp_path: Path, parses: Counter[bytes]) -> None:
@@ -92,6 +81,26 @@ def test_a_copy_parses_the_source_once(
         onnx.save(two_products(), path)
     convert(path, tmp_path / "out.onnx", OptimizeOptions(exclude=("*",)))
     assert parses[path.read_bytes()] == 1
+
+
+def test_a_batch_parses_each_source_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parses: Counter[bytes]
+) -> None:
+    """Told to run two at a time, so that it asks what memory each will take."""
+
+    def convert_here(tasks: Sequence[Task], jobs: int, finish: Callable[[Outcome], None]) -> None:
+        assert jobs == 2
+        assert all(task.need > memory_needed(Path("missing")) for task in tasks)
+        for task in tasks:
+            finish(convert_one(task))
+
+    monkeypatch.setattr("onnx_ternary.conversion.batch.convert_all", convert_here)
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    onnx.save(two_products(), paths[0])
+    write_two_products(paths[1], "weights.bin")
+    batch = convert_many(paths, tmp_path / "out", ALWAYS, jobs=2)
+    assert batch.exit_code == 0
+    assert [parses[path.read_bytes()] for path in paths] == [1, 1]
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["new file", "in place"])

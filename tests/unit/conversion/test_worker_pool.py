@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import onnx_ternary
 from onnx_ternary import _machine
 from onnx_ternary.conversion import worker_pool
+from onnx_ternary.conversion.settings import ConversionSettings
 from onnx_ternary.errors import ExitCode
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.outcome import Outcome
@@ -22,10 +22,7 @@ ALL = OptimizeOptions(min_elements=0)
 
 
 def task(source: Path, need: int = 0) -> worker_pool.Task:
-    requirements = onnx_ternary.Requirements()
-    return worker_pool.Task(
-        source, source.with_suffix(".out.onnx"), ALL, requirements, None, None, None, (), need
-    )
+    return worker_pool.Task(source, source.with_suffix(".out.onnx"), ConversionSettings(ALL), need)
 
 
 def die_or_name(task: worker_pool.Task) -> Outcome:

@@ -1,0 +1,43 @@
+"""What `convert` and `convert_many` are asked for, in one value that is handed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnx_ternary.conversion.accepted import Verifying
+from onnx_ternary.conversion.report_files import ReportFiles
+from onnx_ternary.options import OptimizeOptions, Requirements
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionSettings:
+    """How a model is converted, and when the result counts.
+
+    Attributes:
+        options: how it is rewritten.
+        requirements: what must hold.
+        verifying: how the result is verified; its `progress` is called while converting, too.
+        files: where reports go.
+    """
+
+    options: OptimizeOptions = field(default_factory=OptimizeOptions)
+    requirements: Requirements = field(default_factory=Requirements)
+    verifying: Verifying = field(default_factory=Verifying)
+    files: ReportFiles = field(default_factory=ReportFiles)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How many models are converted in one call.
+
+    Attributes:
+        each: how each of them is; reports and `progress` are those of the batch.
+        in_place: replace each model by the converted one.
+        dry_run: write no model.
+        jobs: models at a time, at most; None for the number of processors.
+    """
+
+    each: ConversionSettings = field(default_factory=ConversionSettings)
+    in_place: bool = False
+    dry_run: bool = False
+    jobs: int | None = None
