@@ -14,16 +14,11 @@ from onnx import FunctionProto, ModelProto, TensorProto, helper, numpy_helper
 
 from onnx_ternary.index import Index, build_index
 from onnx_ternary.index.levels import TernaryWeight
+from onnx_ternary.op.bounds import int8_error_bound
 from onnx_ternary.op.function_body import BodyVariant, make_function_body
+from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.schema import DOMAIN, OP_TYPE, Alphabet, OpAttributes
 
-INT8 = {
-    "activation": "int8",
-    "activation_rule": "absmax_division",
-    "activation_epsilon": 1e-5,
-    "activation_qmin": -128,
-    "activation_qmax": 127,
-}
 UINT8 = {
     "activation": "uint8",
     "activation_rule": "dynamic_quantize_linear",
@@ -75,6 +70,28 @@ class Product:
     def attributes(self) -> OpAttributes:
         return self.index.attributes
 
+    def by_the_int8_rule(self, x: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """What the op answers, and how far sums in another order may be off.
+
+        Args:
+            x: (..., K), rows of zeros and rows below epsilon included.
+        """
+        weight = self.weight
+        constants = (self.index.codes, self.index.aux, self.index.scale, self.bias)
+        expected = ternary_indexed_matmul(x, *constants, self.attributes)
+        bound = int8_error_bound(
+            x,
+            weight.levels,
+            weight.scale,
+            weight.group_size,
+            self.bias,
+            self.attributes,
+            np.float32,
+        )
+        if self.index.scale.ndim == 2:  # scales inside the sums make them inexact
+            bound += 1e-6 * np.abs(expected).max()
+        return expected, bound
+
     def variant(self, opset: int, x_dtype: int = TensorProto.FLOAT) -> BodyVariant:
         return BodyVariant.of(
             self.attributes,
@@ -83,6 +100,14 @@ class Product:
             bias_rank=self.bias.ndim,
             opset=opset,
         )
+
+
+def rows_for_the_int8_rule(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    """Random rows (2, M, K) for M above 2, one of zeros and one below epsilon among them."""
+    x = rng.standard_normal(shape).astype(np.float32)
+    x[1, 1] = 0
+    x[1, 2] *= 1e-7
+    return x
 
 
 def ir_version(opset: int) -> int:

@@ -64,6 +64,35 @@ def levels(
 
 
 @st.composite
+def packed_levels(
+    draw: st.DrawFn,
+    storage: Storage,
+    alphabet: Alphabet,
+    block_size: int,
+    columns: st.SearchStrategy[int] | None = None,
+) -> tuple[NDArray[np.int8], dict[str, Any]]:
+    """Levels (K, N) and the options `pack` and `unpack` take them with."""
+    shape = draw(row_counts(block_size)), draw(columns or column_counts())
+    matrix = random_levels(draw(random_generators()), *shape, alphabet)
+    return matrix, {"storage": storage, "alphabet": alphabet, "block_size": block_size}
+
+
+@st.composite
+def rsr_levels(
+    draw: st.DrawFn, storage: Storage, alphabet: Alphabet, group_size: int
+) -> tuple[NDArray[np.int8], dict[str, Any]]:
+    """Levels (K, N) and the options `pack_rsr` takes them with."""
+    shape = draw(row_counts(group_size or 30)), draw(column_counts())
+    matrix = random_levels(draw(random_generators()), *shape, alphabet)
+    return matrix, {
+        "storage": storage,
+        "alphabet": alphabet,
+        "block_width": draw(st.integers(1, 6)),
+        "group_size": group_size,
+    }
+
+
+@st.composite
 def ternary_weights(
     draw: st.DrawFn,
     alphabets: tuple[Alphabet, ...] = ALPHABETS,

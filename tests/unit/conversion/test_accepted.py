@@ -14,12 +14,7 @@ from onnx_ternary.model_files.load import load
 from onnx_ternary.options import VerificationOptions
 from onnx_ternary.verification.report import VerificationReport
 from onnx_ternary.verification.verify import MAX_VERIFIED_BYTES
-from tests.support.converted_models import (
-    Product,
-    converted_model,
-    original_model,
-    random_weight,
-)
+from tests.support.converted_models import Product, converted_model, original_model, random_weight
 from tests.support.two_products import names_in, two_products
 
 REPORT = VerificationReport((), (), 0, {}, ())

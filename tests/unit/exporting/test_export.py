@@ -21,9 +21,8 @@ from onnx_ternary.errors import IndexFormatError, ModelError, VerificationError
 from onnx_ternary.exporting.export import _compared, _judge, export, export_file
 from onnx_ternary.exporting.exporter import Form
 from onnx_ternary.model_files.load import load
-from onnx_ternary.op.bounds import float_error_bound, int8_error_bound
+from onnx_ternary.op.bounds import float_error_bound
 from onnx_ternary.op.nodes import op_nodes
-from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE
 from tests.catalogue import HITS
 from tests.catalogue.case import Case
@@ -34,15 +33,16 @@ from tests.support.checks import ALL, dense, feeds_of, skip_where_too_new, tenso
 from tests.support.command_line import DIGITS
 from tests.support.command_line import run as run_command
 from tests.support.converted_models import (
-    INT8,
     Product,
     converted_model,
     make_product,
     original_model,
     plain_session,
     random_weight,
+    rows_for_the_int8_rule,
     supported_opsets,
 )
+from tests.support.products import INT8
 
 FORMS: tuple[Form, ...] = get_args(Form)
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -199,26 +199,11 @@ def test_int8_rule_within_bound(opset: int, scale_rank: int, rule: str, form: Fo
     assert result.products[0].operator.startswith(rule)
     exported = result.to_proto()
     assert_plain(exported)
-    x = np.random.default_rng(1).standard_normal((2, 5, 130)).astype(np.float32)
-    x[1, 1] = 0
-    x[1, 2] *= 1e-7  # below epsilon
-    index, weight = product.index, product.weight
-    constants = (index.codes, index.aux, index.scale, product.bias)
-    expected = ternary_indexed_matmul(x, *constants, product.attributes)
-    bound = int8_error_bound(
-        x,
-        weight.levels,
-        weight.scale,
-        weight.group_size,
-        product.bias,
-        product.attributes,
-        np.float32,
-    )
-    if scale_rank == 2:  # scales inside the sums make them inexact
-        bound += 1e-6 * np.abs(expected).max()
+    x = rows_for_the_int8_rule(np.random.default_rng(1), 2, 5, 130)
+    expected, bound = product.by_the_int8_rule(x)
     assert (np.abs(run(exported, x) - expected) <= 2 * bound).all()
     (node,) = op_nodes(onnx_ternary.optimize(exported, ALL).model)
-    np.testing.assert_array_equal(np.sign(dense(node)), weight.levels)
+    np.testing.assert_array_equal(np.sign(dense(node)), product.weight.levels)
 
 
 @every_form

@@ -13,10 +13,8 @@ from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.schema import BLOCK_SIZES, Alphabet, Storage
 from tests.support.strategies import (
     PACKED_STORAGES,
-    column_counts,
-    random_generators,
+    packed_levels,
     random_levels,
-    row_counts,
     ternary_weights,
 )
 
@@ -55,21 +53,17 @@ def pack_by_the_document(
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize(("storage", "alphabet"), PACKED_STORAGES)
-@given(data=st.data(), rng=random_generators())
+@given(data=st.data())
 def test_pack_and_unpack(
-    storage: Storage,
-    alphabet: Alphabet,
-    block_size: int,
-    data: st.DataObject,
-    rng: np.random.Generator,
+    storage: Storage, alphabet: Alphabet, block_size: int, data: st.DataObject
 ) -> None:
-    K, N = data.draw(row_counts(block_size)), data.draw(column_counts())
-    levels = random_levels(rng, K, N, alphabet)
-    codes = packed.pack(levels, storage=storage, alphabet=alphabet, block_size=block_size)
+    levels, options = data.draw(packed_levels(storage, alphabet, block_size))
+    K, N = levels.shape
+    codes = packed.pack(levels, **options)
     assert codes.dtype == np.uint8
     assert codes.flags.c_contiguous
     assert codes.shape == packed.codes_shape(K, N, storage=storage, block_size=block_size)
-    result = packed.unpack(codes, K, N, storage=storage, alphabet=alphabet, block_size=block_size)
+    result = packed.unpack(codes, K, N, **options)
     assert result.dtype == np.int8
     assert result.flags.c_contiguous
     np.testing.assert_array_equal(result, levels)

@@ -14,10 +14,8 @@ from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.schema import Algorithm, Alphabet, Storage
 from tests.support.strategies import (
     RSR_STORAGES,
-    column_counts,
-    random_generators,
     random_levels,
-    row_counts,
+    rsr_levels,
     ternary_weights,
 )
 
@@ -26,23 +24,12 @@ NO_BIAS = np.zeros((), np.float32)
 
 @pytest.mark.parametrize("group_size", [0, 1, 7, 64])
 @pytest.mark.parametrize(("storage", "alphabet"), RSR_STORAGES)
-@given(data=st.data(), rng=random_generators())
+@given(data=st.data())
 def test_pack_and_unpack(
-    storage: Storage,
-    alphabet: Alphabet,
-    group_size: int,
-    data: st.DataObject,
-    rng: np.random.Generator,
+    storage: Storage, alphabet: Alphabet, group_size: int, data: st.DataObject
 ) -> None:
-    K, N = data.draw(row_counts(group_size or 30)), data.draw(column_counts())
-    block_width = data.draw(st.integers(1, 6))
-    levels = random_levels(rng, K, N, alphabet)
-    options: dict[str, Any] = {
-        "storage": storage,
-        "alphabet": alphabet,
-        "block_width": block_width,
-        "group_size": group_size,
-    }
+    levels, options = data.draw(rsr_levels(storage, alphabet, group_size))
+    (K, N), block_width = levels.shape, options["block_width"]
     permutation, offsets = rsr.pack(levels, **options)
     num_planes = 2 if (storage, alphabet) == ("planes", "ternary") else 1
     num_blocks = -(-N // block_width)

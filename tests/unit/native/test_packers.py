@@ -20,9 +20,9 @@ from tests.support.strategies import (
     PACKED_STORAGES,
     RSR_STORAGES,
     column_counts,
-    random_generators,
+    packed_levels,
     random_levels,
-    row_counts,
+    rsr_levels,
 )
 
 LONGEST = 2**63 - 1
@@ -30,22 +30,11 @@ LONGEST = 2**63 - 1
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize(("storage", "alphabet"), PACKED_STORAGES)
-@given(data=st.data(), rng=random_generators())
-def test_packed(
-    storage: Storage,
-    alphabet: Alphabet,
-    block_size: int,
-    data: st.DataObject,
-    rng: np.random.Generator,
-) -> None:
-    K = data.draw(row_counts(block_size))
-    N = data.draw(column_counts() | st.sampled_from([63, 64, 65, 130]))
-    levels = random_levels(rng, K, N, alphabet)
-    options: dict[str, Any] = {
-        "storage": storage,
-        "alphabet": alphabet,
-        "block_size": block_size,
-    }
+@given(data=st.data())
+def test_packed(storage: Storage, alphabet: Alphabet, block_size: int, data: st.DataObject) -> None:
+    columns = column_counts() | st.sampled_from([63, 64, 65, 130])
+    levels, options = data.draw(packed_levels(storage, alphabet, block_size, columns))
+    K, N = levels.shape
     codes = packed.pack(levels, **options)
     native = packers.pack(levels, **options)
     assert native.dtype == codes.dtype
@@ -66,22 +55,9 @@ def test_every_byte_unpacks_alike(storage: Storage) -> None:
 
 @pytest.mark.parametrize("group_size", [0, 1, 7, 64])
 @pytest.mark.parametrize(("storage", "alphabet"), RSR_STORAGES)
-@given(data=st.data(), rng=random_generators())
-def test_rsr(
-    storage: Storage,
-    alphabet: Alphabet,
-    group_size: int,
-    data: st.DataObject,
-    rng: np.random.Generator,
-) -> None:
-    K, N = data.draw(row_counts(group_size or 30)), data.draw(column_counts())
-    levels = random_levels(rng, K, N, alphabet)
-    options: dict[str, Any] = {
-        "storage": storage,
-        "alphabet": alphabet,
-        "block_width": data.draw(st.integers(1, 6)),
-        "group_size": group_size,
-    }
+@given(data=st.data())
+def test_rsr(storage: Storage, alphabet: Alphabet, group_size: int, data: st.DataObject) -> None:
+    levels, options = data.draw(rsr_levels(storage, alphabet, group_size))
     for native, expected in zip(
         packers.pack_rsr(levels, **options), rsr.pack(levels, **options), strict=True
     ):

@@ -12,12 +12,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_ternary import runtime
-from onnx_ternary.op.bounds import int8_error_bound
 from onnx_ternary.op.function_body import NoBody, make_function_body
 from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 from tests.support.converted_models import (
-    INT8,
     UINT8,
     Product,
     body,
@@ -26,8 +24,10 @@ from tests.support.converted_models import (
     original_model,
     plain_session,
     random_weight,
+    rows_for_the_int8_rule,
     supported_opsets,
 )
+from tests.support.products import INT8
 
 LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_ALL")
 SUPPORTED = supported_opsets()
@@ -201,23 +201,8 @@ def test_int8_rule_within_bound(opset: int, scale_rank: int, rule: str) -> None:
     )
     model = converted_model([product], opset=opset)
     onnx.checker.check_model(model, full_check=True)
-    x = rng.standard_normal((2, 40, 130)).astype(np.float32)
-    x[1, 1] = 0
-    x[1, 2] *= 1e-7  # below epsilon
-    index, weight = product.index, product.weight
-    constants = (index.codes, index.aux, index.scale, product.bias)
-    expected = ternary_indexed_matmul(x, *constants, product.attributes)
-    bound = int8_error_bound(
-        x,
-        weight.levels,
-        weight.scale,
-        weight.group_size,
-        product.bias,
-        product.attributes,
-        np.float32,
-    )
-    if scale_rank == 2:  # scales folded into the weights make the sums inexact
-        bound += 1e-6 * np.abs(expected).max()
+    x = rows_for_the_int8_rule(rng, 2, 40, 130)
+    expected, bound = product.by_the_int8_rule(x)
     for level in LEVELS:
         assert (np.abs(run(model, x, level) - expected) <= 2 * bound).all()
 

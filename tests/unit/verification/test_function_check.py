@@ -11,13 +11,13 @@ from onnx import helper
 from onnx_ternary.errors import ModelError
 from onnx_ternary.verification.function_check import check_function_body
 from tests.support.converted_models import (
-    INT8,
     UINT8,
     Product,
     converted_model,
     original_model,
     random_weight,
 )
+from tests.support.products import INT8
 
 
 @pytest.mark.parametrize("activation", [None, INT8, UINT8], ids=["float", "int8", "uint8"])

@@ -19,13 +19,8 @@ from onnx_ternary.schema import DOMAIN
 from onnx_ternary.verification.verify import verify
 from tests.catalogue.case import column_scales
 from tests.catalogue.matmul_nbits import FEW_BITS, nbits
-from tests.support.converted_models import (
-    INT8,
-    Product,
-    converted_model,
-    original_model,
-    random_weight,
-)
+from tests.support.converted_models import Product, converted_model, original_model, random_weight
+from tests.support.products import INT8
 
 BIAS = column_scales()
 
