@@ -21,9 +21,9 @@ class Site:
         model: the model.
         opset: the ai.onnx opset it imports; 0 if it imports none.
         owners: the local function each graph inside one belongs to, by the graph's id.
-        value_names: names of values, those of local functions included; whoever makes a value adds
+        value_names: names of values, values of local functions included; whoever makes a value adds
             its name.
-        node_names: the same of nodes.
+        node_names: names of nodes, likewise.
         digest: of all these names: no model that can be merged with this one has it.
     """
 

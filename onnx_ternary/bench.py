@@ -193,8 +193,8 @@ def bench(
 
     Args:
         original: an ONNX file.
-        converted: the same after conversion; None converts it to a temporary file, with the
-            default options.
+        converted: the same model after conversion; None converts ``original`` to a temporary file,
+            with the default options.
         inputs: arrays by input name, or an .npz file of them; None generates them.
         seed: of generated inputs, and of the coin.
         threads: intra-op threads of either session.
@@ -222,7 +222,7 @@ def time_models(original: Path, converted: Path | None, settings: BenchSettings)
 
     Args:
         original: an ONNX file.
-        converted: the same after conversion; None converts it to a temporary file.
+        converted: the same model after conversion; None converts ``original`` to a temporary file.
         settings: how.
 
     Raises:

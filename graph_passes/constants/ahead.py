@@ -44,7 +44,7 @@ class Ahead:
     def __init__(self, options: OptimizeOptions, num_threads: int | None = None) -> None:
         self._options = options
         num_threads = num_threads or num_processors()
-        # One is asked for while the others are being read.
+        # One operand is asked for while others are being read.
         self.num_products = num_threads + 1 if num_threads > 1 else 0
         self._pool = ThreadPoolExecutor(num_threads, "onnx-ternary")
         # By the tensor's value: of two products that share one, the second finds what is known.

@@ -55,7 +55,7 @@ class _Result:
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """The constants a value is computed from: ids of the largest, and the bytes of the others."""
+    """The constants a value is computed from: ids of the largest, bytes of the smaller ones."""
 
     leaves: frozenset[int]
     other_bytes: int = 0

@@ -27,15 +27,15 @@ class Reader(Protocol):
         ...
 
     def transposed(self, perm: tuple[int, ...]) -> Reader:
-        """The same behind a Transpose."""
+        """The reader of the constant behind a Transpose."""
         ...
 
     def matrix(self) -> Reader:
-        """The same without all axes but the first two; the others have one element each."""
+        """The reader of the first two axes; all other axes have one element each."""
         ...
 
     def cast(self, dtype: np.dtype[Any]) -> Reader:
-        """The same behind a Cast to a float type."""
+        """The reader of the constant behind a Cast to a float type."""
         ...
 
     def ternarize(self) -> TernaryWeight | NotTernary | None:
@@ -58,11 +58,11 @@ class Numbers:
         return self.read()
 
     def transposed(self, perm: tuple[int, ...]) -> Numbers:
-        """The same behind a Transpose."""
+        """The reader of the constant behind a Transpose."""
         return Numbers(lambda: self.read().transpose(perm))
 
     def matrix(self) -> Numbers:
-        """The same without all axes but the first two; the others have one element each."""
+        """The reader of the first two axes; all other axes have one element each."""
 
         def flat() -> NDArray[Any]:
             numbers = self.read()
@@ -71,7 +71,7 @@ class Numbers:
         return Numbers(flat)
 
     def cast(self, dtype: np.dtype[Any]) -> Numbers:
-        """The same behind a Cast to a float type."""
+        """The reader of the constant behind a Cast to a float type."""
 
         def converted() -> NDArray[Any]:
             with np.errstate(over="ignore", invalid="ignore"):

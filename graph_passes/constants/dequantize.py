@@ -91,7 +91,7 @@ class Dequantized:
         return result
 
     def transposed(self, perm: tuple[int, ...]) -> Dequantized:
-        """The same behind a Transpose."""
+        """The reader of the constant behind a Transpose."""
         return replace(
             self,
             codes=lambda: self.codes().transpose(perm),
@@ -101,7 +101,7 @@ class Dequantized:
         )
 
     def matrix(self) -> Dequantized:
-        """The same without all axes but the first two, which have one element each."""
+        """The reader of the first two axes; all other axes have one element each."""
 
         def flat(array: NDArray[Any]) -> NDArray[Any]:
             return array.reshape(array.shape[:2])
@@ -115,7 +115,7 @@ class Dequantized:
         )
 
     def cast(self, dtype: np.dtype[Any]) -> Dequantized:
-        """The same behind a Cast to a float type."""
+        """The reader of the constant behind a Cast to a float type."""
         return replace(self, dtypes=(*self.dtypes, dtype))
 
     def ternarize(self) -> TernaryWeight | NotTernary:
@@ -144,7 +144,7 @@ def apply(node: ir.Node, operands: Sequence[Constant | None]) -> Constant | str:
 
     Args:
         node: the step.
-        operands: its inputs, None for those left out; the first is there.
+        operands: its inputs, None for an input left out; the first is there.
     """
     source, *others = operands
     assert source is not None

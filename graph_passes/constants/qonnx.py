@@ -62,7 +62,7 @@ def apply(node: ir.Node, operands: Sequence[Constant | None]) -> Constant | str:
 
     Args:
         node: the step.
-        operands: its inputs, None for those left out; the first is there.
+        operands: its inputs, None for an input left out; the first is there.
     """
     bipolar = node.op_type == "BipolarQuant"
     given = [each for each in operands if each is not None]

@@ -56,7 +56,7 @@ class Term:
 
     Attributes:
         factor: float64 () or (N,), positive and finite.
-        power: of d.
+        power: exponent of d.
     """
 
     factor: NDArray[np.float64]

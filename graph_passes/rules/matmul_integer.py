@@ -57,7 +57,7 @@ class MatMulInteger:
 
 
 class MatMulIntegerToFloat:
-    """The same multiplied by both scales, as float32; ONNX Runtime's fusion."""
+    """MatMulInteger multiplied by both scales, as float32; ONNX Runtime's fusion."""
 
     op_types: ClassVar[frozenset[tuple[str, str]]] = frozenset(
         {(_MICROSOFT, "MatMulIntegerToFloat")}

@@ -106,7 +106,7 @@ class StoredWeights:
     """What stands in the data file.
 
     Attributes:
-        products: by the name of the checkpoint's weight, those of the layers first.
+        products: by the name of the checkpoint's weight, products of the layers first.
         table: dtype of the embedding table.
         alphabet_storages: storages and alphabets of the ternary products, for the function body.
     """

@@ -72,14 +72,14 @@ def print_table(
     *,
     narrow: Sequence[str] = (),
 ) -> None:
-    """Rows under those headings any of them has something for.
+    """Rows under the headings for which any row has something.
 
     Args:
         console: where to.
         headings: the columns, the result last.
         rows: text by heading, printed as it is: names may look like markup. It folds where it is
             too long, names are never cut.
-        narrow: the columns of a narrow terminal; empty for the same.
+        narrow: the columns on a narrow terminal; empty for all columns.
     """
     if narrow and console.width < _NARROW_COLUMNS:
         headings = narrow

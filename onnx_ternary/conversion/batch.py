@@ -68,7 +68,7 @@ def convert_many(
     annotations_path: str | PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Batch:
-    """Convert models, each as `convert` does; one that fails does not keep the others from it.
+    """Convert models, each as `convert` does; a model that fails does not stop the others.
 
     Models run in processes of their own (started, not forked: a script that calls this needs the
     ``if __name__ == "__main__"`` guard), as many at a time as ``jobs`` allows and as fit into 80 %
@@ -93,7 +93,7 @@ def convert_many(
         custom_op_libraries: as in `convert`.
         jobs: models at a time, at most; None for the number of processors.
         report_path: where `Batch.to_dict` goes as JSON.
-        summary_path: where the same goes as Markdown.
+        summary_path: where the report goes as Markdown.
         annotations_path: where what went wrong goes as GitHub's workflow commands.
         progress: called with the model that was finished, the number of finished ones and of all;
             before the first, with an empty name.
@@ -239,7 +239,7 @@ def _place(model: Path, base: Path) -> Path:
 
 @contextmanager
 def _folders(needed: Iterable[Path]) -> Iterator[None]:
-    """Make folders; those nothing was written to are removed again."""
+    """Make folders; a folder that stays empty is removed again."""
     made: list[Path] = []
     try:
         for folder in needed:

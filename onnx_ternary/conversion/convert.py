@@ -63,7 +63,7 @@ def convert(
             them.
         report_path: where `Outcome.to_dict` goes as JSON, after everything else. It says what went
             wrong, so it is written too where this function raises one of the errors below.
-        summary_path: where the same goes as Markdown, under the same rule.
+        summary_path: where the report goes as Markdown, under the same rule.
         annotations_path: where what went wrong goes as GitHub's workflow commands, likewise.
         progress: called for each product with its name, its index and their number, once while
             converting and once more while verifying.

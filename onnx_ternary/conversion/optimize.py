@@ -113,7 +113,7 @@ def optimize_in_place(
     progress: Callable[[str, int, int], None] | None = None,
     spool: Spool | None = None,
 ) -> OptimizeResult:
-    """The same for a model that may be edited; it is the result's model.
+    """Do what `optimize` does with a model that may be edited, which becomes the result's model.
 
     Args:
         converted: the model.

@@ -31,7 +31,7 @@ class BatchSettings:
     """How many models are converted in one call.
 
     Attributes:
-        each: how each of them is; reports and `progress` are those of the batch.
+        each: how each model is converted; reports and `progress` are of the whole batch.
         in_place: replace each model by the converted one.
         dry_run: write no model.
         jobs: models at a time, at most; None for the number of processors.

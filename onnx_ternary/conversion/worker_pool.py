@@ -59,7 +59,7 @@ def memory_needed(source: Path) -> int:
 
 
 def convert_one(task: Task) -> Outcome:
-    """What became of a model; nothing it holds may stop the others."""
+    """What became of a model; nothing the model holds may stop other conversions."""
     if task.source.is_dir():
         return _error(task, f"'{task.source}' has no file that ends in .onnx.")
     try:
@@ -103,8 +103,8 @@ def convert_all(tasks: Sequence[Task], jobs: int, finish: Callable[[Outcome], No
 
     try:
         while waiting:
-            # A process that dies takes the pool with it; whose fault it was shows when each of
-            # those that were running runs alone.
+            # A process that dies takes the pool with it; which model was the cause shows when each
+            # model that was running runs alone.
             for task in _run_pool(waiting, jobs, limit, finish):
                 died = _run_pool([task], 1, None, finish)
                 clean(task)
@@ -128,7 +128,7 @@ def _run_pool(
     """Convert models in processes, taking them off ``waiting``.
 
     Returns:
-        Those that were running when a process died; empty if none did.
+        Tasks that were running when a process died; empty if no process did.
     """
     running: dict[Future[Outcome], Task] = {}
     lost: list[Task] = []

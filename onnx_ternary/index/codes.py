@@ -152,7 +152,7 @@ def _misfit(codes: NDArray[Any], zero: float, column: int) -> NotTernary:
 
 
 def _is_clipped(levels: NDArray[np.float64]) -> bool:
-    """Whether levels are -8, 0 and 7, or -128, 0 and 127: those of int4 and int8 quantizers."""
+    """Whether levels are -8, 0 and 7, or -128, 0 and 127, as int4 and int8 quantizers do it."""
     if levels.size not in (2, 3) or (levels.size == 3 and levels[1] != 0):
         return False
     return any(levels[0] == -size and levels[-1] == size - 1 for size in (8, 128))

@@ -139,7 +139,7 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
         raise ModelError(f"'{name}' has training information, which cannot be kept; remove it.")
     try:
         model = deserialized(proto)
-        # Tensors and attributes are looked at lazily; those no reader could read fail here.
+        # Tensors and attributes are read lazily; what no reader could read fails here.
         for tensor in constant_tensors(model):
             if tensor.dtype != ir.DataType.STRING:
                 _ = tensor.shape.numpy(), tensor.nbytes

@@ -160,7 +160,7 @@ def make_function_body(
             f"at opset {opset} a function finds N only in the shape of scale or bias, and a node "
             "has neither with N entries; its bias has to be written as (N,)"
         )
-    # The body for groups serves the other scales too; the plain one is smaller.
+    # The body for groups serves scales per column and matrix too; the plain body is smaller.
     per_group = opset >= ATTRIBUTE_REFERENCE_OPSET and any(v.per_group for v in variants)
     distinct = {replace(v, per_group=per_group or v.per_group): None for v in variants}
     if len(distinct) > 1:

@@ -75,7 +75,7 @@ def code(text: str) -> str:
 
 
 def _code_html(text: str) -> str:
-    """The same where backticks would not do: inside HTML, or with a pipe in the text."""
+    """Code where backticks would not do: inside HTML, or with a pipe in the text."""
     plain = re.sub(r"[^A-Za-z0-9 ]", lambda each: f"&#{ord(each[0])};", _printable(text))
     return f"<code>{plain}</code>"
 

@@ -121,7 +121,7 @@ class Batch:
     """What became of every model of a call.
 
     Attributes:
-        outcomes: one per model, in the order of the sources, those of a folder by name.
+        outcomes: one per model, in the order of the sources, models of a folder by name.
     """
 
     outcomes: tuple[Outcome, ...]

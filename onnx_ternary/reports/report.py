@@ -145,7 +145,7 @@ class Report:
     Attributes:
         rewrites: products that were replaced, in graph order.
         rejections: products that stayed, with their reasons, in graph order.
-        requantised: names of those rejections that onnxruntime's own quantizer was given
+        requantised: names of the rejections that onnxruntime's own quantizer was given
             (`OptimizeOptions.remaining`).
         already_converted: names of the `TernaryIndexedMatMul` nodes the model came with.
         indices: the same nodes with their sizes.
@@ -219,7 +219,7 @@ class Report:
         return sum(row.bytes_after for row in self.rewrites if row.shares_index_with is None)
 
     def rows(self) -> list[Row]:
-        """Every product: the rewritten ones, those that stay, those converted before."""
+        """Every product: rewritten, left as it is, or converted before."""
         rows = [
             Row(
                 rewrite.node,

@@ -143,7 +143,7 @@ class _Columns:
             if group_size:
                 scale = np.repeat(scale, group_size, axis=0)[:K]
             weights = np.abs(self.levels) * scale.astype(np.float64)
-            # Weights of level 0 may change by as much as the others.
+            # Weights of level 0 may change by as much as weights of other levels.
             weights = np.maximum(weights, np.broadcast_to(scale, weights.shape))
             bound += weight_tolerance * (np.abs(x.astype(np.float64)) @ weights)
         return bound
@@ -197,7 +197,7 @@ class _Columns:
         unit = 8 * 2.0**-11 if dtype == np.float16 else 0.0
         bound = (bounds.gamma(roundings) + unit) * terms
         if weight_tolerance:
-            # Weights of level 0 may change by as much as the others.
+            # Weights of level 0 may change by as much as weights of other levels.
             every = np.ones_like(self.levels)
             bound += weight_tolerance * self._products(np.abs(rows.integers), rows.factor, every)
         return bound

@@ -35,7 +35,7 @@ INTEGER_PRODUCTS = {"MatMulInteger": 3, "MatMulIntegerToFloat": 5, "DynamicQuant
 # 2 * 255 * 64 fits in int16, twice that does not.
 _LARGEST_UNSATURATED = 64
 MIN_ROWS = 16
-# Nodes between a product's input and its output, those that compute its weight included.
+# Nodes between a product's input and its output, and nodes that compute its weight.
 _MAX_PRODUCT_NODES = 4096
 _NUMPY_TYPES = {
     "tensor(float)": np.dtype(np.float32),
@@ -254,7 +254,7 @@ def run_exposed(
     feeds: Mapping[str, NDArray[Any]],
     names: Sequence[str],
 ) -> dict[str, NDArray[Any]]:
-    """Inner values of a model, or of a function's call, by name: those numpy has a type for."""
+    """Inner values of a model, or of a function's call, by name, if numpy has a type for them."""
     if not names:
         return {}
     proto = ModelProto()
@@ -328,7 +328,7 @@ def original_functions(before: LoadedModel, pieces: Sequence[Piece]) -> list[Fun
 
 
 def original_op_types(before: LoadedModel, scope: Scope, place: Place) -> frozenset[str]:
-    """Operators between the original's values, those inside called functions included."""
+    """Operators between the original's values, operators inside called functions included."""
     product = original_product(scope, place)
     functions = {(each.domain, each.name): each for each in before.proto.functions}
     found: set[str] = set()

@@ -60,7 +60,7 @@ def compare_outputs(
         expected: the original's outputs by name.
         found: the converted model's.
         makers: nodes by the outputs they make.
-        tolerance: of all of them; None takes `DEFAULT_TOLERANCES`.
+        tolerance: for all outputs; None takes `DEFAULT_TOLERANCES`.
         undecided: outputs that get no verdict unless a tolerance was given.
         half: whether products are float16.
         suffix: what names of the checks end in.

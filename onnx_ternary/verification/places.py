@@ -231,10 +231,10 @@ class Place:
     Attributes:
         source: the original's value that leads to X.
         target: the original's value that Y leads to.
-        perm_x: of the Transpose from source to X; None if there is none.
-        perm_y: of the Transpose from Y to target; None if there is none.
+        perm_x: permutation of the Transpose from source to X; None if there is no Transpose.
+        perm_y: permutation of the Transpose from Y to target; None if there is no Transpose.
         split_x: lengths of the source's axes, transposed, that are X's last one; empty if one is.
-        split_y: the same of target and Y.
+        split_y: lengths of the target's axes, transposed, that are Y's last one; empty if one is.
     """
 
     source: str

@@ -58,7 +58,7 @@ class Comparison:
 
 
 class _Checks:
-    """Products on their way to a check, in order; those that wait share sessions."""
+    """Products on their way to a check, in order; products that wait share sessions."""
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison

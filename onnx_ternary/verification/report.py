@@ -99,7 +99,7 @@ class OutputCheck:
         dtype: of the original's output.
         shape: of the original's output.
         max_abs_difference: largest difference; inf where only one is NaN or the shapes differ.
-        max_relative_difference: the same divided by the original's largest magnitude.
+        max_relative_difference: the largest difference divided by the original's largest magnitude.
         tolerance: for max_relative_difference; None where it is reported only.
         worst_index: where the largest difference is.
         top1_agreement: share of equal argmax along the last axis, for float outputs of rank >= 2.
@@ -125,8 +125,8 @@ class VerificationReport:
     """What `verify` found.
 
     Attributes:
-        products: one per TernaryIndexedMatMul node of the converted model; those of a function are
-            judged on what its first call is given, those of subgraphs on random activations.
+        products: one per TernaryIndexedMatMul node of the converted model; products of a function
+            are judged on what its first call is given, products of subgraphs on random activations.
         outputs: one per output of the model; empty where whole models were not compared.
         num_nested_products: converted nodes in places that the original does not have, covered end
             to end only.

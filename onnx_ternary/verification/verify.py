@@ -404,7 +404,7 @@ class _Whole:
 
 
 def _variants(chosen: ChosenInputs) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The inputs, and those that take other branches, with what to call them."""
+    """The inputs, then inputs that take other branches, each with what to call them."""
     yield "", chosen.feeds
     for feeds in chosen.others:
         changed = [
