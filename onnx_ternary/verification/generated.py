@@ -22,8 +22,8 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.verification.shapes.facts import Shape, Traced, declared_shape
+from onnx_ternary.verification.shapes.sizes import Size, Sizes, parse_size
 from onnx_ternary.verification.shapes.walk import trace
-from onnx_ternary.verification.sizes import Size, Sizes, parse_size
 
 Feeds: TypeAlias = dict[str, NDArray[Any]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnx_ternary.verification.shapes.node import Handler, Node
-from onnx_ternary.verification.sizes import Size
+from onnx_ternary.verification.shapes.sizes import Size
 
 
 def _group_query_attention(node: Node) -> None:

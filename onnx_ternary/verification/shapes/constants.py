@@ -8,7 +8,7 @@ from onnx import AttributeProto
 
 from onnx_ternary.verification.shapes.facts import MAX_VALUES
 from onnx_ternary.verification.shapes.node import Handler, Node, read_integers
-from onnx_ternary.verification.sizes import Size
+from onnx_ternary.verification.shapes.sizes import Size
 
 
 def _shape_of(node: Node) -> None:
@@ -20,10 +20,10 @@ def _shape_of(node: Node) -> None:
 
 
 def _constant(node: Node) -> None:
-    name = node.proto.output[0]
     attribute = next(iter(node.attributes.values()), None)
-    if attribute is None or attribute.ref_attr_name:
+    if attribute is None or attribute.ref_attr_name or not node.proto.output:
         return
+    name = node.proto.output[0]
     if attribute.type == AttributeProto.TENSOR:
         node.scope.tensors[name] = attribute.t
         node.scope.shapes[name] = tuple(map(Size, attribute.t.dims))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from onnx_ternary.verification.shapes.facts import MAX_VALUES, Origin
 from onnx_ternary.verification.shapes.node import Handler, Node
-from onnx_ternary.verification.sizes import Size
+from onnx_ternary.verification.shapes.sizes import Size
 
 _SAME_SHAPE = frozenset(
     (
@@ -65,7 +65,7 @@ def _same_shape(node: Node) -> None:
 def _broadcast(node: Node) -> None:
     shapes = [node.shape(at) for at in range(len(node.proto.input))]
     known = [shape for shape in shapes if shape is not None]
-    if len(known) == len(shapes):
+    if known and len(known) == len(shapes):
         node.set(node.broadcast_shapes(known))
     _broadcast_values(node)
 
@@ -89,7 +89,7 @@ def _combine(node: Node, elements: Sequence[Size | None]) -> Size | None:
         return None
     operands = list(map(node.sizes.resolve, operands))
     op_type = node.proto.op_type
-    if op_type == "Where":
+    if op_type == "Where" and len(operands) == 3:
         chosen = operands[0].value
         return None if chosen is None else operands[1 if chosen else 2]
     if len(operands) != 2:

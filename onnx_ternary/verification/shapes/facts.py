@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from onnx import TensorProto, ValueInfoProto
 
-from onnx_ternary.verification.sizes import Size, Sizes
+from onnx_ternary.verification.shapes.sizes import Size, Sizes
 
 Shape: TypeAlias = tuple[Size, ...]
 # Elements of a tensor that is a shape; None where an element is not known.

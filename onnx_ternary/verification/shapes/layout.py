@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from onnx_ternary.verification.shapes.facts import MAX_VALUES, Shape
 from onnx_ternary.verification.shapes.node import Handler, Node
-from onnx_ternary.verification.sizes import Size
+from onnx_ternary.verification.shapes.sizes import Size
 
 
 def _transpose(node: Node) -> None:

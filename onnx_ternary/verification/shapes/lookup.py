@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from onnx_ternary.verification.shapes.facts import Values
 from onnx_ternary.verification.shapes.node import Handler, Node
-from onnx_ternary.verification.sizes import Size
+from onnx_ternary.verification.shapes.sizes import Size
 
 # Slices to the end are written with the largest integer of some type.
 _NO_END = 1 << 30

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_ternary.verification.shapes.facts import MAX_VALUES, Scope, Shape, Traced, Values
-from onnx_ternary.verification.sizes import Size
+from onnx_ternary.verification.shapes.sizes import Size
 
 
 class Node:
@@ -73,7 +73,7 @@ class Node:
 
     def set_values(self, values: Values | None) -> None:
         """Know the elements of the first output, if they may be a shape."""
-        if values is not None and len(values) <= MAX_VALUES:
+        if values is not None and len(values) <= MAX_VALUES and self.proto.output:
             self.scope.values[self.proto.output[0]] = values
 
     def equate(self, one: Size, other: Size) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from onnx_ternary.schema import OP_TYPE
 from onnx_ternary.verification.shapes.facts import Shape
 from onnx_ternary.verification.shapes.node import Handler, Node
-from onnx_ternary.verification.sizes import Size
+from onnx_ternary.verification.shapes.sizes import Size
 
 # Where the factors are among the inputs.
 _MATRIX_PRODUCTS = {
@@ -84,7 +84,9 @@ def _windows(node: Node, x: Shape, kernel: Sequence[Size]) -> list[Size]:
     dilations = node.ints("dilations") or [1] * rank
     pads = node.ints("pads") or [0] * (2 * rank)
     auto_pad = node.attributes["auto_pad"].s if "auto_pad" in node.attributes else b""
-    if auto_pad not in (b"", b"NOTSET", b"VALID") or len(pads) < 2 * rank:
+    if auto_pad not in (b"", b"NOTSET", b"VALID") or not (
+        len(strides) == len(dilations) == rank and len(pads) == 2 * rank
+    ):
         return [node.sizes.fresh() for _ in kernel]
     made = []
     for at, size in enumerate(kernel):

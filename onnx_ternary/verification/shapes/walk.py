@@ -23,7 +23,7 @@ from onnx_ternary.verification.shapes import (
 )
 from onnx_ternary.verification.shapes.facts import Origin, Scope, Shape, Traced, copy_facts
 from onnx_ternary.verification.shapes.node import Handler, Node
-from onnx_ternary.verification.sizes import Size, Sizes
+from onnx_ternary.verification.shapes.sizes import Size, Sizes
 
 # Nodes looked at inside calls of local functions, and how deep these may call.
 _MAX_CALLED_NODES = 50_000
