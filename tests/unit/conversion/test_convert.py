@@ -28,6 +28,15 @@ def test_model_does_not_take_the_name_of_the_originals_data(tmp_path: Path) -> N
     assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
 
 
+def states(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """What replacing or writing a file would change, which reading it would not."""
+    found = {each: each.lstat() for each in folder.iterdir()}
+    return {
+        each: (state.st_ino, state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        for each, state in found.items()
+    }
+
+
 @pytest.mark.parametrize("kind", ["data of the original", "another model's", "no model's", "link"])
 def test_no_data_file_is_replaced(tmp_path: Path, kind: str) -> None:
     path, new = tmp_path / "model.onnx", tmp_path / "new.onnx"
@@ -39,10 +48,10 @@ def test_no_data_file_is_replaced(tmp_path: Path, kind: str) -> None:
         there.write_text("a thesis")
     elif kind == "link":
         there.symlink_to("nowhere")
-    before = {each: each.lstat() for each in tmp_path.iterdir()}
+    before = states(tmp_path)
     files = convert(path, new, ALWAYS, verify_result=False).files
     assert files == (new, tmp_path / "new.onnx.ca905831c966.data")
-    after = {each: each.lstat() for each in tmp_path.iterdir()}
+    after = states(tmp_path)
     assert {each: after[each] for each in before} == before
     load(new)
     # The same once more gives the same files.
