@@ -76,7 +76,7 @@ def score(
 
 
 def write_images(folder: Path, num_rows: int) -> NDArray[np.int64]:
-    """Write the test images over and over; returns their labels, by the column row."""
+    """Write the test images over and over; return their labels, by the column row."""
     with np.load(EXAMPLES / "digits_mlp.npz") as data:
         images, labels = data["image"], data["labels"]
     rows = np.arange(num_rows)

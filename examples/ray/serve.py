@@ -62,7 +62,7 @@ def ask(address: str, image: NDArray[np.float32]) -> dict[str, int]:
 
 
 def start(model: Path, replicas: int, port: int) -> str:
-    """Serve the model on this machine; returns its address."""
+    """Serve the model on this machine; return its address."""
     ray.init(num_cpus=replicas + 2, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     deployment = Digits.options(num_replicas=replicas, ray_actor_options={"num_cpus": 1})

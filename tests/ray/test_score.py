@@ -47,7 +47,7 @@ class DiesOnce(score.Scorer):  # type: ignore[misc, name-defined]
 
 
 class Measures(score.Scorer):  # type: ignore[misc, name-defined]
-    """Says how much of the mapped data file its process holds, and how much counts as its own."""
+    """A worker that tells how much of the mapped data file its process holds, how much alone."""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = np.zeros((2, SIZE), np.float32)
