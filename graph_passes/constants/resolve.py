@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from . import dequantize, qonnx
 from .constant import Constant, Folder, NotConstant, Numbers, call_attribute
+from .straight_through import computed_here, straight_through, taken_for_quantized
 
 _FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -81,7 +82,8 @@ def _sources(value: ir.Value) -> list[ir.Value]:
         return [each for each in producer.inputs[:1] if each is not None]
     if kind in dequantize.STEPS or kind in qonnx.STEPS:
         return [each for each in producer.inputs if each is not None]
-    return []
+    estimator = straight_through(value)
+    return [] if estimator is None else [estimator.quantized, estimator.master]
 
 
 def _resolve(value: ir.Value, resolved: _Resolved, folder: Folder | None) -> Constant | NotConstant:
@@ -113,6 +115,12 @@ def _resolve(value: ir.Value, resolved: _Resolved, folder: Folder | None) -> Con
             return step
     if folder is not None:
         evaluated = folder.resolve(value)
+        if (ends := straight_through(value)) is not None:
+            quantized, master = resolved(ends.quantized), resolved(ends.master)
+            if isinstance(quantized, Constant) and isinstance(evaluated, Constant):
+                return taken_for_quantized(evaluated, quantized)
+            if isinstance(quantized, Constant) and isinstance(master, Constant):
+                return computed_here(ends, quantized, master, producer) or evaluated
         return evaluated if isinstance(evaluated, Constant) or step is None else step
     if step is not None:
         return step

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnx_ternary.op.nodes import AXES_KEY, node_label
+from onnx_ternary.op.nodes import AXES_KEY, CHANGE_KEY, node_label
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
 
 from ..match import Addend, Elementwise, TernaryMatMul
@@ -105,7 +105,7 @@ class _NewNodes:
         self, inputs: list[ir.Value], output: ir.Value, attributes: OpAttributes
     ) -> ir.Node:
         """The op; it takes the product's name."""
-        old = self._match.product
+        old, change = self._match.product, self._match.levels.max_relative_change
         return self._add(
             OP_TYPE,
             inputs,
@@ -114,7 +114,7 @@ class _NewNodes:
             attributes=op_attributes(attributes),
             name=old.name,
             doc_string=old.doc_string,
-            metadata_props=dict(old.metadata_props),
+            metadata_props={**old.metadata_props, **({CHANGE_KEY: repr(change)} if change else {})},
         )
 
     def transposed_x(self, perm: tuple[int, ...]) -> ir.Value:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from onnx_ternary.index.packed import COLUMN_TILE
 from onnx_ternary.op.nodes import (
+    CHANGE_KEY,
     check_digest,
     index_tensors,
     node_label,
@@ -91,6 +92,15 @@ def side_by_side(nodes: Sequence[ir.Node]) -> Fused:
     )
 
 
+def _metadata(nodes: Sequence[ir.Node]) -> dict[str, str]:
+    """The first product's, with the largest change of a weight of all."""
+    metadata = dict(nodes[0].metadata_props)
+    changes = [each.metadata_props.get(CHANGE_KEY, "") for each in nodes]
+    if known := [each for each in changes if each]:
+        metadata[CHANGE_KEY] = max(known, key=float)
+    return metadata
+
+
 def fuse(editor: ModelEditor, nodes: Sequence[ir.Node]) -> ir.Node:
     """Put one product and a Split in the place of several."""
     first, x = nodes[0], nodes[0].inputs[0]
@@ -120,7 +130,7 @@ def fuse(editor: ModelEditor, nodes: Sequence[ir.Node]) -> ir.Node:
         ],
         attributes=op_attributes(fused.attributes),
         name=first.name,
-        metadata_props=dict(first.metadata_props),
+        metadata_props=_metadata(nodes),
     )
     lengths = [read_attributes(node).N for node in nodes]
     operands, attributes = [product.outputs[0]], [ir.AttrInt64("axis", -1)]

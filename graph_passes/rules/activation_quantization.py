@@ -18,6 +18,9 @@
    subtracts) stays in the graph and only the product is rewritten: it sees whole numbers times a
    scale, as any float.
 
+8. ``X + (q / s - X)``, in any order, as straight-through estimators leave it, is ``q / s`` but for
+   the rounding of two operations; the report says so. ``v + (Round(v) - v)`` is Round(v) exactly.
+
 Called by finish.py for every product; `OptimizeOptions.fuse_activation` turns it off. In subgraphs
 the same, where all of it is in one graph.
 """
@@ -36,6 +39,7 @@ from numpy.typing import NDArray
 from onnx_ternary.schema import MAX_UINT8_K
 
 from ..constants.constant import Constant, call_attribute
+from ..constants.straight_through import StraightThrough, same, straight_through
 from ..match import Context
 
 UINT8_RULE: Mapping[str, Any] = {
@@ -45,9 +49,15 @@ UINT8_RULE: Mapping[str, Any] = {
     "activation_qmin": 0,
     "activation_qmax": 255,
 }
+ESTIMATED = (
+    "x + (quantize(x) - x) on the activations is taken for quantize(x), without the rounding of "
+    "that sum and difference"
+)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _ROUNDING = ("Round", "Floor", "Ceil")
 _MAX_STEPS = 8
+# A scale that comes back as a rounded reciprocal is the same scale.
+_SAME_SCALE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +93,14 @@ class Quantized:
         attributes: the op's `activation` and its rule.
         known: values of the graph that are a multiple of d or 1 / d.
         term: the product's operand divided by the integers.
+        note: what the user should know where the op takes over; or nothing.
     """
 
     source: ir.Value
     attributes: Mapping[str, Any]
     known: Mapping[ir.Value, Term]
     term: Term = field(default=ONE)
+    note: str = ""
 
     def units(
         self, value: ir.Value | None, num_columns: int, rank: int | None, context: Context
@@ -142,6 +154,8 @@ def _read(
         return core
     if core is not None:
         return _absmax_rule(core, context)
+    if (ends := straight_through(value)) is not None:
+        return _estimated(ends, dtype, steps, context)  # case 8
     if node.op_type in ("Cast", "Identity"):
         target = node.attributes.get_int("to", 0)
         operand = node.inputs[0]
@@ -170,6 +184,27 @@ def _read(
         term = term.inverse() if node.op_type == "Div" else term
         return replace(found, term=found.term.times(term))
     return None
+
+
+def _estimated(
+    ends: StraightThrough, dtype: ir.DataType, steps: int, context: Context
+) -> Quantized | NotFused | None:
+    """What is behind a straight-through estimator of the activations themselves."""
+    found = _read(ends.quantized, dtype, steps - 1, context)
+    if not isinstance(found, Quantized):
+        return found
+    cast = found.source.producer()
+    known = [found.source]
+    if cast is not None and _standard(cast) == "Cast" and cast.inputs[0] is not None:
+        known.append(cast.inputs[0])
+    if not any(same(ends.master, each) for each in known):
+        return NotFused(
+            f"'{ends.master.name}', which is added and subtracted, is not '{found.source.name}', "
+            "which is quantized"
+        )
+    if found.term.power != 1 or abs(float(found.term.factor) - 1) > _SAME_SCALE:
+        return NotFused(f"'{ends.quantized.name}' is not on the scale of '{ends.master.name}'")
+    return replace(found, note=ESTIMATED)
 
 
 def _standard(node: ir.Node | None) -> str:
@@ -295,7 +330,11 @@ def _rounded(value: ir.Value, context: Context) -> _Rounded | NotFused | None:
     """The rounding a value comes from; None where there is none next to it."""
     lowest, highest, rank = -math.inf, math.inf, 0
     rounding: ir.Node | None = None
+    masters: list[ir.Value] = []
     for _ in range(_MAX_STEPS):
+        if (ends := straight_through(value)) is not None:
+            masters.append(ends.master)
+            value = ends.quantized
         node = value.producer()
         if node is None or node.domain != "" or not node.inputs or node.inputs[0] is None:
             break
@@ -324,6 +363,12 @@ def _rounded(value: ir.Value, context: Context) -> _Rounded | NotFused | None:
         return NotFused(
             f"{rounding.op_type} '{name}' rounds other than to the nearest even integer"
         )
+    for master in masters:  # v + (round(v) - v) is exact, v + (round(v) - x) is something else
+        if not same(master, value):
+            return NotFused(
+                f"'{master.name}', which is added and subtracted, is not '{value.name}', which "
+                f"Round '{name}' rounds"
+            )
     return _Rounded(value, name, lowest, highest, rank)
 
 

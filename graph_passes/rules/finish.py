@@ -133,6 +133,7 @@ def fuse(
     product.after = after
     product.x = quantized.source
     product.quantized = quantized
+    product.note = "; ".join(filter(None, (product.note, quantized.note)))
     return None
 
 

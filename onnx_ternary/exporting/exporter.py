@@ -35,6 +35,8 @@ from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, NoBody, make_function_body
 from onnx_ternary.op.nodes import (
+    AXES_KEY,
+    CHANGE_KEY,
     DIGEST_KEY,
     METADATA_OPTIONS,
     METADATA_VERSION,
@@ -153,6 +155,8 @@ class Exporter:
             products.append(self._export(node, opsets))
         for owner in owners:
             owner.opset_imports.pop(DOMAIN, None)
+            for each in ir.traversal.RecursiveGraphIterator(owner):
+                each.metadata_props.pop(AXES_KEY, None)  # of Reshapes beside products
         for name in (METADATA_VERSION, METADATA_OPTIONS):
             self._model.metadata_props.pop(name, None)
         return products
@@ -450,7 +454,8 @@ class _Place:
     ) -> ir.Node:
         """Append a node; the product takes the name of the old one. The last one gives Y."""
         old = self.node
-        metadata = {key: value for key, value in old.metadata_props.items() if key != DIGEST_KEY}
+        dropped = (CHANGE_KEY, DIGEST_KEY)
+        metadata = {key: each for key, each in old.metadata_props.items() if key not in dropped}
         node = ir.node(
             op_type,
             inputs,

@@ -6,6 +6,7 @@ one for the matrix, one per column, or one per column and group of consecutive r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from onnx_ternary.schema import MAX_K, MAX_N, Alphabet
 # Elements looked at in one step: the temporaries of a step stay in the second-level cache.
 _TILE_ELEMENTS = 1 << 17
 _FIRST_COLUMNS = 1024
+NEARLY = 16
+"""Roundings in a weight's type by which it may miss its levels and be called ternary but for them.
+"""
 SMALLEST_NORMAL = np.finfo(np.float32).tiny
 _DTYPES = tuple(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
 
@@ -113,7 +117,7 @@ def ternarize(
     if refusal is not None:
         return refusal
     if tolerance == 0 and (plain := _misfit_in_first_rows(weight, min(group_sizes, default=1))):
-        return NotTernary(_misfit_reason(weight, plain, tolerance))
+        return NotTernary(_misfit_reason(weight, plain, tolerance) + _hint(weight, group_sizes))
     magnitudes = _column_magnitudes(weight)
     if not np.isfinite(magnitudes).all():
         if np.isnan(magnitudes).any():
@@ -139,7 +143,39 @@ def ternarize(
     if isinstance(found, _Match):
         return _finish(found, 0 if group_size == K else group_size)
     assert isinstance(misfit, _Misfit)
-    return NotTernary(_misfit_reason(weight, misfit, tolerance))
+    hint = "" if tolerance else _hint(weight, group_sizes)
+    return NotTernary(_misfit_reason(weight, misfit, tolerance) + hint)
+
+
+def _hint(weight: NDArray[Any], group_sizes: Sequence[int]) -> str:
+    """The smallest tolerance that takes a weight which rounding alone keeps from being ternary."""
+    most = NEARLY * unit(weight.dtype)
+    K = weight.shape[0]
+    if not _nearly_in_first_rows(weight, min(group_sizes, default=K), most):
+        return ""
+    if not np.isfinite(_column_magnitudes(weight)).all():
+        return ""
+    sizes = [K, *(size for size in group_sizes if size < K)]
+    matches = [_match_nearly(weight, K, most, whole=True)]
+    matches += [_match_nearly(weight, size, most, whole=False) for size in sizes]
+    changes = [match.change for match in matches if isinstance(match, _Match)]
+    if not changes:
+        return ""
+    named = min(changes)
+    digits = 1 - math.floor(math.log10(named))
+    named = math.ceil(named * 10**digits) / 10**digits
+    return f"; rounding apart it is ternary: --tolerance {named:.2g} takes it"
+
+
+def _nearly_in_first_rows(weight: NDArray[Any], num_rows: int, most: float) -> bool:
+    """Whether rows that every scale group has together hold 0 and one magnitude, or nearly."""
+    size = np.abs(_float32(weight[:num_rows, :_FIRST_COLUMNS]))
+    largest = size.max(axis=0)
+    if not np.isfinite(largest).all():
+        return False
+    nonzero = size > largest * np.float32(0.5)
+    distance = np.where(nonzero, largest - size, size)
+    return bool((distance <= 2 * most * largest).all())
 
 
 def _misfit_in_first_rows(weight: NDArray[Any], num_rows: int) -> _Misfit | None:
@@ -313,6 +349,35 @@ def _finish(match: _Match, group_size: int) -> TernaryWeight | NotTernary:
     else:
         scale = np.where(scale[0] == 0, np.float32(1), scale[0])
     return TernaryWeight(levels, scale, group_size, alphabet_of(levels), match.change)
+
+
+def unit(dtype: np.dtype[Any]) -> float:
+    """The unit roundoff of a float type: the largest relative error of one rounding."""
+    finfo = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call] # as ml_dtypes has it
+    return float(finfo.eps) / 2
+
+
+def largest_change(weight: NDArray[Any], found: TernaryWeight) -> float:
+    """Largest ``|levels * scale - w| / scale`` of a matrix and one of its shape; inf for NaN.
+
+    Args:
+        weight: (K, N).
+        found: the levels and scales it is compared with.
+    """
+    largest = 0.0
+    for rows, columns in tiles(weight):
+        if found.group_size:
+            scale = found.scale[
+                np.arange(rows.start, min(rows.stop, len(weight))) // found.group_size
+            ]
+            scale = scale[:, columns]
+        else:
+            scale = found.scale[columns] if found.scale.ndim else found.scale
+        with np.errstate(invalid="ignore"):
+            wanted = found.levels[rows, columns] * scale.astype(np.float64)
+            change = np.abs(wanted - weight[rows, columns].astype(np.float64)) / scale
+        largest = max(largest, float(np.where(np.isnan(change), np.inf, change).max(initial=0)))
+    return largest
 
 
 def alphabet_of(levels: NDArray[np.int8]) -> Alphabet:

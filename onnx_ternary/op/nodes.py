@@ -16,6 +16,8 @@ from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE, OpAttributes
 
 AXES_KEY = "onnx_ternary.axes"
 """Metadata of a Reshape beside the op: lengths of the axes that are one axis of the op."""
+CHANGE_KEY = "onnx_ternary.changed"
+"""Metadata of a node: the largest change of its weight by conversion, relative to the scale."""
 DIGEST_KEY = "onnx_ternary.sha256"
 """Node metadata: SHA-256 of the constant inputs' dtypes, shapes and bytes (`index_digest`)."""
 METADATA_VERSION = "onnx_ternary.version"

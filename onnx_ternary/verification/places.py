@@ -21,9 +21,11 @@ from onnx import (
     helper,
 )
 
-from onnx_ternary.op.nodes import AXES_KEY
+from onnx_ternary.op.nodes import AXES_KEY, CHANGE_KEY
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
 
+# No tolerance of a conversion is larger.
+_MAX_CHANGE = 1 / 3
 _MOVING = ("Transpose", "Reshape")
 
 
@@ -315,6 +317,16 @@ def _moved(node: NodeProto, side: str) -> dict[str, tuple[int, ...]]:
         return {f"perm_{side}": perm}
     axes = next((each.value for each in node.metadata_props if each.key == AXES_KEY), "")
     return {f"split_{side}": tuple(int(each) for each in axes.split(",") if each.isdecimal())}
+
+
+def weight_change(node: NodeProto) -> float:
+    """What conversion changed a product's weight by, relative to its scale, as it recorded it."""
+    text = next((each.value for each in node.metadata_props if each.key == CHANGE_KEY), "0")
+    try:
+        change = float(text)
+    except ValueError:
+        return 0.0
+    return change if 0 <= change < _MAX_CHANGE else 0.0
 
 
 def node_name(node: NodeProto) -> str:

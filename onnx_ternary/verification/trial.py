@@ -35,7 +35,7 @@ from onnx_ternary.verification.original import (
     product_piece,
 )
 from onnx_ternary.verification.pieces import Answer, Piece, batches, run_pieces
-from onnx_ternary.verification.places import Place, Scope, node_name
+from onnx_ternary.verification.places import Place, Scope, node_name, weight_change
 from onnx_ternary.verification.report import ProductCheck, Reference
 
 # Rows compared are cut where the bounds would take more multiplications than this (seconds).
@@ -203,7 +203,7 @@ class Trial:
             compared,
             self.rounds,
             self.exact_sums,
-            weight_tolerance,
+            max(weight_tolerance, weight_change(self.node)),
         )
         kind, row = places[worst.row] if worst.row is not None else ("rows", 0)
         return ProductCheck(

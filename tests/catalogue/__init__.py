@@ -20,6 +20,7 @@ from tests.catalogue import (
     matmul_integer,
     matmul_nbits,
     qonnx,
+    straight_through,
     unhandled,
 )
 from tests.catalogue.case import Case, Miss
@@ -37,6 +38,7 @@ FILES = (
     qonnx,
     activations,
     functions,
+    straight_through,
 )
 HITS: dict[str, Callable[[], Case]] = {
     name: made for each in FILES for name, made in each.HITS.items()

@@ -31,6 +31,7 @@ class Case:
         runnable: the same model for onnxruntime, where it has no kernels for `model`.
         options: of the conversion, besides min_elements = 0.
         activation: the new nodes' activation attributes.
+        noted: the report has something to say about the numbers.
     """
 
     model: onnx.ModelProto
@@ -41,6 +42,7 @@ class Case:
     runnable: onnx.ModelProto | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     activation: Mapping[str, Any] = field(default_factory=lambda: {"activation": "float"})
+    noted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

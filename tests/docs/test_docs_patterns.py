@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.catalogue import NEAR_MISSES
-from tests.catalogue.activations import KEPT
+from tests.catalogue import NEAR_MISSES, activations, straight_through
 
 TEXT = (Path(__file__).parents[2] / "docs/patterns.md").read_text(encoding="utf-8")
 
@@ -31,6 +30,6 @@ def pieces(text: str) -> list[str]:
 @pytest.mark.parametrize("reason", quoted())
 def test_reason_is_given(reason: str) -> None:
     reasons = [make().reason for make in NEAR_MISSES.values()]
-    reasons += [make()[1] for make in KEPT.values()]
+    reasons += [make()[1] for make in {**activations.KEPT, **straight_through.KEPT}.values()]
     given = [" ".join(pieces(each)) for each in reasons]
     assert any(all(part in each for part in pieces(reason)) for each in given), pieces(reason)

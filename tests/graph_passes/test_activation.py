@@ -19,14 +19,15 @@ from onnx_ternary.op.nodes import op_nodes, read_attributes
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.schema import OP_TYPE, OpAttributes
 from onnx_ternary.verification.verify import verify
-from tests.catalogue import activations, matmul_integer
-from tests.catalogue.activations import INT8, KEPT, absmax, dynamic, offline
+from tests.catalogue import activations, matmul_integer, straight_through
+from tests.catalogue.activations import INT8, absmax, dynamic, offline
 from tests.catalogue.case import Case, K, N, matmul, model, node, ternary
 from tests.catalogue.dequantize import codes
 from tests.catalogue.functions import call, calling, constant, function, referring
 from tests.catalogue.matmul_integer import quantize_dynamic
 from tests.support.checks import ALL, exposed, feeds_of, levels_and_scale, run, skip_where_too_new
 
+KEPT = {**activations.KEPT, **straight_through.KEPT}
 HITS = {**activations.HITS, **matmul_integer.HITS}
 UNFUSED = OptimizeOptions(min_elements=0, fuse_activation=False)
 Array = NDArray[Any]

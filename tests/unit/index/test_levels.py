@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import tracemalloc
 from typing import Any
 
@@ -213,3 +214,42 @@ def test_memory_stays_small(order: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < weight.size + 8 * 2**20  # the levels and a few tiles
+
+
+def nearly(dtype: Any, kind: str, roundings: float, seed: int) -> NDArray[Any]:
+    """A ternary matrix whose elements are off by up to so many roundings of its type."""
+    rng = np.random.default_rng(seed)
+    scale = {
+        "matrix": np.array(0.0173),
+        "column": rng.uniform(0.01, 0.05, (1, 40)),
+        "group": np.repeat(rng.uniform(0.01, 0.05, (4, 40)), 64, axis=0),
+    }[kind]
+    weight = (rng.integers(-1, 2, (256, 40)) * scale).astype(dtype).astype(np.float64)
+    off = roundings * float(ml_dtypes.finfo(dtype).eps) / 2
+    noisy: NDArray[Any] = (weight * (1 + rng.uniform(-off, off, weight.shape))).astype(dtype)
+    return noisy
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["matrix", "column", "group"])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_smallest_tolerance_is_named(dtype: Any, kind: str, seed: int) -> None:
+    weight = nearly(dtype, kind, 4, seed)
+    found = ternarize(weight)
+    assert isinstance(found, NotTernary)
+    named = re.search(r"; rounding apart it is ternary: --tolerance (\S+) takes it$", found.reason)
+    assert named, found.reason
+    tolerance = float(named[1])
+    taken = ternarize(weight, tolerance=tolerance)
+    assert isinstance(taken, TernaryWeight)
+    assert isinstance(ternarize(weight, tolerance=0.85 * tolerance), NotTernary)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_no_tolerance_is_named_beyond_rounding(dtype: Any) -> None:
+    weight = nearly(dtype, "matrix", 0, 0)
+    weight[200, 3] = 0.0087
+    for wrong in (weight, nearly(dtype, "column", 64, 0)):
+        found = ternarize(wrong)
+        assert isinstance(found, NotTernary)
+        assert "tolerance" not in found.reason
