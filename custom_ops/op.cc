@@ -89,15 +89,10 @@ class OpKernel {
   mutable ThreadCount thread_count_;
 };
 
+// float16 has no kernel (ProviderOf).
 ElementType ElementTypeOf(ONNXTensorElementDataType type) {
-  switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
-      return ElementType::float16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
-      return ElementType::bfloat16;
-    default:
-      return ElementType::float32;
-  }
+  return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 ? ElementType::bfloat16
+                                                        : ElementType::float32;
 }
 
 const CustomOp& Self(const OrtCustomOp* op) { return *static_cast<const CustomOp*>(op); }
@@ -184,6 +179,19 @@ OrtStatusPtr ORT_API_CALL InferOutputShape(const OrtCustomOp* op, OrtShapeInferC
   }
 }
 
+// No session has this provider, so float16 nodes find no kernel, just as float16 MatMul finds none
+// in the CPU provider. ONNX Runtime then runs the float32 kernel between Casts of its own, drops
+// the Casts between neighbors, and runs in float32 what lies between two such nodes. A float16
+// kernel would round every value around the product to float16, which overflows where the original
+// does not: Mul(r, r) in front of a product. (A session that finds the op does not look for its
+// function body.) bfloat16 has float32's range and a kernel.
+constexpr const char* kNoProvider = "onnx_ternary.float32_between_casts";
+
+const char* ORT_API_CALL ProviderOf(const OrtCustomOp* op) {
+  return Self(op).x_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? kNoProvider
+                                                                  : "CPUExecutionProvider";
+}
+
 ONNXTensorElementDataType ORT_API_CALL InputType(const OrtCustomOp* op, size_t index) {
   switch (index) {
     case 0:
@@ -204,7 +212,7 @@ CustomOp::CustomOp(const OrtApi* ort_api, ONNXTensorElementDataType x,
     : OrtCustomOp{}, api(ort_api), x_type(x), codes_type(codes) {
   version = ORT_API_VERSION;
   GetName = [](const OrtCustomOp*) { return "TernaryIndexedMatMul"; };
-  GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
+  GetExecutionProviderType = ProviderOf;
   GetInputTypeCount = [](const OrtCustomOp*) { return kNumInputs; };
   GetInputType = InputType;
   GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };

@@ -104,9 +104,6 @@ void LoadRow(ElementType type, const void* x, int64_t K, float* out) {
     case ElementType::float32:
       std::memcpy(out, x, static_cast<size_t>(K) * sizeof(float));
       return;
-    case ElementType::float16:
-      for (int64_t k = 0; k < K; ++k) out[k] = Float16ToFloat(halves[k]);
-      return;
     case ElementType::bfloat16:
       for (int64_t k = 0; k < K; ++k) out[k] = BFloat16ToFloat(halves[k]);
       return;
@@ -118,9 +115,6 @@ void StoreRow(ElementType type, const float* values, int64_t count, void* out) {
   switch (type) {
     case ElementType::float32:
       std::memcpy(out, values, static_cast<size_t>(count) * sizeof(float));
-      return;
-    case ElementType::float16:
-      for (int64_t n = 0; n < count; ++n) halves[n] = FloatToFloat16(values[n]);
       return;
     case ElementType::bfloat16:
       for (int64_t n = 0; n < count; ++n) halves[n] = FloatToBFloat16(values[n]);

@@ -6,7 +6,7 @@
 
 namespace onnx_ternary {
 
-enum class ElementType : uint8_t { float32, float16, bfloat16 };
+enum class ElementType : uint8_t { float32, bfloat16 };
 
 inline size_t ElementBytes(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
 

@@ -57,7 +57,8 @@ class BodyVariant:
     """What a body depends on and cannot read from the node: equal variants share one function.
 
     Fields are empty or zero where the body reads the value from the node's attributes or from
-    tensor shapes: `x_dtype` (an onnx.TensorProto type) from opset 15 on, `block_size`,
+    tensor shapes: `x_dtype` (an onnx.TensorProto type) from opset 15 on, `half` (one as well) for
+    float32, `block_size`,
     `group_size` and the `activation_*` numbers from opset 12 on, `alphabet` where the storage
     decodes all alphabets alike.
     """
@@ -71,6 +72,7 @@ class BodyVariant:
     # Below opset 12 N comes from the shape of scale or bias, so one of them has to have it.
     has_n: bool = True
     x_dtype: int = 0
+    half: int = 0
     block_size: int = 0
     group_size: int = 0
     activation_epsilon: float = 0.0
@@ -103,6 +105,7 @@ class BodyVariant:
             activation_rule=attributes.activation_rule,
             has_n=by_reference or scale_rank > 0 or bias_rank > 0,
             x_dtype=0 if opset >= CAST_LIKE_OPSET else x_dtype,
+            half=0 if x_dtype == TensorProto.FLOAT else x_dtype,
             block_size=0 if by_reference or not packed_in_base3 else attributes.block_size,
             group_size=0 if by_reference or scale_rank < 2 else attributes.group_size,
             activation_epsilon=0.0 if by_reference else attributes.activation_epsilon,
@@ -162,7 +165,10 @@ def make_function_body(
         )
     # The body for groups serves scales per column and matrix too; the plain body is smaller.
     per_group = opset >= ATTRIBUTE_REFERENCE_OPSET and any(v.per_group for v in variants)
-    distinct = {replace(v, per_group=per_group or v.per_group): None for v in variants}
+    # bfloat16 has no Sum on the CPU; without one, float16 only loses range between products.
+    halves = {v.half for v in variants}
+    half = 0 if TensorProto.BFLOAT16 in halves else max(halves)
+    distinct = {replace(v, per_group=per_group or v.per_group, half=half): None for v in variants}
     if len(distinct) > 1:
         return NoBody(
             f"the nodes would need {len(distinct)} functions under one name "
@@ -381,7 +387,11 @@ def _product(nodes: _Nodes, variant: BodyVariant, levels: str) -> None:
     # Integer sums of quantized activations are exact; a scale of the whole column waits for them.
     scale_last = variant.activation != "float" and not variant.per_group
     weight = levels if scale_last else _scaled(nodes, variant, levels)
-    x = "X"
+    # ONNX Runtime computes float16 operators it has no kernel for, MatMul among them, in float32,
+    # and so what lies between two of them. Cast is none: with a body that begins and ends with it,
+    # values in front and behind would overflow that do not in the original. Sum is one.
+    between_sums = variant.half == TensorProto.FLOAT16
+    x = nodes("Sum", "X") if between_sums else "X"
     if variant.x_dtype != TensorProto.FLOAT:
         x = nodes.cast(x, TensorProto.FLOAT)
     if nodes.opset < ATTRIBUTE_REFERENCE_OPSET and variant.index_format == "packed":
@@ -401,12 +411,15 @@ def _product(nodes: _Nodes, variant: BodyVariant, levels: str) -> None:
     # MatMulIntegerToFloat and drops axes it adds. A bias of 0 is removed and leaves the place to
     # the model's next Add; Sum stays, and computes the same.
     add = "Sum" if variant.activation == "uint8" else "Add"
+    last = "" if between_sums else "Y"
     if variant.x_dtype == TensorProto.FLOAT:
-        nodes(add, sums, "bias", output="Y")
+        y = nodes(add, sums, "bias", output=last)
     elif variant.x_dtype:
-        nodes("Cast", nodes(add, sums, "bias"), output="Y", to=variant.x_dtype)
+        y = nodes("Cast", nodes(add, sums, "bias"), output=last, to=variant.x_dtype)
     else:
-        nodes("CastLike", nodes(add, sums, "bias"), "X", output="Y")
+        y = nodes("CastLike", nodes(add, sums, "bias"), "X", output=last)
+    if between_sums:
+        nodes("Sum", y, output="Y")
 
 
 def _scaled(nodes: _Nodes, variant: BodyVariant, levels: str) -> str:
