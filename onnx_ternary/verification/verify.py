@@ -48,6 +48,7 @@ from onnx_ternary.verification.products import (
     check_alone,
     check_in_place,
 )
+from onnx_ternary.verification.reach import Reach, Run, find_reach, overflowing
 from onnx_ternary.verification.report import OutputCheck, ProductCheck, VerificationReport
 from onnx_ternary.verification.settings import (
     DEFAULT_MAX_EXPOSED_BYTES,
@@ -176,7 +177,7 @@ def compare_models(
         if report.products and report.num_unjudged == len(report.products):
             raise NotComparedError(str(error)) from error
         return report
-    whole = _Whole(before, comparison, num_rounding, settings.tolerance)
+    whole = _Whole(before, comparison, num_rounding, settings.tolerance, tries.outputs)
     return whole.report(chosen, expected)
 
 
@@ -251,12 +252,14 @@ class _Whole:
         comparison: what products are compared by.
         num_rounding: MatMulNBits nodes of the original that may round their inputs.
         tolerance: of outputs, as the caller gave it.
+        run: what the original gives for inputs.
     """
 
     before: LoadedModel
     comparison: Comparison
     num_rounding: int
     tolerance: float | None
+    run: Run
 
     def report(self, chosen: ChosenInputs, expected: Mapping[str, Any]) -> VerificationReport:
         """Products on the values they have, outputs against tolerances."""
@@ -289,6 +292,15 @@ class _Whole:
         without_library: list[OutputCheck] = []
         if body is not None:
             without_library = self._compared(first, body, no_verdict, half, "")
+        reach = find_reach(self.run, chosen.feeds) if half else None
+        if reach is not None:
+            outputs += self._overflowing(reach, no_verdict)
+            if body is not None:
+                without_library += self._overflowing(reach, no_verdict, with_op=False)
+            other_notes.append(
+                f"inputs {reach.factor} times as large, which the original takes without overflow, "
+                "were compared too: whether every output is finite"
+            )
         notes = [
             *rounding,
             *_grouped(no_verdict),
@@ -323,6 +335,16 @@ class _Whole:
             half=half,
             suffix=suffix,
         )
+
+    def _overflowing(
+        self, reach: Reach, no_verdict: Mapping[str, str], *, with_op: bool = True
+    ) -> Sequence[OutputCheck]:
+        after = self.comparison.after
+        session = after.session(None, optimized=self._optimized, with_op=with_op)
+        found = after.run_values(session, reach.feeds, _output_names(after))
+        makers = {name: each.name for each in after.proto.graph.node for name in each.output}
+        random = [name for name, reason in no_verdict.items() if reason]
+        return overflowing(reach, found, makers, random)
 
     def _found(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         after = self.comparison.after
