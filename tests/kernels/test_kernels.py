@@ -202,6 +202,29 @@ def test_int8_kernel_largest_sums_exact(name: str, level: int, sign: int, scale_
 
 
 @each_packed_kernel
+def test_kernel_sums_of_more_inputs_than_a_run(name: str) -> None:
+    """More than NEON kernels add in one run, 2^20, and in one run an int32 of smmla would wrap."""
+    K = 128 * 16600
+    levels = np.ones((K, 4), np.int8)
+    node = make_node(
+        np.random.default_rng(0),
+        "packed",
+        BY_NAME[name]["activation"],
+        K,
+        4,
+        scale_kind="tensor",
+        with_bias=False,
+        levels=levels,
+    )
+    x = np.full((2, K), 3.0, np.float32)
+    x[1] = -x[1]
+    x[:, -1] = 0
+    y, used = node.run(x, name)
+    assert used == name
+    check(node, x, y, name)
+
+
+@each_packed_kernel
 def test_kernel_lowest_digits_do_not_overflow(name: str) -> None:
     """-128 in every int8 position: sums over eight blocks reach exactly -32768."""
     K = 128 * 19

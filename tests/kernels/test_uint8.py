@@ -88,6 +88,24 @@ def test_kernel_same_bits_as_the_rule(name: str, attributes: OpAttributes) -> No
                 np.testing.assert_array_equal(run(node, x, name, num_parts=3), expected)
 
 
+@pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("packed")])
+@pytest.mark.parametrize("level", [-1, 1])
+def test_lowest_activations_and_largest_sums_exact(name: str, level: int) -> None:
+    """Kernels see -128 in every place, and more of them than 2^16."""
+    attributes = uint8(OpAttributes(K=65537, N=5))
+    levels = np.full((65537, 5), level, np.int8)
+    codes = packers.pack(
+        levels,
+        storage=attributes.storage,
+        alphabet=attributes.alphabet,
+        block_size=attributes.block_size,
+    )
+    aux, bias = np.zeros(1, np.uint32), np.zeros((), np.float32)
+    node = Node(attributes, levels, codes, aux, np.asarray(0.5, np.float32), bias)
+    x = np.full((9, 65537), -3.25, np.float32)
+    np.testing.assert_array_equal(run(node, x, name), rule(node, x))
+
+
 @pytest.mark.parametrize("attributes", VARIANTS, ids=label)
 def test_reference_same_bits_as_the_rule(attributes: OpAttributes) -> None:
     rng = np.random.default_rng(2)
