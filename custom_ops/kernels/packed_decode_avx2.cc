@@ -752,8 +752,14 @@ void GemmInt8RowGroup(const Layer* layer, const int8_t* q, const int32_t* sums, 
   }
 }
 
+using RowGroupFunction = void (*)(const Layer*, const int8_t*, const int32_t*, const float*,
+                                  int64_t, int64_t, float*, void*);
+
 void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
               int64_t end, float* y, void* scratch) {
+  static constexpr RowGroupFunction kFunctions[kRowGroup] = {
+      GemmInt8RowGroup<1>, GemmInt8RowGroup<2>, GemmInt8RowGroup<3>, GemmInt8RowGroup<4>,
+      GemmInt8RowGroup<5>, GemmInt8RowGroup<6>, GemmInt8RowGroup<7>, GemmInt8RowGroup<8>};
   const Int8Rows layout = Int8RowsLayout(layer, rows);
   const char* base = (const char*)prepared;
   // Row groups outside: their activations stay in L1 or L2 while the codes stream past.
@@ -761,33 +767,8 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
     const int8_t* q = (const int8_t*)base + row * NumSpans(layer) * kSpan;
     const int32_t* sums = (const int32_t*)(base + layout.sums_offset) + row * NumSums(layer);
     const float* s = (const float*)(base + layout.s_offset) + row;
-    float* y_rows = y + row * layer->N;
-    switch (Min(rows - row, kRowGroup)) {
-      case 1:
-        GemmInt8RowGroup<1>(layer, q, sums, s, begin, end, y_rows, scratch);
-        break;
-      case 2:
-        GemmInt8RowGroup<2>(layer, q, sums, s, begin, end, y_rows, scratch);
-        break;
-      case 3:
-        GemmInt8RowGroup<3>(layer, q, sums, s, begin, end, y_rows, scratch);
-        break;
-      case 4:
-        GemmInt8RowGroup<4>(layer, q, sums, s, begin, end, y_rows, scratch);
-        break;
-      case 5:
-        GemmInt8RowGroup<5>(layer, q, sums, s, begin, end, y_rows, scratch);
-        break;
-      case 6:
-        GemmInt8RowGroup<6>(layer, q, sums, s, begin, end, y_rows, scratch);
-        break;
-      case 7:
-        GemmInt8RowGroup<7>(layer, q, sums, s, begin, end, y_rows, scratch);
-        break;
-      default:
-        GemmInt8RowGroup<8>(layer, q, sums, s, begin, end, y_rows, scratch);
-        break;
-    }
+    const int64_t count = Min(rows - row, kRowGroup);
+    kFunctions[count - 1](layer, q, sums, s, begin, end, y + row * layer->N, scratch);
   }
 }
 
