@@ -104,7 +104,7 @@ IndexView::IndexView(const OtnNode& node, const std::string& node_name) {
   CopyIfMisaligned(&layer_.scale, NumScales(layer_), &scale_);
   CopyIfMisaligned(&layer_.bias, layer_.N, &bias_);
   if (layer_.index_format == IndexFormat::packed && layer_.scale_kind == ScaleKind::per_group &&
-      IsaSupported(Isa::avx512vnni)) {
+      BlockScalesAreRead()) {
     block_scales_ = BlockScales(layer_);
     if (!block_scales_.empty()) layer_.block_scales = block_scales_.data();
   }

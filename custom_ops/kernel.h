@@ -54,6 +54,9 @@ struct Kernel {
   size_t (*scratch_bytes)(const Layer* layer, int64_t rows, int64_t num_columns);
   void (*compute)(const Layer* layer, const float* x, int64_t rows, const void* prepared,
                   int64_t begin, int64_t end, float* y, void* scratch);
+
+  // Reads Layer::block_scales: serves no layer with scales per group that lacks them.
+  bool reads_block_scales = false;
 };
 
 }  // namespace onnx_ternary

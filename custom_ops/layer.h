@@ -60,10 +60,10 @@ struct Layer {
   ScaleKind scale_kind;
   int64_t group_size;  // rows a scale group; K where scales are not per group
   int64_t num_groups;
-  // packed with scales per group, for kernels that read them beside the codes: the scale of every
-  // block, (num_column_tiles, blocks of whole spans of 128 inputs, 4) float32, zero past K and N,
-  // followed by 16 zeros. Null where a scale is above kLargestBlockScale, and on processors without
-  // such a kernel.
+  // packed with scales per group, for kernels that read scales beside the codes
+  // (Kernel::reads_block_scales): the scale of every block, (num_column_tiles, blocks of whole
+  // spans of 128 inputs, 4) float32, zero past K and N, followed by 16 zeros. Null where a scale is
+  // above kLargestBlockScale, and where no such kernel runs.
   const float* block_scales;
 
   const float* bias;  // (N,) float32, or null for no bias

@@ -1,6 +1,8 @@
 // The instruction sets and kernels of this library, and what this processor supports of them.
 #include "dispatch/kernel_registry.h"
 
+#include <algorithm>
+
 #include "dispatch/built.h"
 #include "dispatch/cpu_features.h"
 
@@ -116,6 +118,13 @@ const Kernel* ReferenceKernel(IndexFormat index_format, Activation activation) {
     return is_float ? &packed_reference_float_scalar : &packed_reference_int8_scalar;
   }
   return is_float ? &rsr_reference_float_scalar : &rsr_reference_int8_scalar;
+}
+
+bool BlockScalesAreRead() {
+  const std::vector<const Kernel*>& kernels = BuiltKernels();
+  return std::any_of(kernels.begin(), kernels.end(), [](const Kernel* kernel) {
+    return kernel->reads_block_scales && IsaSupported(kernel->isa);
+  });
 }
 
 RowMagnitudesFunction FindRowMagnitudes() {

@@ -40,6 +40,9 @@ const Kernel* FindKernel(const std::string& name);
 // The kernel that follows IEEE 754 with NaN and inf and serves every layer of a format.
 const Kernel* ReferenceKernel(IndexFormat index_format, Activation activation);
 
+// Whether a kernel that this processor supports reads Layer::block_scales.
+bool BlockScalesAreRead();
+
 // The one for this processor, or null where the compiler's own loop has to do.
 RowMagnitudesFunction FindRowMagnitudes();
 

@@ -132,6 +132,10 @@ bool IsaAllowed(Isa isa, const IsaEntry* forced) {
 SelectionTable Selection() { return {kSelection, sizeof kSelection / sizeof kSelection[0]}; }
 
 bool Accepts(const Kernel& kernel, const Layer& layer) {
+  if (kernel.reads_block_scales && layer.scale_kind == ScaleKind::per_group &&
+      layer.block_scales == nullptr) {
+    return false;
+  }
   return kernel.index_format == layer.index_format && kernel.activation == layer.activation &&
          (kernel.accepts == nullptr || kernel.accepts(&layer));
 }

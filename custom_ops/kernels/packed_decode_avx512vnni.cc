@@ -37,8 +37,6 @@ namespace {
 // Codes of a column chunk, read once for every group of rows: they stay in L2.
 constexpr int64_t kChunkBytes = 128 << 10;
 
-bool Accepts(const Layer* layer) { return !PerGroup(layer) || layer->block_scales != nullptr; }
-
 size_t ScratchBytes(const Layer*, int64_t, int64_t) { return 0; }
 
 // Adds to acc (kDigits * kRows, two pairs of columns, kChains) sum(code * q) over all spans of one
@@ -547,7 +545,7 @@ extern const Kernel packed_gemm_int8_8x4_avx512vnni = {
     IndexFormat::packed,
     Activation::int8,
     Isa::avx512vnni,
-    avx512vnni::Accepts,
+    /*accepts=*/nullptr,
     /*max_rows=*/avx512vnni::kInt8MaxRows,
     /*column_step=*/avx512vnni::kTile,
     avx512vnni::Depth,
@@ -556,6 +554,7 @@ extern const Kernel packed_gemm_int8_8x4_avx512vnni = {
     avx512vnni::PrepareGemmInt8,
     avx512vnni::ScratchBytes,
     avx512vnni::GemmInt8,
+    /*reads_block_scales=*/true,
 };
 
 extern const Kernel packed_gemv_float_4x4_avx512vnni = {
@@ -563,7 +562,7 @@ extern const Kernel packed_gemv_float_4x4_avx512vnni = {
     IndexFormat::packed,
     Activation::float32,
     Isa::avx512vnni,
-    avx512vnni::Accepts,
+    /*accepts=*/nullptr,
     /*max_rows=*/avx512vnni::kFixedMaxRows,
     /*column_step=*/avx512vnni::kTile,
     avx512vnni::Depth,
@@ -572,6 +571,7 @@ extern const Kernel packed_gemv_float_4x4_avx512vnni = {
     avx512vnni::PrepareFixed,
     avx512vnni::ScratchBytes,
     avx512vnni::GemvFloat,
+    /*reads_block_scales=*/true,
 };
 
 }  // namespace onnx_ternary

@@ -134,6 +134,12 @@ def test_every_kernel_file_has_a_row() -> None:
     assert without == ["packed_decode_neon.cc"]
 
 
+def test_only_kernels_and_their_dispatch_name_an_instruction_set() -> None:
+    naming = {path for path in (ROOT / "custom_ops").rglob("*.*") if "Isa::" in path.read_text()}
+    rooms = {path.relative_to(ROOT / "custom_ops").parts[0] for path in naming}
+    assert rooms == {"dispatch", "kernels"}
+
+
 def test_shared_symbol_is_found(tmp_path: Path) -> None:
     source = tmp_path / "weak.cc"
     source.write_text("inline int Weak() { return 1; }\nint (*use)() = Weak;\n")

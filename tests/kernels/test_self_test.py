@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.support import scratch_library
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = "packed_gemm_float_wrong_portable"
 NEXT = "packed_gemv_float_portable"
 # The scalar reference with one number off: what an instruction does that does not run right.
@@ -68,39 +64,18 @@ def library_with(tmp_path: Path, wrong: str) -> Path:
     """A library whose first choice for float rows is the kernel above."""
     tree = tmp_path / "tree"
     scratch_library.copy_sources(tree)
-    kernels = tree / "custom_ops" / "kernels"
-    (kernels / "packed_wrong_portable.cc").write_text(SOURCE.replace("WRONG", wrong))
-    for path, before, row in (
-        (
-            kernels / "kernel_list.inc",
-            "OTN_ROW_MAGNITUDES(",
-            f"OTN_KERNEL(portable, packed_wrong, {NAME})\n",
-        ),
-        (
-            tree / "custom_ops" / "dispatch" / "select.cc",
-            "    {built::",
-            f"    {{built::{NAME}, 1, kAnyRows}},\n",
-        ),
-    ):
-        text = path.read_text()
-        first = text.index("\n" + before) + 1
-        path.write_text(text[:first] + row + text[first:])
+    scratch_library.add_kernel(tree, NAME, "packed_wrong", SOURCE.replace("WRONG", wrong))
+    scratch_library.insert_line(
+        tree / "custom_ops" / "dispatch" / "select.cc",
+        "    {built::",
+        f"    {{built::{NAME}, 1, kAnyRows}},\n",
+    )
     return scratch_library.compile_library(tree, tmp_path / "build")
 
 
 def run_nodes(library: Path) -> tuple[list[str], str]:
-    environment = {**os.environ, "ONNX_TERNARY_LIBRARY": str(library)}
-    environment.pop("ONNX_TERNARY_ISA", None)
-    done = subprocess.run(
-        [sys.executable, "-c", CALLS],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    return json.loads(done.stdout), done.stderr
+    printed, messages = scratch_library.run_python(library, CALLS)
+    return json.loads(printed), messages
 
 
 def test_wrong_kernel_is_reported_and_the_next_one_runs(tmp_path: Path) -> None:

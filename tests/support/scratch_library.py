@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,21 @@ def copy_sources(tree: Path) -> None:
     (tree / "headers" / "onnxruntime_cxx_api.h").touch()
 
 
+def add_kernel(tree: Path, name: str, family: str, source: str) -> None:
+    """Adds a portable kernel by the row and file of docs/writing_a_kernel.md."""
+    kernels = tree / "custom_ops" / "kernels"
+    (kernels / f"{family}_portable.cc").write_text(source)
+    row = f"OTN_KERNEL(portable, {family}, {name})\n"
+    insert_line(kernels / "kernel_list.inc", "OTN_ROW_MAGNITUDES(", row)
+
+
+def insert_line(path: Path, before: str, line: str) -> None:
+    """Inserts a line before the first one that begins with `before`."""
+    text = path.read_text()
+    first = text.index("\n" + before) + 1
+    path.write_text(text[:first] + line + text[first:])
+
+
 def compile_library(tree: Path, build: Path) -> Path:
     """Build for a processor without rows of its own, without optimization: fast to build."""
     options = [
@@ -53,3 +69,19 @@ def compile_library(tree: Path, build: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     return build / "libonnx_ternary_ops.so"
+
+
+def run_python(library: Path, code: str) -> tuple[str, str]:
+    """What a program prints to stdout and stderr that uses the library."""
+    environment = {**os.environ, "ONNX_TERNARY_LIBRARY": str(library)}
+    environment.pop("ONNX_TERNARY_ISA", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return done.stdout, done.stderr
