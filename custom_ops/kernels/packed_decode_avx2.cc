@@ -1,6 +1,6 @@
 // Kernels for `packed`, AVX2, that decode: GEMV (int8, and float as fixed point) and GEMM (int8).
 //
-// Layout: span_avx2.h; activations are laid out in the order of the fields. A unit is one block:
+// Layout: span.h; activations are laid out in the order of the fields. A unit is one block:
 // B/16 int32 lanes of a register. Everything in prepared and scratch is 64-byte aligned.
 //
 // Ranges. Codes are 0, 1, 2 (3 only in damaged files: sums then wrap, which intrinsics define).
@@ -61,8 +61,7 @@ __m128 LoadScale(const Layer* layer, int64_t n) {
 
 // Codes of the tile at column n, (spans, 4, 32) bytes: the layer's, or made in `expanded`.
 const uint8_t* TileCodes(const Layer* layer, int64_t n, uint8_t* expanded) {
-  const uint8_t* codes =
-      layer->codes + n / kTile * layer->num_k_blocks * kTile * layer->block_bytes;
+  const uint8_t* codes = TileStart(layer, n);
   if (AsIs(layer)) return codes;
   for (int64_t span = 0; span < NumSpans(layer); ++span) {
     __m256i columns[kTile];
@@ -74,22 +73,6 @@ const uint8_t* TileCodes(const Layer* layer, int64_t n, uint8_t* expanded) {
   return expanded;
 }
 
-// Activations of a span in the order of the fields; q and out do not overlap.
-void OrderSpan(const Layer* layer, const int8_t* q, int8_t* out) {
-  const int64_t quarter = layer->block_size / 4;
-  for (int64_t field = 0; field < 4; ++field) {
-    for (int64_t u = 0; u < SpanUnits(layer); ++u, out += quarter) {
-      memcpy(out, q + u * layer->block_size + field * quarter, (size_t)quarter);
-    }
-  }
-}
-
-// Scales per group are copied four tiles (a cache line) at a time to scratch, (tiles, units, 4
-// columns), zero past the last unit: read in place, the groups of a column lie N floats apart and
-// evict each other from L1 where N is a multiple of a power of two (GEMV 1.3 to 2 times slower at
-// N = 2560).
-constexpr int64_t kStripTiles = 4;
-
 // scratch of the decode kernels: scales, then an expanded tile
 struct DecodeScratch {
   size_t expanded_offset, bytes;
@@ -97,8 +80,7 @@ struct DecodeScratch {
 
 DecodeScratch DecodeScratchLayout(const Layer* layer) {
   DecodeScratch layout;
-  layout.expanded_offset =
-      PerGroup(layer) ? (size_t)(PaddedUnits(layer) * kStripTiles * kTile) * sizeof(float) : 0;
+  layout.expanded_offset = StripBytes(layer);
   layout.bytes =
       layout.expanded_offset + (AsIs(layer) ? 0 : (size_t)(NumSpans(layer) * kTileSpanBytes));
   return layout;
@@ -106,30 +88,6 @@ DecodeScratch DecodeScratchLayout(const Layer* layer) {
 
 size_t DecodeScratchBytes(const Layer* layer, int64_t, int64_t) {
   return DecodeScratchLayout(layer).bytes;
-}
-
-// Scales of the tile at column n, (units, 4); fills the strip at the first tile of each.
-const float* StripScales(const Layer* layer, int64_t begin, int64_t n, void* scratch) {
-  const int64_t num_units = PaddedUnits(layer);
-  float* strip = (float*)scratch;
-  const int64_t tile = (n - begin) / kTile % kStripTiles;
-  if (tile == 0) {
-    const int64_t group_units = layer->group_size / layer->block_size;
-    const float* row = layer->scale + n;
-    for (int64_t u = 0, in_group = 0; u < num_units; ++u) {
-      for (int64_t t = 0; t < kStripTiles && n + t * kTile < layer->N; ++t) {
-        const int64_t columns_left = layer->N - n - t * kTile;
-        _mm_store_ps(
-            strip + (t * num_units + u) * kTile,
-            u < layer->num_k_blocks ? LoadFloats(row + t * kTile, columns_left) : _mm_setzero_ps());
-      }
-      if (++in_group == group_units) {
-        in_group = 0;
-        row += layer->N;
-      }
-    }
-  }
-  return strip + tile * num_units * kTile;
 }
 
 __m128 LoadBias(const Layer* layer, int64_t n) {
@@ -368,7 +326,7 @@ void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
   const int64_t span_units = SpanUnits(layer);
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = TileCodes(layer, n, (uint8_t*)scratch + memory.expanded_offset);
-    const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
+    const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, (float*)scratch) : nullptr;
     for (int64_t row = 0; row < rows; ++row) {
       const char* base = (const char*)prepared + (size_t)row * layout.bytes;
       const int8_t* q = (const int8_t*)base;
@@ -601,7 +559,7 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
   const int64_t num_spans = NumSpans(layer);
   for (int64_t n = begin; n < end; n += kTile) {
     const uint8_t* codes = TileCodes(layer, n, (uint8_t*)scratch + memory.expanded_offset);
-    const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, scratch) : nullptr;
+    const float* scales = PerGroup(layer) ? StripScales(layer, begin, n, (float*)scratch) : nullptr;
     const __m256d bias = _mm256_cvtps_pd(LoadBias(layer, n));
     for (int64_t row = 0; row < rows; ++row) {
       const char* base = (const char*)prepared + (size_t)row * layout.bytes;
@@ -727,7 +685,7 @@ void GemmInt8RowGroup(const Layer* layer, const int8_t* q, const int32_t* sums, 
       }
       continue;
     }
-    const float* scales = StripScales(layer, begin, n, scratch);
+    const float* scales = StripScales(layer, begin, n, (float*)scratch);
     __m256d total[kRows];
     for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_pd();
     for (int64_t span = 0; span < num_spans; ++span) {
@@ -785,7 +743,7 @@ extern const Kernel packed_gemv_int8_1x4_avx2 = {
     Isa::avx2,
     /*accepts=*/nullptr,
     /*max_rows=*/2,
-    /*column_step=*/avx2::kTile,
+    /*column_step=*/kTile,
     avx2::ExactDepth,
     /*fixed_point=*/false,
     avx2::GemvInt8PreparedBytes,
@@ -801,7 +759,7 @@ extern const Kernel packed_gemm_int8_8x4_avx2 = {
     Isa::avx2,
     /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
-    /*column_step=*/avx2::kTile,
+    /*column_step=*/kTile,
     avx2::ExactDepth,
     /*fixed_point=*/false,
     avx2::GemmInt8PreparedBytes,
@@ -817,7 +775,7 @@ extern const Kernel packed_gemv_float_1x4_avx2 = {
     Isa::avx2,
     /*accepts=*/nullptr,
     /*max_rows=*/4,
-    /*column_step=*/avx2::kTile,
+    /*column_step=*/kTile,
     avx2::ExactDepth,
     /*fixed_point=*/true,
     avx2::GemvFloatPreparedBytes,

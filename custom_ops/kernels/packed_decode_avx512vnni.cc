@@ -2,7 +2,7 @@
 // signed activations added to an int32), for int8 activations and for float activations as fixed
 // point of three int8 digits. Rows share the unpacking of codes.
 //
-// Layout: span_avx512.h; activations are laid out in the order of the fields. A block is B/16 of
+// Layout: span.h; activations are laid out in the order of the fields. A block is B/16 of
 // the eight lanes of int32 of a column. Loads of codes are unaligned (memory-mapped files);
 // everything in prepared is 64-byte aligned.
 //
@@ -547,7 +547,7 @@ extern const Kernel packed_gemm_int8_8x4_avx512vnni = {
     Isa::avx512vnni,
     /*accepts=*/nullptr,
     /*max_rows=*/avx512vnni::kInt8MaxRows,
-    /*column_step=*/avx512vnni::kTile,
+    /*column_step=*/kTile,
     avx512vnni::Depth,
     /*fixed_point=*/false,
     avx512vnni::GemmInt8PreparedBytes,
@@ -564,7 +564,7 @@ extern const Kernel packed_gemv_float_4x4_avx512vnni = {
     Isa::avx512vnni,
     /*accepts=*/nullptr,
     /*max_rows=*/avx512vnni::kFixedMaxRows,
-    /*column_step=*/avx512vnni::kTile,
+    /*column_step=*/kTile,
     avx512vnni::Depth,
     /*fixed_point=*/true,
     avx512vnni::FixedPreparedBytes,

@@ -102,7 +102,7 @@ struct GroupColumns {
   template <int kTiles>
   void Tiles(int64_t n, int64_t end) const {
     const int64_t num_spans = NumSpans(layer);
-    const int64_t tile_scales = PaddedBlocks(layer) * kTile;
+    const int64_t tile_scales = PaddedUnits(layer) * kTile;
     const uint8_t* codes = layer->codes + n / kTile * decoder.tile_bytes;
     const float* all_scales = layer->block_scales + n / kTile * tile_scales;
     const __m512i mask3 = _mm512_set1_epi8(3);

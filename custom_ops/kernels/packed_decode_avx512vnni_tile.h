@@ -17,8 +17,6 @@ using namespace avx512;
 
 constexpr int64_t kLanes = 8;  // of a column in a span, int32
 constexpr int64_t kPrefetchBytes = 6144;
-// Blocks of whole spans.
-int64_t PaddedBlocks(const Layer* layer) { return NumSpans(layer) * (kSpan / layer->block_size); }
 
 __mmask8 FirstFour(int64_t count) { return (__mmask8)(count >= 4 ? 15u : (1u << count) - 1u); }
 

@@ -4,7 +4,7 @@
 // byte of codes) are built once; each column then adds one table row per four weights: a quarter of
 // the additions of a dense product, and no multiplication.
 //
-// Layout: span_avx2.h; the four fields of byte p of a column are inputs B b + (B/4) j + i where
+// Layout: span.h; the four fields of byte p of a column are inputs B b + (B/4) j + i where
 // p = (B/4) b + i. A step is 8 bytes, 32 inputs: its tables (20 KB) stay in L1, the sums of a chunk
 // of columns wait in L2 between steps. Codes are transcoded to base 3 (digit 3, in damaged files
 // only, becomes 0: every index stays inside the table). Everything in prepared and scratch is
@@ -651,7 +651,7 @@ extern const Kernel packed_gemm_float_8x8_avx2 = {
     Isa::avx2,
     /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
-    /*column_step=*/avx2::kTile,
+    /*column_step=*/kTile,
     avx2::LookupDepth,
     /*fixed_point=*/false,
     avx2::GemmFloatPreparedBytes,
@@ -667,7 +667,7 @@ extern const Kernel packed_gemm_int8_16x8_avx2 = {
     Isa::avx2,
     /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
-    /*column_step=*/avx2::kTile,
+    /*column_step=*/kTile,
     avx2::ExactDepth,
     /*fixed_point=*/false,
     avx2::GemmInt8PreparedBytes,

@@ -4,7 +4,7 @@
 // each column then adds one table row per four weights: a quarter of the additions of a dense
 // product, and no multiplication.
 //
-// Layout: docs/index_format.md sections 2.1 and 2.3, read in spans of 128 inputs (span_avx512.h):
+// Layout: docs/index_format.md sections 2.1 and 2.3, read in spans of 128 inputs (span.h):
 // 32 bytes of codes a column, the four fields of byte p being inputs B b + (B/4) j + i where
 // p = (B/4) b + i. A step is 8 bytes, 32 inputs. Loads of codes are unaligned (memory-mapped
 // files); everything in prepared and scratch is 64-byte aligned.
@@ -28,7 +28,6 @@ namespace onnx_ternary {
 namespace avx512 {
 namespace {
 
-constexpr int64_t kSpanBytes = 32;  // codes of one column
 constexpr int64_t kLanes = 16;
 constexpr int64_t kPatterns = 81;
 constexpr int64_t kTables = 8;                     // groups of four inputs at a time
@@ -379,7 +378,7 @@ extern const Kernel packed_gemm_float_16x8_avx512bw = {
     Isa::avx512bw,
     /*accepts=*/nullptr,
     /*max_rows=*/avx512::kMaxRows,
-    /*column_step=*/avx512::kTile,
+    /*column_step=*/kTile,
     avx512::LookupDepth,
     /*fixed_point=*/false,
     avx512::GemmFloatPreparedBytes,

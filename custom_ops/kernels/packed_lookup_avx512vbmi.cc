@@ -6,7 +6,7 @@
 // packed_lookup_avx512bw.cc, whose lanes are rows, would stay half empty.
 //
 // Layout: docs/index_format.md sections 2.1 and 2.3, read in spans of 128 inputs.
-// Ternary patterns (any storage, span_avx512.h): 32 bytes of codes a column, eight dwords, field j
+// Ternary patterns (any storage, span.h): 32 bytes of codes a column, eight dwords, field j
 // of byte p input 32 j + p. Fields 0, 1 and 2 of a byte make a pattern; the field 3 that is left
 // over makes patterns with those of the same byte of the next two dwords. A span has 44 patterns:
 // byte i of dword w the inputs 4 w + i, 32 + 4 w + i and 64 + 4 w + i (32 patterns), the left-over
@@ -554,7 +554,7 @@ extern const Kernel packed_gemm_float_4x64_avx512vbmi = {
     Isa::avx512vbmi,
     avx512vbmi::Accepts,
     /*max_rows=*/avx512vbmi::kMaxRows,
-    /*column_step=*/avx512vbmi::kTile,
+    /*column_step=*/kTile,
     avx512vbmi::Depth,
     /*fixed_point=*/true,
     avx512vbmi::PreparedBytes,

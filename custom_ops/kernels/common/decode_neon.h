@@ -2,7 +2,7 @@
 // point in three int8 digits. What a processor multiplies with is an `Ops` of the file that
 // includes this one: widening multiplications (neon), sdot (neon_dotprod), smmla (neon_i8mm).
 //
-// Layout: span_neon.h. A vector register holds 16 activations of one row, or 8 of two rows
+// Layout: span.h. A vector register holds 16 activations of one row, or 8 of two rows
 // (Ops::kVectorRows); a span of a row is kChunks of them for each of the four fields of a code
 // byte. Likewise a register of codes is a `unit` of one column or two. Activations are stored in
 // the order in which the loop reads them.

@@ -1,13 +1,5 @@
-// What the AVX2 kernels for `packed` share: codes of every block size and storage as they read
-// them, and the activation rules.
-//
-// Layout: docs/index_format.md sections 2.1 and 2.3. A span is 128 inputs: one block, or several
-// smaller ones. 2-bit codes in blocks of 128 are read as they lie: 32 bytes a column and span, one
-// register; bits 2j..2j+1 of byte i are the code (level + 1) of input 32 j + i; tiles of four
-// columns are one stream: (column tile, span, 4 columns, 32 bytes). Smaller blocks and bits are
-// brought to that form a tile at a time: byte i of block b (B/4 bytes) of a column goes to byte
-// (B/4) b + i of its 32, so field j of that byte is input B b + (B/4) j + i of the span. Loads of
-// codes are unaligned (memory-mapped files).
+// What the AVX2 kernels for `packed` share: codes of every block size and storage in the form of
+// span.h, a register per column and span, and the activation rules.
 //
 // C headers and intrinsics only, internal linkage only.
 #pragma once
@@ -19,7 +11,7 @@
 #include "../../layer.h"
 #include "quantize_absmax.h"
 #include "quantize_row.h"
-#include "scalar.h"
+#include "span.h"
 
 // Keeps an accumulator of a long loop in its register: gcc 12 regroups additions across iterations
 // and spills (eight rows of int8: 152 instead of 169 GMAC/s, Zen 5).
@@ -33,24 +25,7 @@ namespace onnx_ternary {
 namespace avx2 {
 namespace {
 
-constexpr int64_t kSpan = 128;      // inputs
-constexpr int64_t kSpanBytes = 32;  // codes of one column
-constexpr int64_t kTile = 4;        // columns
-constexpr int64_t kTileSpanBytes = kTile * kSpanBytes;
 constexpr int64_t kGemmMaxRows = 64;
-
-inline int64_t NumSpans(const Layer* layer) {
-  return (layer->num_k_blocks * layer->block_size + kSpan - 1) / kSpan;
-}
-
-inline int64_t SpanUnits(const Layer* layer) { return kSpan / layer->block_size; }
-
-// Units of all spans, also those of the last one past the last block.
-inline int64_t PaddedUnits(const Layer* layer) { return NumSpans(layer) * SpanUnits(layer); }
-
-inline bool AsIs(const Layer* layer) {
-  return layer->storage == Storage::two_bit && layer->block_size == kSpan;
-}
 
 inline __m256i LoadU(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline __m256i LoadA(const void* p) { return _mm256_load_si256((const __m256i*)p); }
@@ -89,20 +64,11 @@ inline void GatherColumns(int64_t piece_bytes, const __m256i* rows, __m256i* col
   for (int c = 0; c < kTile; ++c) columns[c] = _mm256_permutevar8x32_epi32(columns[c], order);
 }
 
-// One span of the tile's codes in the form of 2-bit blocks of 128, a register a column. What lies
-// past the last block becomes some code, which meets activations of zero.
+// One span of the tile's codes in the form of 2-bit blocks of 128, one register per column.
 inline void ExpandSpan(const Layer* layer, const uint8_t* tile_codes, int64_t span,
                        __m256i* columns) {
-  const int64_t unit_bytes = kTile * layer->block_bytes;
-  const int64_t span_bytes = SpanUnits(layer) * unit_bytes;
-  const int64_t left = (layer->num_k_blocks - span * SpanUnits(layer)) * unit_bytes;
-  const uint8_t* source = tile_codes + span * span_bytes;
   uint8_t padded[kTileSpanBytes];
-  if (left < span_bytes) {
-    memset(padded, 0, sizeof padded);
-    memcpy(padded, source, (size_t)left);
-    source = padded;
-  }
+  const uint8_t* source = WholeSpan(layer, tile_codes, span, padded);
   __m256i rows[4];
   if (layer->storage == Storage::two_bit) {
     for (int i = 0; i < 4; ++i) rows[i] = LoadU(source + i * 32);

@@ -1,9 +1,5 @@
-// What the AVX-512 kernels for `packed` share: codes of every block size and storage as they read
-// them. A span is 128 inputs: one block, or several smaller ones, of four columns. 2-bit codes in
-// blocks of 128 are read as they lie: 32 bytes a column and span, bits 2j..2j+1 of byte i the code
-// (level + 1) of input 32 j + i, two columns a register. Smaller blocks and bits are brought to
-// that form in registers: byte i of block b of a column (B/4 bytes) goes to byte (B/4) b + i of its
-// 32, so field j of that byte is input B b + (B/4) j + i of the span.
+// What the AVX-512 kernels for `packed` share: codes of every block size and storage in the form of
+// span.h, two columns per register, made in registers where they lie otherwise.
 //
 // C headers and intrinsics only, internal linkage only.
 #pragma once
@@ -13,7 +9,7 @@
 
 #include "../../layer.h"
 #include "mask_avx512.h"
-#include "scalar.h"
+#include "span.h"
 
 #if defined(__GNUC__)
 #define OTN_UNROLL16 _Pragma("GCC unroll 16")
@@ -32,9 +28,6 @@
 namespace onnx_ternary {
 namespace avx512 {
 namespace {
-
-constexpr int64_t kSpan = 128;  // inputs
-constexpr int64_t kTile = 4;    // columns
 
 // Largest magnitude of x (count,), as bits: without their sign float32s order as integers do.
 inline int32_t AbsMaxBits(const float* x, int64_t count) {
@@ -58,16 +51,6 @@ inline ScaleAndBias LoadScaleAndBias(const Layer* layer, int64_t column, __mmask
               ? _mm512_maskz_loadu_ps(valid, layer->scale + column)
               : _mm512_set1_ps(1.0f),
           layer->bias ? _mm512_maskz_loadu_ps(valid, layer->bias + column) : _mm512_setzero_ps()};
-}
-
-int64_t NumSpans(const Layer* layer) {
-  return (layer->num_k_blocks * layer->block_size + kSpan - 1) / kSpan;
-}
-
-int64_t TileBytes(const Layer* layer) { return layer->num_k_blocks * kTile * layer->block_bytes; }
-
-bool AsIs(const Layer* layer) {
-  return layer->storage == Storage::two_bit && layer->block_size == kSpan;
 }
 
 struct Decoder {

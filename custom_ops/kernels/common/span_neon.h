@@ -1,12 +1,5 @@
-// What the NEON kernels for `packed` share: codes of every block size and storage in one form, the
-// activation rules, scales, and how Y is made.
-//
-// Layout: docs/index_format.md sections 2.1 and 2.3. A span is 128 inputs: one block, or several
-// smaller ones. 2-bit codes in blocks of 128 are read as they lie: 32 bytes a column and span; bits
-// 2j..2j+1 of byte i are the code (level + 1) of input 32 j + i; tiles of four columns are one
-// stream: (column tile, span, 4 columns, 32 bytes). Smaller blocks and bits are brought to that
-// form a tile at a time: byte i of block b (B/4 bytes) of a column goes to byte (B/4) b + i of its
-// 32, so field j of that byte is input B b + (B/4) j + i of the span.
+// What the NEON kernels for `packed` share: codes of every block size and storage in the form of
+// span.h, the activation rules, scales, and how Y is made.
 //
 // C headers and intrinsics only, internal linkage only.
 #pragma once
@@ -18,29 +11,11 @@
 #include "../../layer.h"
 #include "quantize_absmax.h"
 #include "quantize_row.h"
-#include "scalar.h"
+#include "span.h"
 
 namespace onnx_ternary {
 namespace neon {
 namespace {
-
-constexpr int64_t kSpan = 128;      // inputs
-constexpr int64_t kSpanBytes = 32;  // codes of one column
-constexpr int64_t kTile = 4;        // columns
-constexpr int64_t kTileSpanBytes = kTile * kSpanBytes;
-
-inline int64_t NumSpans(const Layer* layer) {
-  return (layer->num_k_blocks * layer->block_size + kSpan - 1) / kSpan;
-}
-
-inline int64_t SpanUnits(const Layer* layer) { return kSpan / layer->block_size; }
-
-// Units (blocks) of all spans, also those of the last one past the last block.
-inline int64_t PaddedUnits(const Layer* layer) { return NumSpans(layer) * SpanUnits(layer); }
-
-inline bool AsIs(const Layer* layer) {
-  return layer->storage == Storage::two_bit && layer->block_size == kSpan;
-}
 
 // ---------------------------------------------------------------------------------------------
 // Codes
@@ -104,20 +79,11 @@ inline void Interleave(int64_t piece_bytes, uint8x16_t a, uint8x16_t b, uint8x16
   }
 }
 
-// One span of the tile's codes in the form of 2-bit blocks of 128: columns (4, 2 halves). What lies
-// past the last block becomes some code, which meets activations of zero.
+// One span of the tile's codes in the form of 2-bit blocks of 128: columns (4, 2 halves).
 inline void ExpandSpan(const Layer* layer, const uint8_t* tile_codes, int64_t span,
                        uint8x16_t (*columns)[2]) {
-  const int64_t unit_bytes = kTile * layer->block_bytes;
-  const int64_t span_bytes = SpanUnits(layer) * unit_bytes;
-  const int64_t left = (layer->num_k_blocks - span * SpanUnits(layer)) * unit_bytes;
-  const uint8_t* source = tile_codes + span * span_bytes;
   uint8_t padded[kTileSpanBytes];
-  if (left < span_bytes) {
-    memset(padded, 0, sizeof padded);
-    memcpy(padded, source, (size_t)left);
-    source = padded;
-  }
+  const uint8_t* source = WholeSpan(layer, tile_codes, span, padded);
   if (AsIs(layer)) {
     for (int i = 0; i < 2 * kTile; ++i) columns[i / 2][i % 2] = vld1q_u8(source + i * 16);
     return;
@@ -144,22 +110,8 @@ inline void ExpandSpan(const Layer* layer, const uint8_t* tile_codes, int64_t sp
   }
 }
 
-inline const uint8_t* TileStart(const Layer* layer, int64_t n) {
-  return layer->codes + n / kTile * layer->num_k_blocks * kTile * layer->block_bytes;
-}
-
 // ---------------------------------------------------------------------------------------------
 // Activations
-
-// Activations of a span in the order of the fields; q and out do not overlap.
-inline void OrderSpan(const Layer* layer, const int8_t* q, int8_t* out) {
-  const int64_t quarter = layer->block_size / 4;
-  for (int64_t field = 0; field < 4; ++field) {
-    for (int64_t u = 0; u < SpanUnits(layer); ++u, out += quarter) {
-      memcpy(out, q + u * layer->block_size + field * quarter, (size_t)quarter);
-    }
-  }
-}
 
 // Sum of int8 values, exact: num_bytes is a multiple of 16, at most 2^24.
 inline int32_t SumBytes(const int8_t* q, int64_t num_bytes) {
@@ -217,34 +169,6 @@ inline float32x4_t LoadScale(const Layer* layer, int64_t n) {
 
 inline float32x4_t LoadBias(const Layer* layer, int64_t n) {
   return layer->bias ? LoadFloats(layer->bias + n, layer->N - n) : vdupq_n_f32(0.0f);
-}
-
-// Scales per group are copied four tiles (a cache line) at a time to scratch, (tiles, units, 4
-// columns), zero past the last unit: read in place, the groups of a column lie N floats apart and
-// evict each other from L1 where N is a multiple of a power of two.
-constexpr int64_t kStripTiles = 4;
-
-inline size_t StripBytes(const Layer* layer) {
-  return PerGroup(layer) ? (size_t)(PaddedUnits(layer) * kStripTiles * kTile) * sizeof(float) : 0;
-}
-
-// Scales of the tile at column n, (units, 4); fills the strip at the first tile of each.
-inline const float* StripScales(const Layer* layer, int64_t begin, int64_t n, float* strip) {
-  const int64_t num_units = PaddedUnits(layer);
-  const int64_t tile = (n - begin) / kTile % kStripTiles;
-  if (tile == 0) {
-    const int64_t group_units = layer->group_size / layer->block_size;
-    for (int64_t u = 0; u < num_units; ++u) {
-      const float* row = layer->scale + u / group_units * layer->N + n;
-      for (int64_t t = 0; t < kStripTiles && n + t * kTile < layer->N; ++t) {
-        const int64_t columns_left = layer->N - n - t * kTile;
-        vst1q_f32(
-            strip + (t * num_units + u) * kTile,
-            u < layer->num_k_blocks ? LoadFloats(row + t * kTile, columns_left) : vdupq_n_f32(0));
-      }
-    }
-  }
-  return strip + tile * num_units * kTile;
 }
 
 // Four columns in float64.
