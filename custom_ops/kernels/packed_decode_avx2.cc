@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "common/fixed_point.h"
+#include "common/magnitude.h"
 #include "common/span_avx2.h"
 #include "kernel_list.h"
 
@@ -393,15 +394,7 @@ float AbsMax(const float* x, int64_t count) {
   int32_t lanes[8], largest = 0;
   _mm256_storeu_si256((__m256i*)lanes, max_bits);
   for (int i = 0; i < 8; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
-  for (; k < count; ++k) {
-    int32_t bits;
-    memcpy(&bits, x + k, sizeof bits);
-    bits &= 0x7fffffff;
-    largest = bits > largest ? bits : largest;
-  }
-  float absmax;
-  memcpy(&absmax, &largest, sizeof absmax);
-  return absmax;
+  return FloatOfBits(LargestBits(x + k, count - k, largest));
 }
 
 void PrepareGemvFloat(const Layer* layer, const Call*, const float* x, int64_t rows,

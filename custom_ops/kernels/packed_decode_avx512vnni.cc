@@ -24,6 +24,7 @@
 #include <string.h>
 
 #include "common/fixed_point.h"
+#include "common/magnitude.h"
 #include "common/quantize_absmax.h"
 #include "common/span_avx512.h"
 #include "kernel_list.h"
@@ -328,13 +329,6 @@ size_t FixedPreparedBytes(const Layer* layer, int64_t rows) {
   return FixedRowsLayout(layer, rows).bytes;
 }
 
-float AbsMax(const float* x, int64_t count) {
-  const int32_t largest = AbsMaxBits(x, count);
-  float absmax;
-  memcpy(&absmax, &largest, sizeof absmax);
-  return absmax;
-}
-
 void PrepareFixed(const Layer* layer, const Call*, const float* x, int64_t rows, void* prepared) {
   const FixedRows layout = FixedRowsLayout(layer, rows);
   const InputOrder order = MakeInputOrder(layer);
@@ -351,7 +345,7 @@ void PrepareFixed(const Layer* layer, const Call*, const float* x, int64_t rows,
     const int64_t stride = group_rows * kSpan;  // of a digit
     int8_t* digits =
         (int8_t*)base + group_row * num_spans * kDigits * kSpan + (row - group_row) * kSpan;
-    const int e = FixedPointExponent(AbsMax(x_row, K));
+    const int e = FixedPointExponent(FloatOfBits(AbsMaxBits(x_row, K)));
     units[row] = PowerOfTwo(-e);
     const __m512 exponent = _mm512_set1_ps((float)e);
     int32_t totals[kDigits] = {0, 0, 0};

@@ -1,9 +1,8 @@
 // Per-token absmax quantization (BitNet b1.58), written so that compilers vectorize it.
 //
-// The largest magnitude is taken on the bits: without its sign a float32 orders as an integer does,
-// and NaN and inf lie above every finite number. Clipping comes before rounding, which is the same
-// thing because the bounds are integers, and keeps |v| <= 128, where adding and subtracting
-// 1.5 * 2^23 rounds to the nearest even integer.
+// The largest magnitude is taken on the bits (magnitude.h). Clipping comes before rounding, which
+// is the same thing because the bounds are integers, and keeps |v| <= 128, where adding and
+// subtracting 1.5 * 2^23 rounds to the nearest even integer.
 //
 // Internal linkage: every file that includes this compiles it for its own instruction set, with the
 // same result.
@@ -14,6 +13,7 @@
 #include <string.h>
 
 #include "../../layer.h"
+#include "magnitude.h"
 #include "quantize_row.h"
 
 namespace onnx_ternary {
@@ -22,20 +22,13 @@ namespace {
 // q: (K,) int8. Returns s, or NaN (and writes zeros) where the row has NaN or inf.
 inline float QuantizeAbsmaxRow(const Layer* layer, const float* x, int8_t* q) {
   const int64_t K = layer->K;
-  int32_t largest_bits = 0;
-  for (int64_t k = 0; k < K; ++k) {
-    int32_t bits;
-    memcpy(&bits, x + k, sizeof bits);
-    bits &= 0x7fffffff;
-    largest_bits = bits > largest_bits ? bits : largest_bits;
-  }
+  const int32_t largest_bits = LargestBits(x, K, 0);
   const int32_t infinity_bits = 0x7f800000;
   if (largest_bits >= infinity_bits) {
     memset(q, 0, (size_t)K);
     return NAN;
   }
-  float absmax;
-  memcpy(&absmax, &largest_bits, sizeof absmax);
+  float absmax = FloatOfBits(largest_bits);
   if (absmax < layer->activation_epsilon) absmax = layer->activation_epsilon;
   const float qmax = (float)layer->activation_qmax;
   const float qmin = (float)layer->activation_qmin;

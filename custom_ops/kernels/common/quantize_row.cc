@@ -2,6 +2,7 @@
 // quantize_absmax.h does and for the same reason: |v| <= 255 there.
 #include "quantize_row.h"
 
+#include "magnitude.h"
 #include "quantize_absmax.h"
 
 namespace onnx_ternary {
@@ -45,9 +46,7 @@ void WidenActivationRange(const float* x, int64_t count, float* lowest, float* h
   float high = *highest;
   int32_t largest = *largest_bits;
   for (int64_t i = 0; i < count; ++i) {
-    int32_t bits;
-    memcpy(&bits, x + i, sizeof bits);
-    bits &= 0x7fffffff;
+    const int32_t bits = MagnitudeBits(x + i);
     largest = bits > largest ? bits : largest;
     low = x[i] < low ? x[i] : low;
     high = x[i] > high ? x[i] : high;

@@ -4,9 +4,9 @@
 // AVX2 may leave this file.
 #include <immintrin.h>
 #include <stdint.h>
-#include <string.h>
 
 #include "../kernel_list.h"
+#include "magnitude.h"
 
 namespace onnx_ternary {
 namespace avx2 {
@@ -36,13 +36,9 @@ void RowMagnitudes(const float* x, int64_t count, int32_t* largest_bits, double*
   for (int i = 0; i < 8; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
   double rest = 0.0;
   for (; k < count; ++k) {
-    int32_t bits;
-    memcpy(&bits, x + k, sizeof bits);
-    bits &= 0x7fffffff;
+    const int32_t bits = MagnitudeBits(x + k);
     largest = bits > largest ? bits : largest;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    rest += (double)value;
+    rest += (double)FloatOfBits(bits);
   }
   *largest_bits = largest;
   *sum = sums[0] + sums[1] + sums[2] + sums[3] + rest;

@@ -29,7 +29,7 @@ namespace onnx_ternary {
 namespace avx512 {
 namespace {
 
-// Largest magnitude of x (count,), as bits: without their sign float32s order as integers do.
+// Largest magnitude of x (count,), as bits (magnitude.h).
 inline int32_t AbsMaxBits(const float* x, int64_t count) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   __m512i max_bits = _mm512_setzero_si512();

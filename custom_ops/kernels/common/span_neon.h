@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "../../layer.h"
+#include "magnitude.h"
 #include "quantize_absmax.h"
 #include "quantize_row.h"
 #include "span.h"
@@ -121,23 +122,13 @@ inline int32_t SumBytes(const int8_t* q, int64_t num_bytes) {
 }
 
 inline float AbsMax(const float* x, int64_t count) {
-  // Magnitudes order like their bits, NaN above infinity.
   const int32x4_t magnitude = vdupq_n_s32(0x7fffffff);
   int32x4_t max_bits = vdupq_n_s32(0);
   int64_t k = 0;
   for (; k + 4 <= count; k += 4) {
     max_bits = vmaxq_s32(max_bits, vandq_s32(vreinterpretq_s32_f32(vld1q_f32(x + k)), magnitude));
   }
-  int32_t largest = vmaxvq_s32(max_bits);
-  for (; k < count; ++k) {
-    int32_t bits;
-    memcpy(&bits, x + k, sizeof bits);
-    bits &= 0x7fffffff;
-    largest = bits > largest ? bits : largest;
-  }
-  float absmax;
-  memcpy(&absmax, &largest, sizeof absmax);
-  return absmax;
+  return FloatOfBits(LargestBits(x + k, count - k, vmaxvq_s32(max_bits)));
 }
 
 // ---------------------------------------------------------------------------------------------
