@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kFormatVersion = 1;
 constexpr int64_t kMaxK = (int64_t{1} << 24) - 1;  // int8 sums stay exact in int32
-constexpr int64_t kMaxUint8K = int64_t{1} << 17;   // and those of q - 128 in float32
+constexpr int64_t kMaxUint8K = int64_t{1} << 17;   // and sums of q - 128 in float32
 constexpr int64_t kMaxN = std::numeric_limits<int32_t>::max();
 
 std::string ShapeText(const int64_t* shape, size_t rank) {

@@ -38,7 +38,7 @@ class NodeChecker {
   // Values, of a layer that has its tensors.
   void CheckPermutation(const Layer& layer) const;
   void CheckSegmentOffsets(const Layer& layer) const;
-  // Set what they have checked.
+  // Scale and bias are checked, then set in the layer.
   void CheckScale(Layer* layer) const;
   void CheckBias(Layer* layer) const;
 

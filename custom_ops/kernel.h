@@ -1,6 +1,7 @@
-// What a kernel is: plain data and function pointers, so that files compiled for one instruction
-// set include C headers only (a weak C++ symbol compiled for AVX2 could be picked by the linker for
-// code that runs everywhere).
+// What a kernel is: plain data and function pointers. Files compiled for one instruction set
+// include C headers and intrinsics only, and all they define but the records has internal linkage:
+// a weak C++ symbol compiled for AVX2 could be picked by the linker for code that runs everywhere,
+// and two processors may share one template.
 #pragma once
 
 #include <stddef.h>

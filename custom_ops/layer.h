@@ -58,7 +58,7 @@ struct Layer {
   // scale: (), (N,) or (num_groups, N) float32
   const float* scale;
   ScaleKind scale_kind;
-  int64_t group_size;  // rows a scale group; K where scales are not per group
+  int64_t group_size;  // rows per scale group; K where scales are not per group
   int64_t num_groups;
   // packed with scales per group, for kernels that read scales beside the codes
   // (Kernel::reads_block_scales): the scale of every block, (num_column_tiles, blocks of whole

@@ -1,5 +1,5 @@
 // Packers, blocked for the cache: levels lie row by row and codes column by column, so panels of 64
-// columns (one cache line a row) are packed a block of rows at a time.
+// columns (one cache line per row) are packed a block of rows at a time.
 #include "pack.h"
 
 #include <algorithm>

@@ -9,7 +9,7 @@
 
 namespace onnx_ternary {
 
-// a >= 0, b > 0; for any of them.
+// For any a >= 0 and b > 0.
 inline int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 // Bytes of one packed block of one column, 0 for a storage that is not packed.

@@ -162,7 +162,7 @@ class Runner {
         {request_.rows, host_->NumThreads(), std::max<int64_t>(1, request_.rows * layer_.K >> 18)});
   }
 
-  // visit(part, m, x): rows of X as float32, each by the one of num_parts it belongs to.
+  // visit(part, m, x): row m of X as float32, by the one of num_parts parts that m belongs to.
   template <typename Visit>
   void ForEachRow(int64_t num_parts, const Visit& visit) {
     const bool convert = request_.type != ElementType::float32;
@@ -250,7 +250,7 @@ class Runner {
       // Rather narrow parts than idle threads.
       num_parts = std::max(num_parts, std::min(CeilDiv(threads, num_tiles),
                                                layer_.N / std::max(kNarrowColumns, work_columns)));
-      // As many for each thread.
+      // The same number of parts for each thread.
       if (num_tiles == 1 && num_parts > threads) num_parts = num_parts / threads * threads;
     }
     num_parts = std::max<int64_t>(1, num_parts);
@@ -317,7 +317,7 @@ class Runner {
     };
 
     // One parallel region: workers take tiles to prepare, then items. An item waits for its tile,
-    // which somebody who is running took before it.
+    // which a worker that is running took before any item.
     std::atomic<int64_t> next_tile{0};
     std::atomic<int64_t> next_item{0};
     std::unique_ptr<std::atomic<bool>[]> ready(

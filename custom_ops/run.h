@@ -48,7 +48,7 @@ struct RunRequest {
   int64_t rows;
   // Null: the selection table, with rows that are not ordinary kept apart.
   const Kernel* kernel = nullptr;
-  // Column parts a tile; 0 chooses.
+  // Column parts per tile; 0: as many as run.cc finds best.
   int64_t num_parts = 0;
 };
 

@@ -47,7 +47,7 @@ void SessionHost::ParallelFor(size_t count, void (*body)(void*, size_t), void* c
     std::atomic<int64_t> running{0};
   };
   Watched watched{body, context, thread_count_};
-  // One batch an item: threads take the next item when they are free.
+  // One batch per item: threads take the next item when they are free.
   Check(api_, api_.KernelContext_ParallelFor(
                   context_,
                   [](void* raw, size_t item) {

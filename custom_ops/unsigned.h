@@ -9,7 +9,7 @@
 
 namespace onnx_ternary {
 
-// Of all rows of X. largest_bits: the largest magnitude as bits, NaN above infinity.
+// What all rows of X span. largest_bits: the largest magnitude as bits, NaN above infinity.
 struct ActivationRange {
   float lowest = 0.0f;
   float highest = 0.0f;

@@ -4,7 +4,7 @@
 
 #include "kernels/kernel_list.h"
 
-// yes where the library is built with isa, no elsewhere.
+// `yes` where the library is built with isa, `no` elsewhere.
 #define OTN_IF_BUILT(isa, yes, no) OTN_IF(OTN_BUILT_##isa, yes, no)
 #define OTN_IF(condition, yes, no) OTN_IF_(condition, yes, no)
 #define OTN_IF_(condition, yes, no) OTN_IF_##condition(yes, no)

@@ -43,7 +43,7 @@ const Kernel* ReferenceKernel(IndexFormat index_format, Activation activation);
 // Whether a kernel that this processor supports reads Layer::block_scales.
 bool BlockScalesAreRead();
 
-// The one for this processor, or null where the compiler's own loop has to do.
+// The function for this processor, or null where rows.cc has to do with its own loop.
 RowMagnitudesFunction FindRowMagnitudes();
 
 }  // namespace onnx_ternary

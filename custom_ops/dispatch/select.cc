@@ -117,8 +117,8 @@ bool IsBits(const Layer& layer) {
   return layer.storage == Storage::one_bit && layer.block_size == 128;
 }
 
-// A forced instruction set may lean on the ones any processor has for what it has no kernel for;
-// scalar stands alone.
+// Where a forced instruction set has no kernel for a layer, portable and scalar kernels serve it;
+// scalar itself stands alone.
 bool IsaAllowed(Isa isa, const IsaEntry* forced) {
   if (!IsaSupported(isa)) return false;
   if (forced == nullptr) return !PassedOver(isa);

@@ -155,7 +155,7 @@ bool PassesSelfTest(const Kernel& kernel) {
   int known = verdict.load(std::memory_order_acquire);
   if (known == kUnknown) {
     const int found = AgreesWithReference(kernel) ? kRight : kWrong;
-    // Of threads that tested it at the same time one reports.
+    // Of threads that tested the kernel at the same time, one reports.
     if (verdict.compare_exchange_strong(known, found) && found == kWrong) {
       std::fprintf(stderr,
                    "onnx_ternary: kernel '%s' computes wrong numbers on this processor (which has: "

@@ -7,7 +7,7 @@
 // d is an int8 in [-128, 127].
 //   code field at scale 1: maddubs adds two products, |.| <= 2 * 2 * 128 = 512
 //   code field at scale 4 (mask 12, not shifted): |.| <= 2 * 8 * 128 = 2048
-// so two maddubs a span at scale 4 over 8 spans reach 16 * -2048 = -32768 and 16 * 8 * 127 * 2 =
+// so two maddubs per span at scale 4 over 8 spans reach 16 * -2048 = -32768 and 16 * 8 * 127 * 2 =
 // 32512: exactly int16. Sums are widened to int32 every 8 spans. There the sum over codes may wrap
 // for K above 2^23, but sum(code * d) - sum(d) = sum(level * d) is at most 128 K <= 2^31 - 128 in
 // magnitude, and so exact modulo 2^32.
@@ -15,9 +15,6 @@
 // With scales per group, units are summed exactly, weighted in float64 and added up there in the
 // order of the units. A span at scale 1 is four maddubs, 4 * 512; the three digits of a unit are
 // put together first: at most 128 * 8355711 < 2^31.
-//
-// C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
-// AVX2 may leave this file.
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -33,7 +30,7 @@ namespace {
 
 constexpr int64_t kWiden = 8;  // spans an int16 sum may cover, see above
 
-// Hides DRAM latency: three KB ahead was best on Zen 3 (27.6 against 24 weights/cycle without).
+// Hides DRAM latency: three KB ahead were best on Zen 3 (27.6 against 24 weights/cycle without).
 constexpr int64_t kPrefetchBytes = 3072;
 
 // Four floats of which the first `count` lie in the array; the others are zero.
@@ -570,7 +567,7 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
 
 // ---------------------------------------------------------------------------------------------
 // packed_gemm_int8_8x4: eight rows share one unpack. Fields are shifted to scale 1, so one
-// accumulator a row is enough: four maddubs a span, 4 * 512 = 2048 at most, and 16 spans reach
+// accumulator per row is enough: four maddubs per span, 4 * 512 = 2048 at most, and 16 spans reach
 // 64 * -512 = -32768 and 64 * 2 * 2 * 127 = 32512, exactly int16. prepared:
 //   q     (row groups, num_spans, 8 rows, 128) int8
 //   sums  (rows,) int32: sum of q; with scales per group (rows, padded units): over each unit

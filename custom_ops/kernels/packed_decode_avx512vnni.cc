@@ -7,7 +7,7 @@
 // everything in prepared is 64-byte aligned.
 //
 // Ranges. Codes are 0, 1, 2 (3 only in damaged files), d is an int8 in [-128, 127], and vpdpbusd
-// does not saturate. A lane takes 16 products a span, at most 16 * 3 * 128 in magnitude; K < 2^24
+// does not saturate. A lane takes 16 products per span, at most 16 * 3 * 128 in magnitude; K < 2^24
 // has at most 2^17 spans: below 2^30. The sum over a column's eight lanes may wrap, but
 // sum(code * d) - sum(d) = sum(level * d) is at most 128 K <= 2^31 - 128 in magnitude, and so exact
 // modulo 2^32.
@@ -16,9 +16,6 @@
 // of level * d. Pairs of them, 32 inputs, are at most 32 * 8355711 < 2^31 with three digits put
 // together, and are added times their scale in float32: below 2^47 * kLargestBlockScale < 2^128 for
 // any K; an integer times a float32 does not underflow.
-//
-// C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
-// AVX-512 may leave this file.
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -175,10 +172,10 @@ OTN_ALWAYS_INLINE void DotVectorsOfTwo(const Decoder& decoder, const uint8_t* ti
 int64_t ChunkColumns(const Layer* layer) { return Max(kChunkBytes / TileBytes(layer), 1) * kTile; }
 
 // ---------------------------------------------------------------------------------------------
-// packed_gemm_int8_8x4: up to eight rows a pass. prepared:
+// packed_gemm_int8_8x4: up to eight rows per pass. prepared:
 //   q     (row groups, num_spans, rows of the group, 128) int8, zero past K
 //   sums  (rows,) int32: sum of q; with scales per group (row groups, num_spans, rows of the group,
-//         8): minus the sum of a lane's
+//         8): minus the sum of a lane's q
 //   s     (rows,) float32; with scales per group (rows,) float64
 //   a row in order, before it is spread over the spans
 
@@ -301,7 +298,7 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
 
 // ---------------------------------------------------------------------------------------------
 // packed_gemv_float_4x4: rows as fixed point (fixed_point.h), each digit a vector of its own in the
-// loop above; up to four rows a pass.
+// loop above; up to four rows per pass.
 //
 // prepared:
 //   digits  (row groups, num_spans, 3, rows of the group, 128) int8, zero past K
@@ -383,8 +380,8 @@ void PrepareFixed(const Layer* layer, const Call*, const float* x, int64_t rows,
 
 // Rows of a register of four rows by four columns.
 struct TileRows {
-  __m512i row;      // of every lane, for arrays of a number a row
-  __m512i column;   // of every lane, for arrays of a number a column
+  __m512i row;      // of every lane, for arrays of one number per row
+  __m512i column;   // of every lane, for arrays of one number per column
   int64_t columns;  // tiles' columns
 };
 
@@ -527,8 +524,8 @@ void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
   (AsIs(layer) ? GemvFloatOf<true> : GemvFloatOf<false>)(layer, rows, prepared, begin, end, y);
 }
 
-// Sums of integers are exact. Scales per group: an addition a span, then those of four lanes of a
-// column (a third one in blocks of 16 takes the place of a group's in T + G + 3).
+// Sums of integers are exact. Scales per group: one addition per span, then those of four lanes of
+// a column (a third one in blocks of 16 takes the place of a group's in T + G + 3).
 int64_t Depth(const Layer* layer) { return PerGroup(layer) ? NumSpans(layer) + 2 : 0; }
 
 }  // namespace

@@ -43,7 +43,7 @@ void StoreTile(float* y, int64_t N, __m512 tile, int64_t count, int64_t num_colu
   if (count > 3) StoreFloats(y + 3 * N, _mm512_extractf32x4_ps(tile, 3), num_columns);
 }
 
-// A number a row, of which `count` lie in the array, for the four columns of each.
+// One number per row, of which `count` lie in the array, for the four columns of each row.
 __m512i RowsI32(const int32_t* p, int64_t count) {
   const __m512i rows = _mm512_castsi128_si512(_mm_maskz_loadu_epi32(FirstFour(count), p));
   return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
@@ -64,7 +64,7 @@ TwoByFour Widen(__m512i tile) {
           _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(tile, 1))};
 }
 
-// A number a row, of which `count` lie in the array, for the four columns of each.
+// One number per row, of which `count` lie in the array, for the four columns of each row.
 TwoByFour RowsF64(const double* p, int64_t count) {
   const __m512d rows = _mm512_castpd256_pd512(_mm256_maskz_loadu_pd(FirstFour(count), p));
   return {_mm512_permutexvar_pd(_mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), rows),

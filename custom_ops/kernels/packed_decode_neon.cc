@@ -3,9 +3,6 @@
 //
 // Ranges. Two products of a field at scale 16 and code 3 are at most 2 * 48 * 128 = 12288, an
 // int16.
-//
-// C headers and intrinsics only, everything in the anonymous namespace: the dot product kernels
-// compile the same templates for their processors.
 #include "common/decode_neon.h"
 #include "kernel_list.h"
 

@@ -1,9 +1,6 @@
 // Kernels for `packed`, ARM with dot products (Armv8.2 FEAT_DotProd): decode and sdot, four
 // products of codes and activations added to an int32. The loop, its ranges and layouts:
 // common/decode_neon.h.
-//
-// C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
-// dot products may leave this file.
 #include "common/decode_neon.h"
 #include "kernel_list.h"
 
@@ -11,7 +8,7 @@ namespace onnx_ternary {
 namespace neon {
 namespace {
 
-// One row: codes as they lie, a register a column.
+// One row: codes as they lie, one register per column.
 struct ColumnOps : OneColumnOps {
   static constexpr int64_t kInt8Rows = 1;
   static constexpr int64_t kFloatRows = 1;
@@ -113,7 +110,7 @@ struct LaneOps {
   static const ComputeFunction* Functions(bool per_group);
 };
 
-// An accumulator for each register, because blocks may be as small as that.
+// One accumulator per register, because blocks may be as small as that.
 struct LaneGroupOps : LaneOps {
   static constexpr int kAccumulators = 4;
 

@@ -5,9 +5,6 @@
 // columns at a time, still packed: (span, 2 pairs of columns, 4 chunks, 2 columns, 8 bytes), one
 // instruction for 16 bytes, shared by all rows of the call. A chunk is 32 inputs, so scales per
 // group need blocks of 32 at least.
-//
-// C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
-// matrix products may leave this file.
 #include "common/decode_neon.h"
 #include "kernel_list.h"
 

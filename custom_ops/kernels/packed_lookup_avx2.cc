@@ -10,7 +10,7 @@
 // only, becomes 0: every index stays inside the table). Everything in prepared and scratch is
 // 64-byte aligned.
 //
-// Longest chain of float32 additions: two a table row, then one a byte of the column.
+// Longest chain of float32 additions: two per table row, then one per byte of the column.
 //
 // Ranges of int16. q is an int8 in [-128, 127] and levels are -1, 0, 1, so a table row is at most
 // 4 * 128 = 512 in magnitude, and the 32 bytes of a span add up to 32 * 512 = 16384. (64 bytes
@@ -23,9 +23,6 @@
 // scratch:  tables | codes (columns, 4) uint64 | scales (columns) | sums (columns, lanes) | totals
 //           (columns, lanes): float32 with scales per group; int32, or float64 with scales per
 //           group
-//
-// C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
-// AVX2 may leave this file.
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -47,7 +44,7 @@ namespace {
 
 constexpr int64_t kPatterns = 81;
 constexpr int64_t kTables = 8;                    // groups of four inputs in L1 at a time
-constexpr int64_t kSteps = kSpanBytes / kTables;  // a span
+constexpr int64_t kSteps = kSpanBytes / kTables;  // per span
 constexpr int64_t kTableSet = 4;                  // tables interleaved
 constexpr int64_t kVectorBytes = 32;
 constexpr int64_t kTableRowBytes = kTableSet * kVectorBytes;  // from one pattern to the next

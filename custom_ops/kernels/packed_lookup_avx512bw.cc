@@ -5,18 +5,15 @@
 // product, and no multiplication.
 //
 // Layout: docs/index_format.md sections 2.1 and 2.3, read in spans of 128 inputs (span.h):
-// 32 bytes of codes a column, the four fields of byte p being inputs B b + (B/4) j + i where
+// 32 bytes of codes per column, the four fields of byte p being inputs B b + (B/4) j + i where
 // p = (B/4) b + i. A step is 8 bytes, 32 inputs. Loads of codes are unaligned (memory-mapped
 // files); everything in prepared and scratch is 64-byte aligned.
 //
-// Longest chain of additions: two a table row, then one a byte of the column.
+// Longest chain of additions: two per table row, then one per byte of the column.
 //
 // prepared: x (row blocks, num_spans, 32 bytes, 4 fields, 16 rows) float32, zero past K and rows
 // scratch:  tables | codes (steps, columns, kTables) uint8 | scales (columns) | sums
 //           (columns, 16) | with scales per group: totals (columns, 16)
-//
-// C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
-// AVX-512 may leave this file.
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -31,7 +28,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr int64_t kPatterns = 81;
 constexpr int64_t kTables = 8;                     // groups of four inputs at a time
-constexpr int64_t kSteps = kSpanBytes / kTables;   // a block
+constexpr int64_t kSteps = kSpanBytes / kTables;   // per span
 constexpr int64_t kTableSet = 4;                   // tables interleaved
 constexpr int64_t kTableRow = kTableSet * kLanes;  // floats from one pattern to the next
 constexpr int kOffsetShift = 8;                    // pattern to bytes from the table's first row

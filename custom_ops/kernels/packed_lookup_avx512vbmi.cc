@@ -1,18 +1,18 @@
 // Kernels for `packed`, AVX-512 with VBMI: lookup GEMM (float) with tables in registers. Lanes are
 // sixteen columns. The 27 sums +-x0 +-x1 +-x2 of three inputs of one row, or the 32 sums of five
 // inputs whose weights are bits, fill two registers; a permutation (vpermi2d) looks the patterns of
-// sixteen columns up in them: 48 or 80 products an instruction, and one addition. Codes are read
+// sixteen columns up in them: 48 or 80 products per instruction, and one addition. Codes are read
 // once for all rows of a tile, so this pays from a few rows on, where the tables of
 // packed_lookup_avx512bw.cc, whose lanes are rows, would stay half empty.
 //
 // Layout: docs/index_format.md sections 2.1 and 2.3, read in spans of 128 inputs.
-// Ternary patterns (any storage, span.h): 32 bytes of codes a column, eight dwords, field j
+// Ternary patterns (any storage, span.h): 32 bytes of codes per column, eight dwords, field j
 // of byte p input 32 j + p. Fields 0, 1 and 2 of a byte make a pattern; the field 3 that is left
 // over makes patterns with those of the same byte of the next two dwords. A span has 44 patterns:
 // byte i of dword w the inputs 4 w + i, 32 + 4 w + i and 64 + 4 w + i (32 patterns), the left-over
 // inputs 96 + 4 w + i for w = 0, 1, 2 and 3, 4, 5 (8), and for w = 6, 7 (4, of two inputs).
-// Binary patterns (1bit in blocks of 128): 16 bytes a column, four dwords, bit t of dword w input
-// 16 (t mod 8) + 4 w + t / 8. Six patterns of five bits a dword; its bits 30 and 31 are left over
+// Binary patterns (1bit in blocks of 128): 16 bytes per column, four dwords, bit t of dword w input
+// 16 (t mod 8) + 4 w + t / 8. Six patterns of five bits per dword; its bits 30 and 31 are left over
 // and make two patterns more, of five and three inputs.
 //
 // Rows are 24-bit fixed point, q = round(x * 2^e) with e = 23 - floor(log2(absmax)), so the largest
@@ -25,9 +25,6 @@
 // prepared: q (rows, num_spans, 128) int32, zero past K | -e (rows,) float32
 // scratch:  tables (44 or 26 patterns, 4 rows, 32) int32 | codes (blocks of 64 or 16 columns, 11 or
 //           5 dwords, columns) uint32 | scales (columns,) float32 | sums (rows, columns) float32
-//
-// C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
-// AVX-512 may leave this file.
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -47,7 +44,7 @@ constexpr int64_t kRowTile = 4;  // rows whose tables are in L1 together
 constexpr int64_t kMaxRows = 64;
 constexpr int64_t kTilesAhead = 16;
 constexpr int64_t kBlock = kWide * kLanes;
-constexpr int64_t kTableRow = 32;  // sums a pattern
+constexpr int64_t kTableRow = 32;  // sums per pattern
 
 // Patterns of a span: dwords that hold kWordPatterns each, kShift bits apart, and a last one with
 // kLastPatterns.
@@ -350,8 +347,8 @@ void Transcode(Binary, const Decoder& decoder, __m512i, const uint8_t* tiles, in
   _mm512_store_si512(out + 4 * stride, left_over);
 }
 
-// acc += v. gcc 12 gathers the looked-up sums first and spills them (2.9 instead of 5.6 G lookups a
-// second, Zen 5).
+// acc += v. gcc 12 gathers the looked-up sums first and spills them (2.9 instead of 5.6 G lookups
+// per second, Zen 5).
 #if defined(__GNUC__)
 #define OTN_ADD_LOOKUP(acc, v) __asm__ volatile("vpaddd %1, %0, %0" : "+v"(acc) : "v"(v))
 #else

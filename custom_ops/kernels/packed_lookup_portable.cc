@@ -8,7 +8,7 @@
 //
 // Lookup: lanes are rows of X, 8 float32 or 16 int16. The 81 (2bit) or 16 (1bit) sums of a group's
 // four inputs are built once for the rows, then every column adds one table row per group. Longest
-// float32 chain: 2 additions a table row, then one a group.
+// float32 chain: 2 additions per table row, then one per group.
 //
 // Ranges, int8: a table row is at most 4 * 128 = 512; a step adds 8 of them, 4096, in int16, and is
 // widened to int32, where |sum| <= 128 K < 2^31. Code 3, in damaged files only, counts as level 1
@@ -354,13 +354,13 @@ int64_t LookupDepth(const Layer* layer) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// packed_gemv_float_portable, packed_gemv_int8_portable: lookup for a row at a time. A byte of
+// packed_gemv_float_portable, packed_gemv_int8_portable: lookup for one row at a time. A byte of
 // codes indexes a table of its 256 sums directly, so a weight costs a quarter (2bit) or an eighth
 // (1bit) of a load and an addition. Decoding to numbers and multiplying reached a third of this
 // with SSE2 (2.6 against 8 GMAC/s, K = N = 2560, Zen 5): unpacking bytes to float32 is most of the
 // work.
 //
-// Longest float32 chain: 3 additions a table entry, 16 a step, one a step.
+// Longest float32 chain: 3 additions per table entry, 16 within a step, one per step.
 //
 // prepared: x (rows, padded K) float32 or int32, zero past K | s (rows,) float32, int8 only
 // scratch:  tables (16, 256) | sums (columns,) | totals (columns,)

@@ -22,9 +22,6 @@
 // Ranges. int8: S is a sum of distinct inputs, |S| <= 128 K < 2^31 for K < 2^24, as is any partial
 // sum of a block product. Float: |S| <= 2^30 K < 2^54. Batched int8 adds int16 over at most 255
 // rows, |.| <= 255 * 128 = 32640, then widens.
-//
-// C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
-// AVX2 may leave this file.
 #include <immintrin.h>
 #include <math.h>
 #include <stddef.h>

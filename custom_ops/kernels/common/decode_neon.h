@@ -7,12 +7,12 @@
 // byte. Likewise a register of codes is a `unit` of one column or two. Activations are stored in
 // the order in which the loop reads them.
 //
-// One scale a tensor or column. Field 3 of a byte is one shift, field 0 one mask; fields 1 and 2
-// are one mask each and stay where they are, at 4 and 16 times their value, so that a register of
-// codes takes four instructions instead of six. All spans of field 2 come first, then the sums are
-// shifted right by two (they are multiples of 16), then come those of field 1, a shift, and those
-// of fields 0 and 3. One set of accumulators does, at the price of loading codes three times, from
-// L1.
+// One scale per tensor or per column. Field 3 of a byte is one shift, field 0 one mask; fields 1
+// and 2 are one mask each and stay where they are, at 4 and 16 times their value, so that a
+// register of codes takes four instructions instead of six. All spans of field 2 come first, then
+// the sums are shifted right by two (they are multiples of 16), then come the spans of field 1, a
+// shift, and the spans of fields 0 and 3. One set of accumulators does, at the price of loading
+// codes three times, from L1.
 //
 // Ranges. Codes are 0, 1, 2 (3 in damaged files only), activations are in [-128, 127]. A lane takes
 // at most 32 products of a field and span (smmla; sdot 8): 32 * 48 * 128 for field 2 and code 3. A
@@ -31,9 +31,8 @@
 //           sums (rows, digits) int32: of q; with scales per group (rows, padded units), all digits
 //           factors (rows,) float64: s, or 2^-e
 //           digits of a row in order, before they are spread (digits, padded K) int8
-// scratch:  scales of a strip | codes of a strip (4 tiles, spans, 128 bytes) where they are not
-// read
-//           as they lie
+// scratch:  scales of a strip | codes of a strip (4 tiles, spans, 128 bytes), unless the kernel
+//           reads codes as they lie
 //
 // C headers and intrinsics only, internal linkage only.
 #pragma once
@@ -334,7 +333,7 @@ inline double FixedPointRow(const Layer* layer, const float* x, int64_t padded_K
   return PowerOfTwo(-e);
 }
 
-// Rows that share an unpack: kMost of them, or kMostGroups with scales per group.
+// How many rows share an unpack: kMost, or kMostGroups with scales per group.
 template <typename Ops, int kDigits>
 int64_t GroupRows(const Layer* layer) {
   if (kDigits == 1) return PerGroup(layer) ? Ops::kInt8GroupsRows : Ops::kInt8Rows;
@@ -544,7 +543,7 @@ void Compute(const Layer* layer, const float*, int64_t rows, const void* prepare
   }
 }
 
-// Codes in blocks of 128 as they lie; others expanded.
+// Codes in blocks of 128 are read as they lie, codes of smaller blocks expanded.
 inline void ExpandTile(const Layer* layer, const uint8_t* tile_codes, uint8_t* expanded) {
   for (int64_t span = 0; span < NumSpans(layer); ++span, expanded += kTileSpanBytes) {
     uint8x16_t columns[kTile][2];
@@ -558,7 +557,7 @@ struct OneColumnOps {
   static constexpr int kVectorRows = 1;
   static constexpr int kRegisters = 4;
   static constexpr int64_t kRegisterBytes = 32;  // from one to the next
-  static constexpr int kAccumulators = 4;        // of a vector: one a column
+  static constexpr int kAccumulators = 4;        // of a vector: one per column
   static constexpr int kChunks = 2;
   static constexpr int64_t kChunkBytes = 16;
   static constexpr int kSteps = 1;  // of a product

@@ -1,7 +1,4 @@
 // Largest and summed magnitudes of a row, which tell what kernels it may go to (rows.cc).
-//
-// C headers and intrinsics only, everything in the anonymous namespace: no weak symbol compiled for
-// AVX-512 may leave this file.
 #include <immintrin.h>
 #include <stdint.h>
 

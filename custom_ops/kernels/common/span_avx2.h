@@ -1,5 +1,5 @@
 // What the AVX2 kernels for `packed` share: codes of every block size and storage in the form of
-// span.h, a register per column and span, and the activation rules.
+// span.h, one register per column and span, and the activation rules.
 //
 // C headers and intrinsics only, internal linkage only.
 #pragma once

@@ -27,7 +27,7 @@ inline void GatherColumns(int64_t piece_bytes, const uint8_t* source, uint8x16_t
   if (piece_bytes == 16) {
     for (int c = 0; c < kTile; ++c) columns[c] = vld1q_u8(source + c * 16);
   } else if (piece_bytes == 8) {
-    // One load of bytes a register pair, then words: a load of 64-bit words wants aligned memory.
+    // One load of bytes per register pair, then words: a load of 64-bit words wants aligned memory.
     uint64x2_t v[4];
     for (int i = 0; i < 4; ++i) v[i] = vreinterpretq_u64_u8(vld1q_u8(source + i * 16));
     columns[0] = vreinterpretq_u8_u64(vzip1q_u64(v[0], v[2]));
