@@ -412,11 +412,9 @@ void PrepareGemvFloat(const Layer* layer, const Call*, const float* x, int64_t r
     int32_t* sums = (int32_t*)(base + layout.sums_offset);
     const int e = FixedPointExponent(AbsMax(x_row, K));
     *(double*)(base + layout.unit_offset) = PowerOfTwo(-e);
-    // 2^e may exceed float32 (denormal rows): two exact steps. A product below 2^-126 rounds to 0
-    // with or without the second rounding.
-    const int e_first = e > 126 ? 126 : e;
-    const __m256 scale_first = _mm256_set1_ps((float)PowerOfTwo(e_first));
-    const __m256 scale_second = _mm256_set1_ps((float)PowerOfTwo(e - e_first));
+    const TwoFactors factors = FactorsOfPower(e);
+    const __m256 scale_first = _mm256_set1_ps(factors.first);
+    const __m256 scale_second = _mm256_set1_ps(factors.second);
     for (int64_t b = 0; b < num_spans; ++b) {
       float buffer[kSpan];
       const float* x_block = x_row + b * kSpan;

@@ -308,16 +308,14 @@ OTN_NEVER_INLINE void DotTileGroups(const Layer* layer, const uint8_t* codes, co
 inline double FixedPointRow(const Layer* layer, const float* x, int64_t padded_K, int8_t* digits) {
   const int64_t K = layer->K;
   const int e = FixedPointExponent(AbsMax(x, K));
-  // 2^e may exceed float32 (denormal rows): two exact steps. A product below 2^-126 rounds to 0
-  // with or without the second rounding.
-  const int e_first = e > 126 ? 126 : e;
-  const float first = (float)PowerOfTwo(e_first), second = (float)PowerOfTwo(e - e_first);
+  const TwoFactors factors = FactorsOfPower(e);
   for (int64_t k = 0; k < padded_K; k += 16) {
     int32x4_t rest[4];
     for (int i = 0; i < 4; ++i) {
       const int64_t left = K - k - 4 * i;
       const float32x4_t v = left > 0 ? LoadFloats(x + k + 4 * i, left) : vdupq_n_f32(0.0f);
-      rest[i] = vcvtnq_s32_f32(vmulq_n_f32(vmulq_n_f32(v, first), second));  // to nearest
+      rest[i] =
+          vcvtnq_s32_f32(vmulq_n_f32(vmulq_n_f32(v, factors.first), factors.second));  // to nearest
     }
     for (int d = 0; d < 3; ++d) {
       // The low byte, read as int8, is the digit; (rest + 128) >> 8 takes it off.

@@ -37,5 +37,16 @@ inline int FixedPointExponent(float absmax) {
   return wide * PowerOfTwo(e) <= (double)kFixedPointMax ? e : e - 1;
 }
 
+// 2^e as a product of float32: 2^e itself may exceed float32 (denormal rows). Two exact steps: a
+// product below 2^-126 rounds to 0 with or without the second rounding.
+struct TwoFactors {
+  float first, second;
+};
+
+inline TwoFactors FactorsOfPower(int e) {
+  const int e_first = e > 126 ? 126 : e;
+  return {(float)PowerOfTwo(e_first), (float)PowerOfTwo(e - e_first)};
+}
+
 }  // namespace
 }  // namespace onnx_ternary
