@@ -718,9 +718,6 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
   }
 }
 
-// Integer sums; float64 where scales are per group.
-int64_t ExactDepth(const Layer*) { return 0; }
-
 }  // namespace
 }  // namespace avx2
 
@@ -732,7 +729,7 @@ extern const Kernel packed_gemv_int8_1x4_avx2 = {
     /*accepts=*/nullptr,
     /*max_rows=*/2,
     /*column_step=*/kTile,
-    avx2::ExactDepth,
+    ExactDepth,
     /*fixed_point=*/false,
     avx2::GemvInt8PreparedBytes,
     avx2::PrepareGemvInt8,
@@ -748,7 +745,7 @@ extern const Kernel packed_gemm_int8_8x4_avx2 = {
     /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
     /*column_step=*/kTile,
-    avx2::ExactDepth,
+    ExactDepth,
     /*fixed_point=*/false,
     avx2::GemmInt8PreparedBytes,
     avx2::PrepareGemmInt8,
@@ -764,7 +761,7 @@ extern const Kernel packed_gemv_float_1x4_avx2 = {
     /*accepts=*/nullptr,
     /*max_rows=*/4,
     /*column_step=*/kTile,
-    avx2::ExactDepth,
+    ExactDepth,
     /*fixed_point=*/true,
     avx2::GemvFloatPreparedBytes,
     avx2::PrepareGemvFloat,

@@ -35,8 +35,6 @@ namespace {
 // Codes of a column chunk, read once for every group of rows: they stay in L2.
 constexpr int64_t kChunkBytes = 128 << 10;
 
-size_t ScratchBytes(const Layer*, int64_t, int64_t) { return 0; }
-
 // Adds to acc (kDigits * kRows, two pairs of columns, kChains) sum(code * q) over all spans of one
 // column tile. q: (num_spans, kDigits, kRows, 128) int8.
 template <int kVectors, int kChains, bool kAsIs>
@@ -543,7 +541,7 @@ extern const Kernel packed_gemm_int8_8x4_avx512vnni = {
     /*fixed_point=*/false,
     avx512vnni::GemmInt8PreparedBytes,
     avx512vnni::PrepareGemmInt8,
-    avx512vnni::ScratchBytes,
+    NoScratch,
     avx512vnni::GemmInt8,
     /*reads_block_scales=*/true,
 };
@@ -560,7 +558,7 @@ extern const Kernel packed_gemv_float_4x4_avx512vnni = {
     /*fixed_point=*/true,
     avx512vnni::FixedPreparedBytes,
     avx512vnni::PrepareFixed,
-    avx512vnni::ScratchBytes,
+    NoScratch,
     avx512vnni::GemvFloat,
     /*reads_block_scales=*/true,
 };

@@ -111,11 +111,6 @@ void ComputeInt8(const Layer* layer, const float*, int64_t rows, const void* pre
       });
 }
 
-int64_t NoFloat32Additions(const Layer*) { return 0; }
-size_t NothingPrepared(const Layer*, int64_t) { return 0; }
-void PrepareNothing(const Layer*, const Call*, const float*, int64_t, void*) {}
-size_t NoScratch(const Layer*, int64_t, int64_t) { return 0; }
-
 }  // namespace
 
 extern const Kernel packed_reference_float_scalar = {
@@ -126,7 +121,7 @@ extern const Kernel packed_reference_float_scalar = {
     /*accepts=*/nullptr,
     kMaxRows,
     /*column_step=*/4,
-    NoFloat32Additions,
+    ExactDepth,
     /*fixed_point=*/false,
     NothingPrepared,
     PrepareNothing,
@@ -142,7 +137,7 @@ extern const Kernel packed_reference_int8_scalar = {
     /*accepts=*/nullptr,
     kMaxRows,
     /*column_step=*/4,
-    NoFloat32Additions,
+    ExactDepth,
     /*fixed_point=*/false,
     QuantizedBytes,
     QuantizeRows,

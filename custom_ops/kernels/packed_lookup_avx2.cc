@@ -635,9 +635,6 @@ void GemmInt8(const Layer* layer, const float*, int64_t rows, const void* prepar
   }
 }
 
-// Integer sums; float64 where scales are per group.
-int64_t ExactDepth(const Layer*) { return 0; }
-
 }  // namespace
 }  // namespace avx2
 
@@ -665,7 +662,7 @@ extern const Kernel packed_gemm_int8_16x8_avx2 = {
     /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
     /*column_step=*/kTile,
-    avx2::ExactDepth,
+    ExactDepth,
     /*fixed_point=*/false,
     avx2::GemmInt8PreparedBytes,
     avx2::PrepareGemmInt8,

@@ -555,8 +555,6 @@ int64_t GemvDepth(const Layer* layer) {
   return 3 + step_bytes + blocks * (layer->block_bytes / step_bytes);
 }
 
-int64_t ExactDepth(const Layer*) { return 0; }  // integer sums; float64 where scales are per group
-
 }  // namespace
 }  // namespace portable
 
@@ -584,7 +582,7 @@ extern const Kernel packed_gemm_int8_portable = {
     /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemmMaxRows,
     /*column_step=*/portable::kTile,
-    portable::ExactDepth,
+    ExactDepth,
     /*fixed_point=*/false,
     portable::GemmInt8PreparedBytes,
     portable::PrepareGemmInt8,
@@ -616,7 +614,7 @@ extern const Kernel packed_gemv_int8_portable = {
     /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemvMaxRows,
     /*column_step=*/portable::kTile,
-    portable::ExactDepth,
+    ExactDepth,
     /*fixed_point=*/false,
     portable::GemvInt8PreparedBytes,
     portable::PrepareGemvInt8,

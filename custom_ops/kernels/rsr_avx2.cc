@@ -356,8 +356,6 @@ void Gemv(const Layer* layer, const float*, int64_t rows, const void* prepared, 
   }
 }
 
-int64_t ExactDepth(const Layer*) { return 0; }  // integer sums, float64 where scales are per group
-
 // ---------------------------------------------------------------------------------------------
 // Batched.
 //
@@ -740,7 +738,7 @@ extern const Kernel rsr_gemv_float_avx2 = {
     /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemvMaxRows,
     /*column_step=*/1,
-    avx2::ExactDepth,
+    ExactDepth,
     /*fixed_point=*/true,
     avx2::GemvPreparedFloat,
     avx2::GemvPrepareFloat,
@@ -756,7 +754,7 @@ extern const Kernel rsr_gemv_int8_avx2 = {
     /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemvMaxRows,
     /*column_step=*/1,
-    avx2::ExactDepth,
+    ExactDepth,
     /*fixed_point=*/false,
     avx2::GemvPreparedInt8,
     avx2::GemvPrepareInt8,
@@ -788,7 +786,7 @@ extern const Kernel rsr_gemm_int8_avx2 = {
     /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
     /*column_step=*/1,
-    avx2::ExactDepth,
+    ExactDepth,
     /*fixed_point=*/false,
     avx2::GemmPreparedInt8,
     avx2::GemmPrepareInt8,

@@ -330,8 +330,6 @@ int64_t FloatDepth(const Layer* layer) {
   return PerGroup(layer) ? Min(layer->group_size, layer->K) : layer->K;
 }
 
-int64_t ExactDepth(const Layer*) { return 0; }  // integer sums; float64 where scales are per group
-
 }  // namespace
 }  // namespace portable
 
@@ -359,7 +357,7 @@ extern const Kernel rsr_gemm_int8_portable = {
     /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemmMaxRows,
     /*column_step=*/1,
-    portable::ExactDepth,
+    ExactDepth,
     /*fixed_point=*/false,
     portable::PreparedBytesInt8<portable::kRowLanes>,
     portable::PrepareInt8<portable::kRowLanes>,
@@ -391,7 +389,7 @@ extern const Kernel rsr_gemv_int8_portable = {
     /*accepts=*/nullptr,
     /*max_rows=*/portable::kGemvMaxRows,
     /*column_step=*/1,
-    portable::ExactDepth,
+    ExactDepth,
     /*fixed_point=*/false,
     portable::PreparedBytesInt8<1>,
     portable::PrepareInt8<1>,

@@ -27,9 +27,6 @@ int64_t Row(const Layer& layer, int64_t position) {
                                : static_cast<int64_t>(layer.permutation_u32[position]);
 }
 
-size_t NothingPrepared(const Layer*, int64_t) { return 0; }
-void PrepareNothing(const Layer*, const Call*, const float*, int64_t, void*) {}
-
 // ---- Reference: the pattern of each row, then a dense product ----
 
 // patterns: (num_planes, K), of one block; uint16 is enough for 2^16 or 3^10 patterns.
@@ -110,7 +107,6 @@ void ReferenceInt8(const Layer* layer, const float*, int64_t rows, const void* p
 size_t PatternBytes(const Layer* layer, int64_t, int64_t) {
   return static_cast<size_t>(layer->num_planes * layer->K) * sizeof(uint16_t);
 }
-int64_t NoFloat32Additions(const Layer*) { return 0; }
 
 // ---- The paper's algorithms ----
 
@@ -259,7 +255,7 @@ extern const Kernel rsr_reference_float_scalar = {
     /*accepts=*/nullptr,
     /*max_rows=*/8,
     /*column_step=*/1,
-    NoFloat32Additions,
+    ExactDepth,
     /*fixed_point=*/false,
     NothingPrepared,
     PrepareNothing,
@@ -275,7 +271,7 @@ extern const Kernel rsr_reference_int8_scalar = {
     /*accepts=*/nullptr,
     /*max_rows=*/8,
     /*column_step=*/1,
-    NoFloat32Additions,
+    ExactDepth,
     /*fixed_point=*/false,
     QuantizedBytes,
     QuantizeRows,
@@ -292,11 +288,11 @@ extern const Kernel rsr_gemv_float_scalar = {
 };
 
 extern const Kernel rsr_gemv_int8_scalar = {
-    "rsr_gemv_int8_scalar", IndexFormat::rsr,   Activation::int8, Isa::scalar,
+    "rsr_gemv_int8_scalar", IndexFormat::rsr, Activation::int8, Isa::scalar,
     /*accepts=*/nullptr,
     /*max_rows=*/1,
-    /*column_step=*/1,      NoFloat32Additions,
-    /*fixed_point=*/false,  QuantizedBytes,     QuantizeRows,     SegmentSumBytes, GemvInt8,
+    /*column_step=*/1,      ExactDepth,
+    /*fixed_point=*/false,  QuantizedBytes,   QuantizeRows,     SegmentSumBytes, GemvInt8,
 };
 
 }  // namespace onnx_ternary

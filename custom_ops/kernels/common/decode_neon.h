@@ -603,9 +603,6 @@ struct OneColumnOps {
   }
 };
 
-// Integer sums; float64 where scales are per group.
-inline int64_t ExactDepth(const Layer*) { return 0; }
-
 }  // namespace
 }  // namespace neon
 }  // namespace onnx_ternary

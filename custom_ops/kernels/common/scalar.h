@@ -1,5 +1,5 @@
-// Small numbers that all kernels ask for. C headers and internal linkage only: every file that
-// includes this compiles it for its own instruction set.
+// Small numbers that all kernels ask for, and the plainest entries of their records. C headers and
+// internal linkage only: every file that includes this compiles it for its own instruction set.
 #pragma once
 
 #include <stddef.h>
@@ -38,6 +38,13 @@ inline float ColumnScale(const Layer* layer, int64_t n) {
 inline float ColumnBias(const Layer* layer, int64_t n) {
   return layer->bias ? layer->bias[n] : 0.0f;
 }
+
+// T of docs/op_spec.md of kernels that add integers, or float64 where scales are per group.
+inline int64_t ExactDepth(const Layer*) { return 0; }
+
+inline size_t NothingPrepared(const Layer*, int64_t) { return 0; }
+inline void PrepareNothing(const Layer*, const Call*, const float*, int64_t, void*) {}
+inline size_t NoScratch(const Layer*, int64_t, int64_t) { return 0; }
 
 }  // namespace
 }  // namespace onnx_ternary
