@@ -34,10 +34,8 @@
 #include "kernel_list.h"
 
 #if defined(__GNUC__)
-#define OTN_NOINLINE __attribute__((noinline))
 #define OTN_IN_GENERAL_REGISTER(value) asm("" : "+r"(value))
 #else
-#define OTN_NOINLINE
 #define OTN_IN_GENERAL_REGISTER(value)
 #endif
 
@@ -207,8 +205,8 @@ size_t GemvScratchBytes(const Layer* layer, int64_t, int64_t) {
 // running[t][i] = sum of x over the entries of permutation t before begin + i; sums carries on.
 // Not an array of sums: compilers keep that in memory or gather it in a vector, at half the speed.
 template <typename Sum, typename Index>
-OTN_NOINLINE void RunningSums(const Index* const* permutation, int64_t begin, int64_t end,
-                              const int32_t* x, Sum* sums, Sum* running) {
+OTN_NEVER_INLINE void RunningSums(const Index* const* permutation, int64_t begin, int64_t end,
+                                  const int32_t* x, Sum* sums, Sum* running) {
   const Index* rows0 = permutation[0] + begin;
   const Index* rows1 = permutation[1] + begin;
   const Index* rows2 = permutation[2] + begin;

@@ -43,13 +43,8 @@
 // Keeps an accumulator of a long loop in its register, and its additions in their order.
 #if defined(__GNUC__)
 #define OTN_IN_REGISTER(v) __asm__ volatile("" : "+w"(v))
-#define OTN_ALWAYS_INLINE inline __attribute__((always_inline))
-// Under its own name in the assembly, where benchmarks/count_kernels.py finds it.
-#define OTN_NEVER_INLINE __attribute__((noinline))
 #else
 #define OTN_IN_REGISTER(v) (void)(v)
-#define OTN_ALWAYS_INLINE inline
-#define OTN_NEVER_INLINE
 #endif
 #if defined(__clang__)
 #define OTN_UNROLL _Pragma("unroll")
@@ -208,7 +203,7 @@ OTN_ALWAYS_INLINE void DotRunOfOne(const uint8_t* codes, const int8_t* at_16, co
 
 // sums (vector rows, 4) = sum(code * q) over all spans of one column tile, modulo 2^32.
 // q: fields 2 (num_spans, chunks, vectors, 16) | 1 (the same) | 0 and 3 (num_spans, chunks, 2,
-// vectors, 16).
+// vectors, 16). Out of line: benchmarks/count_kernels.py finds the loop by its name.
 template <typename Ops, int kVectors>
 OTN_NEVER_INLINE void DotTile(const uint8_t* codes, const int8_t* q, int64_t num_spans,
                               int32_t* sums) {

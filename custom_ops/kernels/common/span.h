@@ -52,13 +52,16 @@ inline const uint8_t* TileStart(const Layer* layer, int64_t n) {
 // the last block of the tile. Such zeros are some code, which meets activations of zero.
 inline const uint8_t* WholeSpan(const Layer* layer, const uint8_t* tile_codes, int64_t span,
                                 uint8_t* padded) {
-  const int64_t span_bytes = SpanUnits(layer) * kTile * layer->block_bytes;
+  const int64_t unit_bytes = kTile * layer->block_bytes;
+  const int64_t span_bytes = SpanUnits(layer) * unit_bytes;
+  const int64_t left = (layer->num_k_blocks - span * SpanUnits(layer)) * unit_bytes;
   const uint8_t* source = tile_codes + span * span_bytes;
-  const int64_t left = TileBytes(layer) - span * span_bytes;
-  if (left >= span_bytes) return source;
-  memset(padded, 0, (size_t)kTileSpanBytes);
-  memcpy(padded, source, (size_t)left);
-  return padded;
+  if (left < span_bytes) {
+    memset(padded, 0, (size_t)kTileSpanBytes);
+    memcpy(padded, source, (size_t)left);
+    source = padded;
+  }
+  return source;
 }
 
 // Activations of a span in the order of the fields; q and out do not overlap.
@@ -90,26 +93,29 @@ inline void CopyFour(const float* p, int64_t count, float* out) {
   for (int64_t i = 0; i < kTile; ++i) out[i] = i < count ? p[i] : 0.0f;
 }
 
-// Scales of the tile at column n, (units, 4); fills the strip at the first tile of each.
-inline const float* StripScales(const Layer* layer, int64_t begin, int64_t n, float* strip) {
+// The strip of the tiles from column n on.
+[[maybe_unused]] OTN_NEVER_INLINE void FillStrip(const Layer* layer, int64_t n, float* strip) {
   const int64_t num_units = PaddedUnits(layer);
-  const int64_t tile = (n - begin) / kTile % kStripTiles;
-  if (tile == 0) {
-    const int64_t group_units = layer->group_size / layer->block_size;
-    const float* row = layer->scale + n;
-    for (int64_t u = 0, in_group = 0; u < num_units; ++u) {
-      for (int64_t t = 0; t < kStripTiles && n + t * kTile < layer->N; ++t) {
-        const int64_t columns_left = layer->N - n - t * kTile;
-        CopyFour(row + t * kTile, u < layer->num_k_blocks ? columns_left : 0,
-                 strip + (t * num_units + u) * kTile);
-      }
-      if (++in_group == group_units) {
-        in_group = 0;
-        row += layer->N;
-      }
+  const int64_t group_units = layer->group_size / layer->block_size;
+  const float* row = layer->scale + n;
+  for (int64_t u = 0, in_group = 0; u < num_units; ++u) {
+    for (int64_t t = 0; t < kStripTiles && n + t * kTile < layer->N; ++t) {
+      const int64_t columns_left = layer->N - n - t * kTile;
+      CopyFour(row + t * kTile, u < layer->num_k_blocks ? columns_left : 0,
+               strip + (t * num_units + u) * kTile);
+    }
+    if (++in_group == group_units) {
+      in_group = 0;
+      row += layer->N;
     }
   }
-  return strip + tile * num_units * kTile;
+}
+
+// Scales of the tile at column n, (units, 4); fills the strip at the first tile of each.
+inline const float* StripScales(const Layer* layer, int64_t begin, int64_t n, float* strip) {
+  const int64_t tile = (n - begin) / kTile % kStripTiles;
+  if (tile == 0) FillStrip(layer, n, strip);
+  return strip + tile * PaddedUnits(layer) * kTile;
 }
 
 }  // namespace

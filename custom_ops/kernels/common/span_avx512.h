@@ -17,14 +17,6 @@
 #define OTN_UNROLL16
 #endif
 
-// What keeps accumulators of its caller must be part of it: clang leaves larger ones out of line,
-// and the accumulators in memory (161 instead of 368 GMAC/s for eight int8 rows, Zen 5).
-#if defined(__GNUC__)
-#define OTN_ALWAYS_INLINE inline __attribute__((always_inline))
-#else
-#define OTN_ALWAYS_INLINE __forceinline
-#endif
-
 namespace onnx_ternary {
 namespace avx512 {
 namespace {
