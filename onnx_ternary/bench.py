@@ -369,6 +369,7 @@ def _feeds(entry: _Entry, inputs: Inputs | None, seed: int) -> tuple[Feeds, dict
 def _session(path: Path, threads: int, libraries: Sequence[str]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # it raises what is wrong, and logs names as they are
     runtime.register_libraries(options, libraries)
     try:
         return runtime.InferenceSession(path, options)

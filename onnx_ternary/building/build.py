@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -32,6 +31,7 @@ from onnx_ternary.building.weights import (
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import ModelError, VerificationError
 from onnx_ternary.op.function_body import NoBody
+from onnx_ternary.reports.json_text import json_text
 from onnx_ternary.reports.report import format_size
 
 # From here on a float head is most of what a token costs.
@@ -117,7 +117,7 @@ def build(
             with staged_folder(Path(out)) as folder:
                 result = _build(source, config, options, folder, verify_result, progress)
             result = _moved(result, Path(out))
-        write_report(json.dumps(result.to_dict(), indent=2) + "\n")
+        write_report(json_text(result.to_dict()) + "\n")
     return result
 
 

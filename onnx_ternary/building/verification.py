@@ -334,7 +334,7 @@ def _run(
     )
     path = folder / "first_layers.onnx"
     options = register(ort.SessionOptions())
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     if isinstance(weights.products[HEAD], Float):
         # A packed copy of the head would double its memory for one prompt.
         options.add_session_config_entry("session.disable_prepacking", "1")

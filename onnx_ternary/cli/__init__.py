@@ -18,6 +18,8 @@ import click
 
 import onnx_ternary
 from onnx_ternary import _onnxruntime
+from onnx_ternary._logs import show_names_in_logs
+from onnx_ternary.cli._output import take_every_character
 from onnx_ternary.cli.bench import bench_command
 from onnx_ternary.cli.build import build_command
 from onnx_ternary.cli.export import export_command
@@ -25,7 +27,7 @@ from onnx_ternary.cli.info import info_command
 from onnx_ternary.cli.inspect import inspect_command
 from onnx_ternary.cli.optimize import optimize_command
 from onnx_ternary.cli.verify import verify_command
-from onnx_ternary.errors import OnnxTernaryError
+from onnx_ternary.errors import OnnxTernaryError, visible
 
 
 @contextmanager
@@ -53,11 +55,17 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of this package becomes its exit code."""
         _onnxruntime.without_telemetry()
+        show_names_in_logs()
+        take_every_character()
         try:
             with _cleaned_up_on_sigterm():
                 return super().invoke(ctx)
+        except click.MissingParameter:
+            raise
+        except click.UsageError as error:  # of arguments, which may be names of files
+            raise click.UsageError(visible(error.format_message()), error.ctx) from error
         except OnnxTernaryError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(visible(f"Error: {error}"), err=True)
             return ctx.exit(error.exit_code)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +13,8 @@ from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from onnx_ternary.errors import MAX_NAME, visible
 
 _NARROW_COLUMNS = 100
 _NUMBERS = frozenset(
@@ -27,12 +31,19 @@ _STYLES = {
 }
 
 
+def take_every_character() -> None:
+    """Streams that cannot write a character (``LANG=C``) write its escape instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class Output:
     """Where a command prints; ``quiet`` keeps errors and warnings, ``verbose`` adds detail."""
 
     def __init__(self, quiet: bool, verbose: bool) -> None:
         self.console = make_console(quiet)
-        self.errors = Console(stderr=True)
+        self.errors = _plain_console(stderr=True)
         self.verbose = verbose
         self.quiet = quiet
 
@@ -49,20 +60,37 @@ class Output:
         hidden = self.quiet or not self.errors.is_terminal
         with Progress(*columns, console=self.errors, transient=True, disable=hidden) as bar:
             task = bar.add_task(description, total=None, node="")
-            yield lambda node, done, total: bar.update(task, completed=done, total=total, node=node)
+
+            def update(node: str, done: int, total: int) -> None:
+                shown = visible(node, MAX_NAME)
+                bar.update(task, completed=done, total=total, node=shown)
+
+            yield update
+
+    def line(self, text: str, style: str = "") -> None:
+        """Print one line, whatever names are in it."""
+        print_line(self.console, text, style)
 
     def warn(self, message: str) -> None:
-        self.errors.print(
-            "Warning:", message, style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        print_line(self.errors, f"Warning: {message}", "yellow")
 
 
 def make_console(quiet: bool = False) -> Console:
     """Standard output; a log or a pipe has room for whole table rows."""
-    console = Console(quiet=quiet)
+    console = _plain_console(quiet=quiet)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 160
     return console
+
+
+def _plain_console(**options: bool) -> Console:
+    """A console to which brackets, colons and numbers of names mean nothing."""
+    return Console(markup=False, emoji=False, highlight=False, **options)  # type: ignore[arg-type]
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print one line, whatever names are in it."""
+    console.print(Text(visible(text), style), soft_wrap=True)
 
 
 def print_table(
@@ -77,8 +105,8 @@ def print_table(
     Args:
         console: where to.
         headings: the columns, the result last.
-        rows: text by heading, printed as it is: names may look like markup. It folds where it is
-            too long, names are never cut.
+        rows: text by heading, in which names are nothing but text. It folds where it is wider
+            than its column.
         narrow: the columns on a narrow terminal; empty for all columns.
     """
     if narrow and console.width < _NARROW_COLUMNS:
@@ -94,5 +122,6 @@ def print_table(
         table.add_column(heading, overflow="fold", justify=justify, no_wrap=no_wrap)
     for row in rows:
         *others, last = (row.get(heading, "") for heading in shown)
-        table.add_row(*map(Text, others), Text(last, style=_STYLES.get(last.split(":")[0], "")))
+        names = [Text(visible(each, MAX_NAME)) for each in others]
+        table.add_row(*names, Text(visible(last), style=_STYLES.get(last.split(":")[0], "")))
     console.print(table)

@@ -38,7 +38,7 @@ def print_rewrites(out: Output, report: Report) -> None:
     for shown, kept in zip(rows[len(report.rewrites) :], report.rejections, strict=False):
         shown["graph"] = kept.graph
     if not rows:
-        out.console.print("The model has no matrix products.")
+        out.line("The model has no matrix products.")
         return
     if sentence := report.nothing_ternary():
         out.console.print(sentence, markup=False, highlight=False)
@@ -96,7 +96,7 @@ def print_outcomes(out: Output, outcomes: Sequence[Outcome]) -> None:
 
 def print_notes(out: Output, report: Report) -> None:
     for note in report.notes:
-        out.console.print("Note:", note, markup=False, highlight=False, soft_wrap=True)
+        out.line(f"Note: {note}")
 
 
 def incomplete(report: VerificationReport) -> Iterator[str]:
@@ -123,5 +123,5 @@ def print_verification(out: Output, report: VerificationReport) -> None:
         headings = ["product", "rows", "largest error / bound", "compared with", "result"]
         print_table(out.console, headings, rows, narrow=[headings[0], *headings[2:3], "result"])
         for note in report.notes:
-            out.console.print("Note:", note, markup=False, highlight=False, soft_wrap=True)
-    out.console.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
+            out.line(f"Note: {note}")
+    out.line(report.summary())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from onnx_ternary.bench import BenchSettings, format_seconds, time_models
 from onnx_ternary.cli._options import input_options
-from onnx_ternary.cli._output import make_console, print_table
+from onnx_ternary.cli._output import make_console, print_line, print_table
+from onnx_ternary.reports.json_text import json_text
 from onnx_ternary.reports.report import format_size
 
 
@@ -61,7 +61,7 @@ def bench_command(
     )
     result = time_models(model, converted, settings)
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2))
+        click.echo(json_text(result.to_dict()))
         return
     console = make_console()
     rows = [
@@ -76,5 +76,6 @@ def bench_command(
     ]
     print_table(console, list(rows[0]), rows)
     for name, source in result.inputs.items():
-        console.print(f"{name}: {source}", markup=False, highlight=False, soft_wrap=True)
-    console.print(result.verdict(), markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"{name}: {source}")
+    for line in result.verdict().splitlines():  # no name is in it
+        print_line(console, line)

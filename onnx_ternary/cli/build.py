@@ -88,9 +88,6 @@ def build_command(
 
 
 def _print(output: Output, result: BuildResult, out: Path | None) -> None:
-    def line(text: str) -> None:
-        output.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     if output.verbose:
         rows = [
             {
@@ -105,12 +102,14 @@ def _print(output: Output, result: BuildResult, out: Path | None) -> None:
         print_table(output.console, ["weight", "K x N", "scale", "size", "result"], rows)
     kinds = Counter(row["kind"] for row in result.products)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    line(f"{len(result.products)} products: {counts}; ternary layers take {result.activation}.")
+    output.line(
+        f"{len(result.products)} products: {counts}; ternary layers take {result.activation}."
+    )
     if result.verification is not None:
-        line(result.verification.summary())
+        output.line(result.verification.summary())
     elif result.files:
         output.warn("not verified: not asked for.")
     for note in result.notes:
-        line(f"Note: {note}.")
+        output.line(f"Note: {note}.")
     where = f"{out}, built in {result.seconds:.0f} s" if result.files else "would be written"
-    line(f"{format_size(result.num_bytes)}: {where}")
+    output.line(f"{format_size(result.num_bytes)}: {where}")

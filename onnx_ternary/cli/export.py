@@ -100,4 +100,4 @@ def _print_result(out: Output, done: ExportedFile, output: Path) -> None:
     elif done.products:
         out.warn(f"not verified: {done.verification_skipped.rstrip('.')}.")
     sizes = f"{format_size(done.bytes_before)} -> {format_size(done.bytes_after)}: {output}"
-    out.console.print(sizes, markup=False, highlight=False, soft_wrap=True)
+    out.line(sizes)

@@ -7,7 +7,7 @@ import json
 import click
 
 import onnx_ternary
-from onnx_ternary.cli._output import make_console, print_table
+from onnx_ternary.cli._output import make_console, print_line, print_table
 
 
 @click.command("info")
@@ -27,21 +27,20 @@ def info_command(as_json: bool, library_path: bool) -> None:
         click.echo(json.dumps(kernels, indent=2))
         return
     console = make_console()
-    console.print(f"onnx-ternary {onnx_ternary.__version__}", highlight=False)
-    console.print(f"library: {onnx_ternary.get_library_path()}", highlight=False, soft_wrap=True)
+    print_line(console, f"onnx-ternary {onnx_ternary.__version__}")
+    print_line(console, f"library: {onnx_ternary.get_library_path()}")
     cpu = ", ".join(kernels["cpu"]) or "baseline"
-    console.print(f"processor: {cpu}", highlight=False, soft_wrap=True)
+    print_line(console, f"processor: {cpu}")
     core = kernels.get("core")
     if core is not None and core["passed_over"]:
         isas = ", ".join(core["passed_over"])
-        console.print(
+        print_line(
+            console,
             f"core: {core['name']} ({core['id']}), where {isas} was measured to be slower: "
             f"not selected, ONNX_TERNARY_ISA={core['passed_over'][0]} selects it",
-            highlight=False,
-            soft_wrap=True,
         )
     elif core is not None:
-        console.print(f"core: {core['id']}", highlight=False)
+        print_line(console, f"core: {core['id']}")
     rows = [
         {
             "kernel": kernel["name"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -16,6 +15,7 @@ from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.model_files.load import load
 from onnx_ternary.op.nodes import check_indices
 from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.reports.json_text import json_text
 from onnx_ternary.reports.page import render_page
 from onnx_ternary.verification.function_check import check_function_body
 
@@ -56,11 +56,11 @@ def inspect_command(
     if deep:
         check_function_body(model)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2))
+        click.echo(json_text(report.to_dict()))
         return
     print_rewrites(out, report)
     print_notes(out, report)
     for warning in unmatched(report):
         out.warn(f"{warning}.")
     if deep:
-        out.console.print(f"{len(checked)} indices checked, none damaged.", highlight=False)
+        out.line(f"{len(checked)} indices checked, none damaged.")

@@ -28,6 +28,7 @@ from onnx_ternary.conversion.batch import (
 from onnx_ternary.conversion.convert import convert_file
 from onnx_ternary.conversion.report_files import ReportFiles
 from onnx_ternary.conversion.settings import BatchSettings, ConversionSettings
+from onnx_ternary.errors import visible
 from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.outcome import Batch, Conversion
 from onnx_ternary.reports.report import format_size
@@ -208,19 +209,19 @@ def _is_many(source: str) -> bool:
 def _print_batch(out: Output, batch: Batch) -> None:
     for outcome in batch.outcomes:
         if out.verbose and outcome.conversion is not None:
-            out.console.print(str(outcome.source), style="bold", markup=False, highlight=False)
+            out.line(str(outcome.source), "bold")
             print_rewrites(out, outcome.conversion.report)
             print_notes(out, outcome.conversion.report)
             if outcome.conversion.verification is not None:
                 print_verification(out, outcome.conversion.verification)
     print_outcomes(out, batch.outcomes)
-    out.console.print(batch.total(), markup=False, highlight=False, soft_wrap=True)
+    out.line(batch.total())
     reports = [each.conversion.report for each in batch.outcomes if each.conversion is not None]
     for warning in unmatched(*reports):
         out.warn(f"{warning}.")
     for outcome in batch.outcomes:
         if outcome.error:
-            click.echo(f"Error: {outcome.error}", err=True)
+            click.echo(visible(f"Error: {outcome.error}"), err=True)
         elif outcome.conversion is not None:
             for warning in _warnings(outcome.conversion, outcome.target):
                 out.warn(f"'{outcome.source}': {warning}.")
@@ -233,12 +234,9 @@ def _print_conversion(out: Output, conversion: Conversion, target: Path | None) 
         print_verification(out, conversion.verification)
     ratio = conversion.bytes_after / conversion.bytes_before
     where = "would be written" if target is None else str(target)
-    out.console.print(
+    out.line(
         f"{format_size(conversion.bytes_before)} -> {format_size(conversion.bytes_after)} "
-        f"({ratio:.1%}): {where}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"({ratio:.1%}): {where}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import incomplete, print_verification
 from onnx_ternary.errors import VerificationError
 from onnx_ternary.options import VerificationOptions
+from onnx_ternary.reports.json_text import json_text
 from onnx_ternary.verification.settings import VerifySettings
 from onnx_ternary.verification.verify import compare_models
 
@@ -63,7 +63,7 @@ def verify_command(
         )
         report = compare_models(original, converted, settings)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2))
+        click.echo(json_text(report.to_dict()))
     elif report.passed or out.verbose:
         print_verification(out, report)
     if not report.passed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from onnx_ternary.conversion.worker_pool import Task, convert_all, memory_needed
 from onnx_ternary.errors import ModelError
 from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.annotations import annotate
+from onnx_ternary.reports.json_text import json_text
 from onnx_ternary.reports.markdown import summarize_batch
 from onnx_ternary.reports.outcome import Batch, Outcome
 from onnx_ternary.verification.inputs import Inputs
@@ -172,7 +172,7 @@ def convert_models(
         convert_all(tasks, jobs, finish)
         batch = Batch(tuple(outcomes[task.source] for task in tasks))
         write(
-            json.dumps(batch.to_dict(), indent=2) + "\n",
+            json_text(batch.to_dict()) + "\n",
             summarize_batch(batch),
             annotate(batch.outcomes),
         )

@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
 
+from onnx_ternary._logs import show_names_in_logs
 from onnx_ternary._machine import available_memory, share_processors
 from onnx_ternary.conversion.convert import convert_file
 from onnx_ternary.conversion.settings import ConversionSettings
@@ -214,6 +215,7 @@ def _prepare_child(scratch: str | None, jobs: int) -> None:
 
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, stop)
+    show_names_in_logs()
     if scratch is not None:
         tempfile.tempdir = scratch
 

@@ -155,5 +155,5 @@ def check_indices(model: ir.Model) -> tuple[str, ...]:
         except IndexFormatError as error:
             damaged.append(str(error))
     if damaged:
-        raise IndexFormatError("\n".join(damaged))
+        raise IndexFormatError(" ".join(damaged))
     return tuple(checked)

@@ -1,8 +1,8 @@
 """Conversions that failed as GitHub's workflow commands, which reviewers see beside the change.
 
 A binary file has no lines to comment on, so an annotation names the file alone. Names and messages
-come from model files: line breaks and what separates a command's parts are escaped as the runner
-reads them, so that no text of a model is a command of its own.
+come from model files: no character of them controls a terminal, and what separates a command's
+parts is escaped as the runner reads it, so that no text of a model is a command of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from onnx_ternary.errors import ExitCode
+from onnx_ternary.errors import ExitCode, visible
 from onnx_ternary.reports.outcome import Outcome
 
 _TITLES = {
@@ -41,7 +41,7 @@ def _in_repository(path: Path) -> str:
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return visible(text).replace("%", "%25")
 
 
 def _property(text: str) -> str:

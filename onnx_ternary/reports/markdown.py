@@ -10,13 +10,13 @@ import re
 from collections.abc import Sequence
 
 from onnx_ternary._version import __version__
+from onnx_ternary.errors import MAX_NAME, visible
 from onnx_ternary.reports.outcome import Batch, Conversion, Outcome
 from onnx_ternary.reports.report import Row, format_size
 
 # GitHub refuses comments of more than 65536 characters. Tables get most of them; titles, messages
 # and the verification the rest.
 _MAX_CHARACTERS = 45_000
-_MAX_CODE = 300
 # Less would not show a product of another model.
 _MIN_SECTION = 2_000
 
@@ -66,24 +66,18 @@ def summarize_batch(batch: Batch) -> str:
 
 
 def code(text: str) -> str:
-    """Text from a model as a code span for a table's cell: shown as it is, whatever it holds.
+    """Text from a model as a code span for a table's cell: what is printable shows as it is.
 
-    Only its length is limited.
+    Its length is limited.
     """
-    text = _printable(text).strip()
+    text = visible(text, MAX_NAME).strip()
     return _code_html(text) if re.search(r"[`|\\]", text) else f"`{text}`" if text else ""
 
 
 def _code_html(text: str) -> str:
     """Code where backticks would not do: inside HTML, or with a pipe in the text."""
-    plain = re.sub(r"[^A-Za-z0-9 ]", lambda each: f"&#{ord(each[0])};", _printable(text))
+    plain = re.sub(r"[^A-Za-z0-9 ]", lambda each: f"&#{ord(each[0])};", visible(text, MAX_NAME))
     return f"<code>{plain}</code>"
-
-
-def _printable(text: str) -> str:
-    # Control characters, line breaks among them, would end the row.
-    text = "".join(each if each.isprintable() else " " for each in text[: _MAX_CODE + 1])
-    return text if len(text) <= _MAX_CODE else f"{text[:_MAX_CODE]}…"
 
 
 def verdict(done: Conversion) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from onnx_ternary.errors import ExitCode, OnnxTernaryError
+from onnx_ternary.errors import ExitCode, OnnxTernaryError, visible
+from onnx_ternary.reports.json_text import json_text
 from onnx_ternary.reports.report import Report, format_size
 from onnx_ternary.verification.report import VerificationReport
 
@@ -89,7 +89,8 @@ class Outcome:
 
     def __repr__(self) -> str:
         found = self.error or (f"{self.conversion!r}" if self.conversion else "")
-        return f"<Outcome: {str(self.source)!r} {self.status}, {found.splitlines()[0]}>"
+        source, first_line = visible(str(self.source)), visible(found.splitlines()[0])
+        return f"<Outcome: '{source}' {self.status}, {first_line}>"
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as JSON types, with the keys of `Conversion.to_dict` where there is one."""
@@ -104,7 +105,7 @@ class Outcome:
 
     def to_json(self) -> str:
         """`to_dict` as text."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        return json_text(self.to_dict()) + "\n"
 
 
 # Wrong answers before models nobody could look at, and these before wishes.

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from onnx_ternary.errors import MAX_NAME, visible
+
 
 class Reference(str, Enum):
     """What a product's output was held against; the value is what reports say."""
@@ -180,7 +182,8 @@ class VerificationReport:
         return max(self.outputs, key=lambda check: check.max_relative_difference, default=None)
 
     def __repr__(self) -> str:
-        return f"<VerificationReport: {'passed' if self.passed else 'failed'}, {self.summary()}>"
+        verdict = "passed" if self.passed else "failed"
+        return visible(f"<VerificationReport: {verdict}, {self.summary()}>")
 
     def summary(self) -> str:
         """The verdict in a sentence or two, naming the worst product and output."""
@@ -194,7 +197,7 @@ class VerificationReport:
             )
             without = " without the library" if product.worst_is_without_library else ""
             parts.append(
-                f"worst: {product.node} at {where}{without}, "
+                f"worst: {visible(product.node, MAX_NAME)} at {where}{without}, "
                 f"{product.worst_error_over_bound:.3g} of its bound"
             )
         if output is not None:
@@ -205,12 +208,13 @@ class VerificationReport:
                 limit = f"limit {output.tolerance:g}"
             parts.append(
                 f"outputs differ by at most {output.max_relative_difference:.3g} relative "
-                f"({limit}): {output.name} at {output.worst_index}, made by {output.node}"
+                f"({limit}): {visible(output.name, MAX_NAME)} at {output.worst_index}, made by "
+                f"{visible(output.node, MAX_NAME)}"
             )
         elif self.scope == "products":
             parts.append("outputs were not compared")
         parts += [
-            f"without the library output {check.name} differs by "
+            f"without the library output {visible(check.name, MAX_NAME)} differs by "
             f"{check.max_relative_difference:.3g} relative (or in its shape, expected "
             f"{check.shape})"
             for check in self.without_library

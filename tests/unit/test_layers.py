@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(rooms.split())
     for rooms in (
         "errors _version _machine _source_tree _onnxruntime _paired",
-        "schema",
+        "schema _logs",
         "options native",
         "index",
         "op model_files runtime",

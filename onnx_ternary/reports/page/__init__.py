@@ -15,6 +15,7 @@ from importlib.resources import files
 from string import Template
 
 from onnx_ternary._version import __version__
+from onnx_ternary.errors import visible
 from onnx_ternary.reports.report import Report, Row, format_size
 
 _NUM_COLORS = 10  # style.css has as many
@@ -64,8 +65,7 @@ def _hash(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    # Marks that turn the direction of text would make a name look like another.
-    return escape("".join(each if each.isprintable() else "�" for each in text))
+    return escape(visible(text))
 
 
 def _color(number: int) -> str:

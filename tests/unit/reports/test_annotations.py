@@ -36,8 +36,8 @@ def test_no_text_of_a_model_is_a_command() -> None:
     outcome = Outcome(source, None, None, ExitCode.ERROR, "100 %\r\n::add-mask::y")
     (line,) = annotate([outcome]).splitlines()
     assert line == (
-        "::error file=a%2Cb%3A c%0A%3A%3Aerror%3A%3Ax%25.onnx,title=Model not converted::"
-        "100 %25%0D%0A::add-mask::y"
+        r"::error file=a%2Cb%3A c\n%3A%3Aerror%3A%3Ax%25.onnx,title=Model not converted::"
+        r"100 %25\r\n::add-mask::y"
     )
 
 
