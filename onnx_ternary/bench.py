@@ -22,6 +22,7 @@ from onnx_ternary._paired import Comparison, compare
 from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ModelError, OnnxTernaryError, VerificationError
 from onnx_ternary.model_files.load import file_bytes
+from onnx_ternary.model_files.targets import check_name
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import format_size
 from onnx_ternary.schema import DOMAIN, OP_TYPE
@@ -229,6 +230,10 @@ def time_models(original: Path, converted: Path | None, settings: BenchSettings)
         OnnxTernaryError: as `bench`.
     """
     libraries = tuple(map(runtime.find_library, settings.custom_op_libraries))
+    for path in (each for each in (original, converted) if each is not None):
+        check_name(path)
+        if not path.is_file():  # reading a pipe or a device may never end
+            raise ModelError(f"'{path}' cannot be loaded: it is no file.")
     with ExitStack() as stack:
         if converted is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())

@@ -73,15 +73,20 @@ def find_library(library: str | os.PathLike[str]) -> str:
     Raises:
         LibraryError: if it is neither.
     """
-    if Path(library).is_file():
-        return str(Path(library).resolve())
     expected = "expected a library's file or a Python module with a function get_library_path"
     name = os.fspath(library)
+    try:
+        if Path(library).is_file():
+            return str(Path(library).resolve())
+    except OSError as error:  # a name too long
+        raise LibraryError(
+            f"There is no custom operator library '{name}' ({error.strerror}); {expected}."
+        ) from error
     if not all(part.isidentifier() for part in name.split(".")):
         raise LibraryError(f"There is no custom operator library '{name}'; {expected}.")
     try:
         return str(importlib.import_module(name).get_library_path())
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, LookupError) as error:  # importlib's for a name like 'a.'
         raise LibraryError(
             f"There is no custom operator library '{name}' ({error}); {expected}."
         ) from error

@@ -30,6 +30,7 @@ from onnx_ternary.building.weights import (
 )
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import ModelError, VerificationError
+from onnx_ternary.model_files.targets import check_name
 from onnx_ternary.op.function_body import NoBody
 from onnx_ternary.reports.json_text import json_text
 from onnx_ternary.reports.report import format_size
@@ -244,6 +245,7 @@ def _moved(result: BuildResult, folder: Path) -> BuildResult:
 @contextmanager
 def staged_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its name at the end, and is removed on any failure."""
+    check_name(out)
     target = out.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(

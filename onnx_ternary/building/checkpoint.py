@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files.targets import check_name
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -38,6 +39,7 @@ class Checkpoint:
 
     def __init__(self, folder: str | PathLike[str]) -> None:
         self.folder = Path(folder)
+        check_name(self.folder)
         if not self.folder.is_dir():
             raise ModelError(
                 f"'{self.folder}' is not a folder; expected a checkpoint with config.json and "
@@ -62,6 +64,8 @@ class Checkpoint:
         if not path.is_file() and not required:
             return {}
         try:
+            if path.exists() and not path.is_file():  # reading a pipe may never end
+                raise ModelError(f"'{path}' is not an ordinary file.")
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error

@@ -29,6 +29,7 @@ from onnx_ternary.conversion.convert import convert_file
 from onnx_ternary.conversion.report_files import ReportFiles
 from onnx_ternary.conversion.settings import BatchSettings, ConversionSettings
 from onnx_ternary.errors import visible
+from onnx_ternary.model_files.targets import check_name
 from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.outcome import Batch, Conversion
 from onnx_ternary.reports.report import format_size
@@ -180,6 +181,8 @@ def _read_arguments(
     models: tuple[str, ...], without_output: bool
 ) -> tuple[tuple[str, ...], str | None, bool]:
     """Sources, output, and whether they are many; as cp reads its arguments."""
+    for each in models:
+        check_name(Path(each))
     if without_output:
         return models, None, True
     if len(models) == 1:

@@ -15,6 +15,7 @@ from onnx_ternary.conversion.report_files import ReportFiles, check_distinct
 from onnx_ternary.conversion.settings import BatchSettings, ConversionSettings
 from onnx_ternary.conversion.worker_pool import Task, convert_all, memory_needed
 from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files.targets import check_name
 from onnx_ternary.options import OptimizeOptions, Requirements, VerificationOptions
 from onnx_ternary.reports.annotations import annotate
 from onnx_ternary.reports.json_text import json_text
@@ -185,6 +186,7 @@ def _find(
     """Each model's target. What names no model is kept: converting it says what is wrong."""
     pairs: dict[Path, Path] = {}
     for source in sources:
+        check_name(Path(source))
         base, models = _expand(os.fspath(source))
         exclude = None
         if target is not None and base.resolve() in target.resolve().parents:
@@ -196,6 +198,7 @@ def _find(
                 goal = model
             else:
                 goal = default_target(model) if target is None else target / _place(model, base)
+            check_name(goal)
             pairs.setdefault(model, goal)
     made = {goal.resolve() for model, goal in pairs.items() if goal.resolve() != model.resolve()}
     found: dict[Path, Path] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files.targets import check_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +61,19 @@ class ReportFiles:
 
 
 def check_distinct(texts: Mapping[str, Path | None], models: Iterable[Path | None]) -> None:
-    """Refuse a report that would replace a model, or another report.
+    """Refuse a report that would replace a model, or another report, and what names no file.
 
     Raises:
         ModelError: naming the file.
     """
-    taken = {model.resolve(): "the model" for model in models if model is not None}
+    taken = {}
+    for model in filter(None, models):
+        check_name(model)
+        taken[model.resolve()] = "the model"
     for what, path in texts.items():
         if path is None:
             continue
+        check_name(path)
         if path.resolve() in taken:
             raise ModelError(
                 f"The {what} '{path}' would replace {taken[path.resolve()]}; give another name."

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from onnx_ternary.errors import ModelError
+from onnx_ternary.model_files.targets import check_name
 
 
 @contextmanager
@@ -30,6 +31,7 @@ def staged_text(path: Path | None, what: str) -> Iterator[Callable[[str], None]]
     if path is None:
         yield lambda text: None
         return
+    check_name(path)
     # A pipe or a terminal is written to, not replaced.
     ordinary = path.is_file() or not path.exists()
     try:

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import onnx
+
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.load import ModelFile, data_files
 
@@ -20,16 +22,43 @@ if sys.platform != "win32":
     import fcntl
 
 _DIGEST_LENGTH = 12
-# They may well name a data file, and are no models.
-_TEXTS = frozenset({".csv", ".html", ".json", ".log", ".md", ".txt", ".yaml", ".yml"})
+# Of a ModelProto, whichever of its fields stands first: what a text that names a data file hardly
+# begins with.
+_FIRST_BYTES = frozenset(
+    (field.number << 3 | (field.type != field.TYPE_INT64) * 2) & 0x7F | (field.number > 15) << 7
+    for field in onnx.ModelProto.DESCRIPTOR.fields
+)
+
+
+def check_name(path: Path) -> None:
+    """Look whether a path can lead to a file, whether there is one or not.
+
+    Raises:
+        ModelError: if it is a link to itself, too long, or holds a NUL character.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # whoever opens it says so
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"'{path}' is no name of a file: {reason}.") from error
 
 
 def check_target(path: Path) -> None:
     """Look whether a model can take this name, without writing.
 
     Raises:
-        ModelError: if it has no folder, or is something else than a file.
+        ModelError: if it has no folder, is something else than a file, or as `check_name`.
     """
+    check_name(path)
+    try:
+        os.fspath(path.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise ModelError(
+            f"'{path}' cannot be written: onnx reads no file whose name is not UTF-8; give another "
+            "name."
+        ) from error
     if not path.parent.is_dir():
         raise ModelError(f"'{path}' cannot be written: there is no folder '{path.parent}'.")
     if path.is_dir():
@@ -132,10 +161,11 @@ def _is_equal(path: Path, other: Path) -> bool:
 
 
 def old_data(target: Path, present: ModelFile | None) -> frozenset[Path]:
-    """Data files that only the model at ``target`` reads, as far as its folder tells.
+    """Data files that only the model at ``target`` reads, as far as the folders above tell.
 
-    They are named for it, it reads them, no other name leads to them, and no other file of the
-    folder is a model that reads them.
+    They are named for it, it reads them, no other name leads to them, and no other file of its
+    folder, nor of one above, is a model that reads them. Models elsewhere cannot: runtimes read
+    below a model's own folder.
 
     Args:
         target: resolved path of the model.
@@ -155,30 +185,40 @@ def old_data(target: Path, present: ModelFile | None) -> frozenset[Path]:
         and pattern.fullmatch(path.name)
         and path.stat().st_nlink == 1
     ]
-    return frozenset(path for path in named if not _has_other_reader(path, target, read))
+    try:
+        others = _others(target, read)
+    except OSError:  # what lies beside them is not known
+        return frozenset()
+    return frozenset(path for path in named if not any(_may_read(other, path) for other in others))
 
 
-def _has_other_reader(data: Path, model: Path, read: Collection[Path]) -> bool:
-    """Whether a file beside ``model`` is a model that keeps tensors in ``data``, or may be one."""
-    for other in data.parent.iterdir():
-        if other in read or other.name == model.name or other.suffix in _TEXTS:
-            continue
-        try:
-            status = other.stat()
-            # A message of protobuf has at most 2 GB.
-            if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size < 1 << 31:
-                continue
-            if _mentions(other, data.name) and data.resolve() in data_files(other):
-                return True
-        except (OSError, ModelError):
-            return True
-    return False
+def _others(model: Path, read: Collection[Path]) -> list[Path]:
+    """Files beside a model and in the folders above it, without those it reads."""
+    found = list(model.parent.iterdir())
+    with suppress(OSError):  # whoever may not list a folder has no models there
+        for folder in model.parent.parents:
+            found += folder.iterdir()
+    return [each for each in found if each != model and each not in read]
+
+
+def _may_read(other: Path, data: Path) -> bool:
+    """Whether a file is a model that keeps tensors in ``data``, or may be one."""
+    try:
+        status = other.stat()
+        # A message of protobuf has at most 2 GB.
+        if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size < 1 << 31:
+            return False
+        return _mentions(other, data.name) and data in data_files(other)
+    except ModelError:
+        return True
+    except OSError:
+        return other.parent == data.parent or other.suffix == ".onnx"
 
 
 def _mentions(path: Path, name: str) -> bool:
-    """Whether a file holds a text, without parsing what may be gigabytes."""
+    """Whether a file begins as a model and holds a text, without parsing what may be gigabytes."""
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        return content.find(os.fsencode(name)) >= 0
+        return content[0] in _FIRST_BYTES and content.find(os.fsencode(name)) >= 0

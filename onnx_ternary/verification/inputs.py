@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -116,6 +117,8 @@ def _generate(candidates: Candidates, refusal: Refusal) -> Feeds:
 
 def _read_npz(path: str | os.PathLike[str]) -> Feeds:
     try:
+        if not Path(path).is_file():  # opening a pipe may never end
+            raise InputsError(f"Inputs cannot be read from {os.fspath(path)}: it is no file.")
         with np.load(path, allow_pickle=False) as archive:
             if isinstance(archive, np.ndarray):
                 raise InputsError(f"{os.fspath(path)} holds one unnamed array; expected an .npz.")

@@ -67,7 +67,11 @@ class LoadedModel:
             return cls(proto, None, role, libraries)
         path = Path(model)
         try:
+            if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+                raise ModelError(f"The {role} model {path} is not an ordinary file.")
             return cls(onnx.load(path, load_external_data=False), path, role, libraries)
+        except ModelError:
+            raise
         except OSError as error:
             raise ModelError(f"The {role} model {path} cannot be read: {error}.") from error
         except Exception as error:  # protobuf's and onnx's decoding errors share no base

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 import onnx_ternary
 from onnx_ternary.schema import OP_TYPE
 from tests.catalogue.case import matmul, model, ternary
+from tests.support.disks import small_disk
 
 WIDTH = 512
 COMMAND = (sys.executable, "-m", "onnx_ternary", "optimize", "--no-verify", "-q")
@@ -148,18 +148,6 @@ def test_file_size_limit(original: Path, tmp_path: Path, limit: int) -> None:
     assert re.search("cannot be written: (File too large|the disk is full)", done.stderr)
     assert {each: each.read_bytes() for each in tmp_path.iterdir()} == files
     assert check_either(original, before) is False
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, options: str) -> Iterator[None]:
-    """A file system of its own at ``folder``; skips the test where that is not allowed."""
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
-        pytest.skip("this user may not mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("kilobytes", [16, 1100])

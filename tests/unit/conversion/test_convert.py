@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -14,6 +15,7 @@ from onnx_ternary.exporting.export import export_file
 from onnx_ternary.model_files import tensors
 from onnx_ternary.model_files.load import data_files, load
 from onnx_ternary.model_files.save import ALIGNMENT, save
+from onnx_ternary.model_files.targets import old_data
 from tests.support.two_products import two_products, write_two_products
 
 ALWAYS = OptimizeOptions(external_data="always")
@@ -187,7 +189,7 @@ def test_data_another_model_reads_is_neither_removed_nor_replaced(
     assert (tmp_path / "m.onnx.data").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["copy.pb", "copy"])
+@pytest.mark.parametrize("name", ["copy.pb", "copy", "copy.json", "notes.txt"])
 def test_data_read_under_any_name_is_not_removed(tmp_path: Path, name: str) -> None:
     path = tmp_path / "m.onnx"
     write_two_products(path, "m.onnx.data")
@@ -195,6 +197,52 @@ def test_data_read_under_any_name_is_not_removed(tmp_path: Path, name: str) -> N
     before = (tmp_path / "m.onnx.data").read_bytes()
     convert(path, path, ALWAYS, verify_result=False)
     assert (tmp_path / "m.onnx.data").read_bytes() == before
+
+
+def test_data_a_model_in_a_folder_above_reads_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "m.onnx"
+    path.parent.mkdir(parents=True)
+    write_two_products(path, "m.onnx.data")
+    reader = onnx.load(path, load_external_data=False)
+    for tensor in reader.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "a/b/m.onnx.data"
+    onnx.save(reader, tmp_path / "above.onnx")
+    before = (path.parent / "m.onnx.data").read_bytes()
+    convert(path, path, ALWAYS, verify_result=False)
+    assert (path.parent / "m.onnx.data").read_bytes() == before
+    load(tmp_path / "above.onnx")
+
+
+def test_data_with_a_second_name_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    write_two_products(path, "m.onnx.data")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").hardlink_to(tmp_path / "m.onnx.data")
+    onnx.save(two_products(), tmp_path / "source.onnx")
+    convert(tmp_path / "source.onnx", path, verify_result=False)
+    assert (tmp_path / "m.onnx.data").exists()
+
+
+def test_data_of_a_folder_that_cannot_be_listed_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a" / "m.onnx"
+    path.parent.mkdir()
+    write_two_products(path, "m.onnx.data")
+    iterdir = Path.iterdir
+
+    def refuse(folder: Path) -> Iterator[Path]:
+        if folder == unlisted:
+            raise PermissionError(13, "Permission denied")
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    unlisted = path.parent
+    assert old_data(path, None) == frozenset()
+    unlisted = tmp_path
+    assert old_data(path, None) == {path.parent / "m.onnx.data"}
 
 
 def test_reports_that_name_a_data_file_do_not_keep_it(tmp_path: Path) -> None:
