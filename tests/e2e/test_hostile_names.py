@@ -294,8 +294,7 @@ def test_a_terminal_that_has_not_every_character(folder: Path, locale: str) -> N
 def test_names_of_megabytes(tmp_path: Path, run: Run) -> None:
     model = tmp_path / "model.onnx"
     names = [*NAMES[:6]]
-    names[0] += "x" * 10_000_000
-    names[5] += "x" * 10_000_000
+    names[4] += "x" * 10_000_000
     onnx.save(hostile_model(names), model)
     files = [f"--{kind}={tmp_path / kind}" for kind in ("report", "summary")]
     printed = run("inspect", "-v", model, "--html", tmp_path / "page")
