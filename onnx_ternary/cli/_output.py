@@ -17,6 +17,8 @@ from rich.text import Text
 from onnx_ternary.errors import MAX_NAME, visible
 
 _NARROW_COLUMNS = 100
+# Less has no room for numbers beside reasons.
+_TINY_COLUMNS = 60
 _NUMBERS = frozenset(
     ("before", "after", "ratio", "rows", "largest error / bound", "changed by", "rewritten")
 )
@@ -107,10 +109,13 @@ def print_table(
         headings: the columns, the result last.
         rows: text by heading, in which names are nothing but text. It folds where it is wider
             than its column.
-        narrow: the columns on a narrow terminal; empty for all columns.
+        narrow: the columns on a narrow terminal, of which a very narrow one leaves out the numbers;
+            empty for all columns.
     """
     if narrow and console.width < _NARROW_COLUMNS:
         headings = narrow
+        if console.width < _TINY_COLUMNS:
+            headings = [heading for heading in narrow if heading not in _NUMBERS]
     shown = [heading for heading in headings if any(row.get(heading) for row in rows)]
     if not shown:
         return
