@@ -43,16 +43,16 @@ const char* DtypeText(size_t element_bytes) {
 
 }  // namespace
 
-std::string IndexErrorText(const std::string& node_name, const std::string& what,
-                           const std::string& found, const std::string& expected) {
-  return "TernaryIndexedMatMul" + (node_name.empty() ? "" : " '" + node_name + "'") + ": " + what +
-         " = " + found + ", expected " + expected +
-         "; convert the model again with 'onnx-ternary optimize'.";
+std::string IndexErrorText(const char* op_type, const std::string& node_name,
+                           const std::string& what, const std::string& found,
+                           const std::string& expected) {
+  return op_type + (node_name.empty() ? "" : " '" + node_name + "'") + ": " + what + " = " + found +
+         ", expected " + expected + "; convert the model again with 'onnx-ternary optimize'.";
 }
 
 void NodeChecker::Fail(const std::string& what, const std::string& found,
                        const std::string& expected) const {
-  throw IndexError(IndexErrorText(name_, what, found, expected));
+  throw IndexError(IndexErrorText(op_type_, name_, what, found, expected));
 }
 
 void NodeChecker::RequireInt(const char* name, int64_t value, bool holds,

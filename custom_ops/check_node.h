@@ -20,15 +20,22 @@ class IndexError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// "TernaryIndexedMatMul '<node>': <what> = <found>, expected <expected>; convert the model again
-// with 'onnx-ternary optimize'."
-std::string IndexErrorText(const std::string& node_name, const std::string& what,
-                           const std::string& found, const std::string& expected);
+// The operators of this library.
+constexpr const char* kMatMulType = "TernaryIndexedMatMul";
+constexpr const char* kGatherType = "TernaryIndexedGather";
+
+// "<op_type> '<node>': <what> = <found>, expected <expected>; convert the model again with
+// 'onnx-ternary optimize'."
+std::string IndexErrorText(const char* op_type, const std::string& node_name,
+                           const std::string& what, const std::string& found,
+                           const std::string& expected);
 
 // Members throw IndexError. The node and its name must outlive the checker.
 class NodeChecker {
  public:
-  NodeChecker(const OtnNode& node, const std::string& node_name) : node_(node), name_(node_name) {}
+  // op_type: of the node, for messages.
+  NodeChecker(const OtnNode& node, const std::string& node_name, const char* op_type = kMatMulType)
+      : node_(node), name_(node_name), op_type_(op_type) {}
 
   // A layer of what the attributes say, without tensors.
   Layer Attributes() const;
@@ -58,6 +65,7 @@ class NodeChecker {
 
   const OtnNode& node_;
   const std::string& name_;
+  const char* op_type_;
 };
 
 }  // namespace onnx_ternary

@@ -1,14 +1,10 @@
 #include "node_reader.h"
 
+#include <utility>
+
 #include "ort_status.h"
 
 namespace onnx_ternary {
-namespace {
-
-constexpr const char* kInputNames[kNumInputs] = {"X", "codes", "aux", "scale", "bias"};
-
-}  // namespace
-
 TensorInfo ReadTensorInfo(const OrtApi& api, const OrtValue* value) {
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   Check(api, api.GetTensorTypeAndShape(value, &raw));
@@ -23,6 +19,17 @@ TensorInfo ReadTensorInfo(const OrtApi& api, const OrtValue* value) {
   return result;
 }
 
+ElementType ElementTypeOf(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return ElementType::float16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      return ElementType::bfloat16;
+    default:
+      return ElementType::float32;
+  }
+}
+
 const void* TensorData(const OrtApi& api, const OrtValue* value) {
   void* data = nullptr;
   // Reads only; the C API has no const accessor.
@@ -30,7 +37,9 @@ const void* TensorData(const OrtApi& api, const OrtValue* value) {
   return data;
 }
 
-NodeReader::NodeReader(const OrtApi& api, const OrtKernelInfo* info) : api_(api), info_(info) {
+NodeReader::NodeReader(const OrtApi& api, const OrtKernelInfo* info, const char* op_type,
+                       std::vector<const char*> input_names)
+    : api_(api), info_(info), op_type_(op_type), input_names_(std::move(input_names)) {
   name_ = ReadName();
 }
 
@@ -62,9 +71,9 @@ const OrtValue* NodeReader::Constant(size_t input) const {
   const OrtValue* value = nullptr;
   Check(api_, api_.KernelInfoGetConstantInput_tensor(info_, input, &is_constant, &value));
   if (!is_constant || value == nullptr) {
-    throw IndexError(
-        IndexErrorText(name_, "input " + std::to_string(input) + " (" + kInputNames[input] + ")",
-                       "not constant", "an initializer that is not also a graph input"));
+    throw IndexError(IndexErrorText(
+        op_type_, name_, "input " + std::to_string(input) + " (" + input_names_[input] + ")",
+        "not constant", "an initializer that is not also a graph input"));
   }
   return value;
 }
@@ -88,7 +97,7 @@ std::string NodeReader::ReadName() const {
 void NodeReader::Require(OrtStatus* status, const char* attribute, const char* expected) const {
   if (status == nullptr) return;
   api_.ReleaseStatus(status);
-  throw IndexError(IndexErrorText(name_, std::string("attribute ") + attribute,
+  throw IndexError(IndexErrorText(op_type_, name_, std::string("attribute ") + attribute,
                                   "missing or of another type", expected));
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "index_view.h"
+#include "rows.h"
 
 namespace onnx_ternary {
 
@@ -23,13 +24,18 @@ struct TensorInfo {
 
 TensorInfo ReadTensorInfo(const OrtApi& api, const OrtValue* value);
 
+// float32 for every type that is not float16 or bfloat16.
+ElementType ElementTypeOf(ONNXTensorElementDataType type);
+
 // Read only.
 const void* TensorData(const OrtApi& api, const OrtValue* value);
 
 // Throws IndexError where the node has not what is asked for.
 class NodeReader {
  public:
-  NodeReader(const OrtApi& api, const OrtKernelInfo* info);
+  // op_type and the names of its inputs, for messages.
+  NodeReader(const OrtApi& api, const OrtKernelInfo* info, const char* op_type,
+             std::vector<const char*> input_names);
 
   // The node's name, or its output's where it has none.
   const std::string& name() const { return name_; }
@@ -45,6 +51,8 @@ class NodeReader {
 
   const OrtApi& api_;
   const OrtKernelInfo* info_;
+  const char* op_type_;
+  std::vector<const char*> input_names_;
   std::string name_;
 };
 

@@ -1,11 +1,11 @@
 #include "op.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <string>
 
+#include "custom_op.h"
 #include "dispatch/select.h"
 #include "index_view.h"
 #include "node_reader.h"
@@ -21,7 +21,7 @@ class OpKernel {
  public:
   OpKernel(const OrtApi& api, const OrtKernelInfo* info, ElementType type)
       : api_(api), type_(type), memory_info_(nullptr, api.ReleaseMemoryInfo) {
-    const NodeReader reader(api, info);
+    const NodeReader reader(api, info, kMatMulType, {"X", "codes", "aux", "scale", "bias"});
     name_ = reader.name();
     index_ = ReadIndex(api, reader);
     // A kernel forced by the environment that cannot run is an error now, not at the first run.
@@ -89,12 +89,6 @@ class OpKernel {
   mutable ThreadCount thread_count_;
 };
 
-// float16 has no kernel (ProviderOf).
-ElementType ElementTypeOf(ONNXTensorElementDataType type) {
-  return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 ? ElementType::bfloat16
-                                                        : ElementType::float32;
-}
-
 const CustomOp& Self(const OrtCustomOp* op) { return *static_cast<const CustomOp*>(op); }
 
 OrtStatusPtr ORT_API_CALL CreateOpKernel(const OrtCustomOp* op, const OrtApi* api,
@@ -118,8 +112,7 @@ OrtStatusPtr ORT_API_CALL ComputeOpKernel(void* kernel, OrtKernelContext* contex
   }
 }
 
-// Y has X's type and leading dimensions, and N columns. On the raw C API: SetOutputShape of the
-// 1.17 C++ wrapper writes 1 for every known dimension. The first CustomOp of a name serves all
+// Y has X's type and leading dimensions, and N columns. The first CustomOp of a name serves all
 // types, so the type is read from input 0.
 void InferShape(const OrtApi& api, OrtShapeInferContext* context) {
   OrtTensorTypeAndShapeInfo* x = nullptr;  // owned by the context
@@ -127,18 +120,8 @@ void InferShape(const OrtApi& api, OrtShapeInferContext* context) {
     api.ReleaseStatus(unknown);
     return;
   }
-  const OrtOpAttr* attribute = nullptr;
-  if (OrtStatus* missing = api.ShapeInferContext_GetAttribute(context, "N", &attribute)) {
-    api.ReleaseStatus(missing);  // kernel creation says so
-    return;
-  }
   int64_t num_columns = 0;
-  size_t bytes = 0;
-  if (OrtStatus* other_type =
-          api.ReadOpAttr(attribute, ORT_OP_ATTR_INT, &num_columns, sizeof num_columns, &bytes)) {
-    api.ReleaseStatus(other_type);
-    return;
-  }
+  if (!ReadInteger(api, context, "N", &num_columns)) return;
   size_t rank = 0;
   Check(api, api.GetDimensionsCount(x, &rank));
   if (rank == 0) return;  // unknown, or a scalar that Compute refuses
@@ -148,25 +131,9 @@ void InferShape(const OrtApi& api, OrtShapeInferContext* context) {
   Check(api, api.GetDimensions(x, shape.data(), rank));
   Check(api, api.GetSymbolicDimensions(x, symbols.data(), rank));
   Check(api, api.GetTensorElementType(x, &type));
-  // A dimension without a name would come out as -1, so an unknown one gets a name of its own.
-  static std::atomic<uint64_t> num_unknown{0};
-  std::vector<std::string> names(rank);
-  for (size_t i = 0; i < rank; ++i) {
-    if (symbols[i] == nullptr) symbols[i] = "";
-    if (shape[i] >= 0 || *symbols[i] != '\0') continue;
-    names[i] = "TernaryIndexedMatMul_dim_" + std::to_string(num_unknown++);
-    symbols[i] = names[i].c_str();
-  }
   shape.back() = num_columns;
   symbols.back() = "";
-  OrtTensorTypeAndShapeInfo* raw = nullptr;
-  Check(api, api.CreateTensorTypeAndShapeInfo(&raw));
-  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> y(
-      raw, api.ReleaseTensorTypeAndShapeInfo);
-  Check(api, api.SetTensorElementType(raw, type));
-  Check(api, api.SetDimensions(raw, shape.data(), rank));
-  Check(api, api.SetSymbolicDimensions(raw, symbols.data(), rank));
-  Check(api, api.ShapeInferContext_SetOutputTypeShape(context, 0, raw));
+  SetOutputShape(api, context, kMatMulType, shape, symbols, type);
 }
 
 OrtStatusPtr ORT_API_CALL InferOutputShape(const OrtCustomOp* op, OrtShapeInferContext* context) {
@@ -210,22 +177,12 @@ ONNXTensorElementDataType ORT_API_CALL InputType(const OrtCustomOp* op, size_t i
 CustomOp::CustomOp(const OrtApi* ort_api, ONNXTensorElementDataType x,
                    ONNXTensorElementDataType codes)
     : OrtCustomOp{}, api(ort_api), x_type(x), codes_type(codes) {
-  version = ORT_API_VERSION;
-  GetName = [](const OrtCustomOp*) { return "TernaryIndexedMatMul"; };
+  SetDefaults(this);
+  GetName = [](const OrtCustomOp*) { return kMatMulType; };
   GetExecutionProviderType = ProviderOf;
   GetInputTypeCount = [](const OrtCustomOp*) { return kNumInputs; };
   GetInputType = InputType;
-  GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };
   GetOutputType = [](const OrtCustomOp* op, size_t) { return Self(op).x_type; };
-  GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-  GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
-  GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
-  GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  GetEndVersion = [](const OrtCustomOp*) { return 1; };
   CreateKernelV2 = CreateOpKernel;
   KernelComputeV2 = ComputeOpKernel;
   KernelDestroy = [](void* kernel) { delete static_cast<OpKernel*>(kernel); };

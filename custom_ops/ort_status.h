@@ -45,11 +45,11 @@ inline OrtStatus* CurrentStatus(const OrtApi& api) noexcept {
   } catch (const RunError& error) {
     return api.CreateStatus(ORT_INVALID_ARGUMENT, error.what());
   } catch (const std::bad_alloc&) {
-    return api.CreateStatus(ORT_FAIL, "TernaryIndexedMatMul: out of memory");
+    return api.CreateStatus(ORT_FAIL, "onnx_ternary: out of memory");
   } catch (const std::exception& error) {
     return api.CreateStatus(ORT_FAIL, error.what());
   } catch (...) {
-    return api.CreateStatus(ORT_FAIL, "TernaryIndexedMatMul: unknown C++ exception");
+    return api.CreateStatus(ORT_FAIL, "onnx_ternary: unknown C++ exception");
   }
 }
 

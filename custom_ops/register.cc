@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "c_api.h"
+#include "gather.h"
 #include "op.h"
 
 namespace onnx_ternary {
@@ -16,7 +17,8 @@ namespace {
 struct Registration {
   const OrtApi* api;
   OrtCustomOpDomain* domain;
-  std::vector<std::unique_ptr<CustomOp>> ops;
+  std::vector<std::unique_ptr<CustomOp>> products;
+  std::vector<std::unique_ptr<GatherOp>> gathers;
 };
 
 OrtStatus* FindDomain(const OrtApi* api, OrtCustomOpDomain** domain) {
@@ -29,14 +31,17 @@ OrtStatus* FindDomain(const OrtApi* api, OrtCustomOpDomain** domain) {
       return nullptr;
     }
   }
-  auto registration =
-      std::make_unique<Registration>(Registration{api, nullptr, MakeCustomOps(api)});
+  auto registration = std::make_unique<Registration>(
+      Registration{api, nullptr, MakeCustomOps(api), MakeGatherOps(api)});
   registrations->reserve(registrations->size() + 1);
   if (OrtStatus* status = api->CreateCustomOpDomain("onnx_ternary", &registration->domain)) {
     return status;
   }
-  for (const auto& op : registration->ops) {
-    if (OrtStatus* status = api->CustomOpDomain_Add(registration->domain, op.get())) {
+  std::vector<const OrtCustomOp*> ops;
+  for (const auto& op : registration->products) ops.push_back(op.get());
+  for (const auto& op : registration->gathers) ops.push_back(op.get());
+  for (const OrtCustomOp* op : ops) {
+    if (OrtStatus* status = api->CustomOpDomain_Add(registration->domain, op)) {
       api->ReleaseCustomOpDomain(registration->domain);
       return status;
     }

@@ -1,4 +1,4 @@
-"""Names, attributes and limits of `TernaryIndexedMatMul`; docs/op_spec.md in code."""
+"""Names, attributes and limits of the operators; docs/op_spec.md in code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ OP_TYPE = "TernaryIndexedMatMul"
 DOMAIN_VERSION = 1
 FORMAT_VERSION = 1
 INPUT_NAMES = ("X", "codes", "aux", "scale", "bias")
+GATHER_TYPE = "TernaryIndexedGather"
+GATHER_INPUT_NAMES = ("indices", "codes", "scale", "like")
+GATHER_ATTRIBUTES = (
+    *("K", "N", "storage", "alphabet", "block_size", "group_size", "format_version"),
+)
+OP_TYPES = (OP_TYPE, GATHER_TYPE)
 
 IndexFormat = Literal["packed", "rsr"]
 Storage = Literal["2bit", "dense", "1bit", "planes", "base3"]
@@ -44,6 +50,8 @@ STORAGES: dict[str, dict[str, tuple[str, ...]]] = {
 class OpAttributes:
     """The attributes of one `TernaryIndexedMatMul` node, in the order of docs/op_spec.md.
 
+    Those of a `TernaryIndexedGather` are the `GATHER_ATTRIBUTES`; the others have their defaults.
+
     Raises:
         IndexFormatError: on construction, if the combination is not one the format allows.
     """
@@ -65,32 +73,35 @@ class OpAttributes:
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def read(cls, values: Mapping[str, Any], node: str) -> OpAttributes:
+    def read(cls, values: Mapping[str, Any], node: str, op_type: str = OP_TYPE) -> OpAttributes:
         """The attributes found on a node of a model, which may be damaged.
 
         Args:
             values: int, float or str by name.
             node: the node's name, for messages.
+            op_type: `OP_TYPE` or `GATHER_TYPE`.
 
         Raises:
             IndexFormatError: if one is unknown, missing, of another type or out of range.
         """
         again = "; convert the model again with 'onnx-ternary optimize'."
         types = {field.name: type(field.default) for field in fields(cls)} | {"K": int, "N": int}
+        if op_type == GATHER_TYPE:
+            types = {name: types[name] for name in GATHER_ATTRIBUTES}
         if wrong := sorted(values.keys() ^ types.keys()):
             raise IndexFormatError(
-                f"{OP_TYPE} '{node}': unknown or missing attributes ({', '.join(wrong)}){again}"
+                f"{op_type} '{node}': unknown or missing attributes ({', '.join(wrong)}){again}"
             )
         for name, expected in types.items():
             if type(values[name]) is not expected:
                 raise IndexFormatError(
-                    f"{OP_TYPE} '{node}': attribute {name} = {values[name]!r}, expected "
+                    f"{op_type} '{node}': attribute {name} = {values[name]!r}, expected "
                     f"{expected.__name__}{again}"
                 )
         try:
             return cls(**values)
         except IndexFormatError as error:
-            raise IndexFormatError(str(error).replace(OP_TYPE, f"{OP_TYPE} '{node}'", 1)) from error
+            raise IndexFormatError(str(error).replace(OP_TYPE, f"{op_type} '{node}'", 1)) from error
 
     def __post_init__(self) -> None:
         self._require("K", 0 < self.K <= MAX_K, f"from 1 to {MAX_K}")
@@ -160,6 +171,10 @@ class OpAttributes:
     def to_dict(self) -> dict[str, int | float | str]:
         """All attributes by name, as they are written on the node."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to_gather_dict(self) -> dict[str, int | float | str]:
+        """The attributes of a `TernaryIndexedGather` of the same index."""
+        return {name: getattr(self, name) for name in GATHER_ATTRIBUTES}
 
     @property
     def num_groups(self) -> int:

@@ -18,7 +18,8 @@ import onnx
 import onnx_ir as ir
 
 from onnx_ternary.errors import IndexFormatError
-from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, NoBody, make_function_body
+from onnx_ternary.op.body_nodes import NoBody
+from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, make_function_body
 from onnx_ternary.op.nodes import constant_tensor, node_label
 from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE
 

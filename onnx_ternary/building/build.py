@@ -31,7 +31,7 @@ from onnx_ternary.building.weights import (
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import ModelError, VerificationError
 from onnx_ternary.model_files.targets import check_name
-from onnx_ternary.op.function_body import NoBody
+from onnx_ternary.op.body_nodes import NoBody
 from onnx_ternary.reports.json_text import json_text
 from onnx_ternary.reports.report import format_size
 

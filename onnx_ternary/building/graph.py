@@ -38,7 +38,8 @@ from onnx_ternary.building.weights import (
     layer_products,
     ternary_products,
 )
-from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, NoBody, make_function_body
+from onnx_ternary.op.body_nodes import NoBody
+from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, make_function_body
 from onnx_ternary.op.nodes import DIGEST_KEY
 from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, TensorProto, helper
 
+from onnx_ternary.op.body_nodes import ATTRIBUTE_REFERENCE_OPSET, BodyNodes, NoBody
 from onnx_ternary.schema import (
     DOMAIN,
     INPUT_NAMES,
@@ -33,23 +33,10 @@ from onnx_ternary.schema import (
 
 # BitShift, Range, CumSum, ScatterElements, Pad and Round with their present meaning.
 MIN_OPSET = 11
-# Constant's value_int and value_float, through which a body reads the node's attributes.
-ATTRIBUTE_REFERENCE_OPSET = 12
 CAST_LIKE_OPSET = 15
-# ReduceMax and ReduceMean take their axes as an input.
-REDUCE_AXES_INPUT_OPSET = 18
 # Model-local functions. Overloads (IR version 10) would allow several bodies in one model, but
 # onnxruntime up to 1.26 runs the last one for every node, silently.
 MIN_IR_VERSION = 8
-
-_INT64_MAX = 2**63 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class NoBody:
-    """Why a model gets no function body; it then needs the library to run."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,83 +165,8 @@ def make_function_body(
     return _function(next(iter(distinct)), opset)
 
 
-class _Nodes:
-    """The nodes of a function body, whose outputs are named as nodes are appended."""
-
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
-        self.protos: list[NodeProto] = []
-
-    def __call__(self, op_type: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        name = output or f"{op_type.lower()}_{len(self.protos)}"
-        self.protos.append(helper.make_node(op_type, list(inputs), [name], **attributes))
-        return name
-
-    def constant(self, value: Any, dtype: type[np.generic]) -> str:
-        return self("Constant", value=numpy_helper.from_array(np.array(value, dtype)))
-
-    def reference(self, attribute: str, value_name: str) -> str:
-        """The scalar the node's own attribute holds, as int64 (value_int) or float32."""
-        proto = AttributeProto(name=value_name, ref_attr_name=attribute)
-        proto.type = AttributeProto.INT if value_name == "value_int" else AttributeProto.FLOAT
-        name = self("Constant")
-        self.protos[-1].attribute.append(proto)
-        return name
-
-    def integer(self, attribute: str, baked: int) -> str:
-        """int64 (1,): the node's attribute, or the variant's number below opset 12."""
-        if self.opset < ATTRIBUTE_REFERENCE_OPSET:
-            return self.constant([baked], np.int64)
-        return self.reshape(self.reference(attribute, "value_int"), [-1])
-
-    def number(self, attribute: str, baked: float, value_name: str) -> str:
-        """float32 (): the node's attribute, or the variant's number below opset 12."""
-        if self.opset < ATTRIBUTE_REFERENCE_OPSET:
-            return self.constant(baked, np.float32)
-        value = self.reference(attribute, value_name)
-        return self.cast(value, TensorProto.FLOAT) if value_name == "value_int" else value
-
-    def cast(self, value: str, dtype: int) -> str:
-        return self("Cast", value, to=dtype)
-
-    def reshape(self, value: str, shape: list[int]) -> str:
-        return self("Reshape", value, self.constant(shape, np.int64))
-
-    def first(self, value: str, counts: str, axes: list[int], starts: str = "") -> str:
-        """The first counts[i] entries along axes[i]; ``starts`` are zeros by another name."""
-        starts = starts or self.constant([0] * len(axes), np.int64)
-        return self("Slice", value, starts, counts, self.constant(axes, np.int64))
-
-    def last_dim(self, value: str) -> str:
-        """int64 (1,): the last dimension; empty for a scalar."""
-        return self(
-            "Slice", self("Shape", value), self.constant([-1], np.int64), *self.to_end_of(0)
-        )
-
-    def to_end_of(self, axis: int) -> tuple[str, str]:
-        """Slice's ends and axes for the rest of an axis."""
-        return self.constant([_INT64_MAX], np.int64), self.constant([axis], np.int64)
-
-    def sort(self, value: str) -> tuple[str, str]:
-        """Values ascending along the last axis, and where each stood (int64)."""
-        values, places = f"sorted_{len(self.protos)}", f"sorted_at_{len(self.protos)}"
-        count = self.last_dim(value)
-        self.protos.append(
-            helper.make_node("TopK", [value, count], [values, places], axis=-1, largest=0)
-        )
-        return values, places
-
-    def reduce_last(self, op_type: str, value: str) -> str:
-        if self.opset < REDUCE_AXES_INPUT_OPSET:
-            reduced = self(op_type, value, axes=[-1], keepdims=1)
-        else:
-            reduced = self(op_type, value, self.constant([-1], np.int64), keepdims=1)
-        # ONNX Runtime leaves an empty tensor's last axis as it is; (0, K) has to become (0, 1).
-        return self.first(reduced, self.constant([1], np.int64), [-1])
-
-
 def _function(variant: BodyVariant, opset: int) -> FunctionProto:
-    nodes = _Nodes(opset)
+    nodes = BodyNodes(opset)
     decode = _packed_levels if variant.index_format == "packed" else _rsr_levels
     _product(nodes, variant, decode(nodes, variant))
     return helper.make_function(
@@ -270,7 +182,7 @@ def _function(variant: BodyVariant, opset: int) -> FunctionProto:
     )
 
 
-def _num_columns(nodes: _Nodes) -> str:
+def _num_columns(nodes: BodyNodes) -> str:
     """int64 (1,): N."""
     if nodes.opset >= ATTRIBUTE_REFERENCE_OPSET:
         return nodes.integer("N", 0)
@@ -278,7 +190,7 @@ def _num_columns(nodes: _Nodes) -> str:
     return nodes.last_dim(nodes("Add", "scale", "bias"))
 
 
-def _packed_levels(nodes: _Nodes, variant: BodyVariant) -> str:
+def _packed_levels(nodes: BodyNodes, variant: BodyVariant) -> str:
     """Levels as float32 (K, N) from packed codes; (rows padded to a block, N) below opset 12."""
     # (column tiles, K blocks, 4, block_bytes) -> (.., 4, fields a byte, block_bytes)
     codes = nodes.reshape("codes", [0, 0, 0, 1, -1])
@@ -310,13 +222,13 @@ def _packed_levels(nodes: _Nodes, variant: BodyVariant) -> str:
     return nodes("Sub", levels, nodes.constant(1, np.float32))
 
 
-def _bits_to_levels(nodes: _Nodes, variant: BodyVariant, bits: str) -> str:
+def _bits_to_levels(nodes: BodyNodes, variant: BodyVariant, bits: str) -> str:
     if variant.alphabet == "binary_01":
         return bits
     return nodes("Sub", nodes("Add", bits, bits), nodes.constant(1, np.float32))
 
 
-def _rsr_levels(nodes: _Nodes, variant: BodyVariant) -> str:
+def _rsr_levels(nodes: BodyNodes, variant: BodyVariant) -> str:
     """Levels as float32 (K, N) from a permutation and segment offsets."""
     permutation = nodes.cast("codes", TensorProto.INT64)  # (num_planes, num_blocks, K)
     # (num_planes, num_blocks, num_groups, num_patterns + 1) -> groups and patterns in one axis
@@ -374,15 +286,15 @@ def _rsr_levels(nodes: _Nodes, variant: BodyVariant) -> str:
     return nodes.first(levels, _num_columns(nodes), [1])
 
 
-def _zero(nodes: _Nodes) -> str:
+def _zero(nodes: BodyNodes) -> str:
     return nodes.constant(0, np.int64)
 
 
-def _one(nodes: _Nodes) -> str:
+def _one(nodes: BodyNodes) -> str:
     return nodes.constant(1, np.int64)
 
 
-def _product(nodes: _Nodes, variant: BodyVariant, levels: str) -> None:
+def _product(nodes: BodyNodes, variant: BodyVariant, levels: str) -> None:
     """Y from X and the levels, (K, N) or padded along K below opset 12."""
     # Integer sums of quantized activations are exact; a scale of the whole column waits for them.
     scale_last = variant.activation != "float" and not variant.per_group
@@ -422,7 +334,7 @@ def _product(nodes: _Nodes, variant: BodyVariant, levels: str) -> None:
         nodes("Sum", y, output="Y")
 
 
-def _scaled(nodes: _Nodes, variant: BodyVariant, levels: str) -> str:
+def _scaled(nodes: BodyNodes, variant: BodyVariant, levels: str) -> str:
     if not variant.per_group:
         return nodes("Mul", levels, "scale")
     # (num_groups, N) -> (num_groups, group_size, N) -> (rows, N), the last group cut. () and (N,)
@@ -438,7 +350,7 @@ def _scaled(nodes: _Nodes, variant: BodyVariant, levels: str) -> str:
     return nodes("Mul", levels, nodes.first(nodes("Flatten", scale, axis=2), rows, [0]))
 
 
-def _unsigned_product(nodes: _Nodes, x: str, levels: str) -> str:
+def _unsigned_product(nodes: BodyNodes, x: str, levels: str) -> str:
     """Y without bias, float32: docs/op_spec.md's uint8 rule."""
     names = [f"{name}_{len(nodes.protos)}" for name in ("q", "x_scale", "x_zero_point")]
     nodes.protos.append(helper.make_node("DynamicQuantizeLinear", [x], names))
@@ -451,7 +363,7 @@ def _unsigned_product(nodes: _Nodes, x: str, levels: str) -> str:
     return nodes("Mul", sums, nodes("Mul", x_scale, "scale"))
 
 
-def _quantized(nodes: _Nodes, variant: BodyVariant, x: str) -> tuple[str, str]:
+def _quantized(nodes: BodyNodes, variant: BodyVariant, x: str) -> tuple[str, str]:
     """Integer-valued float32 rows and their scale s (..., 1): docs/op_spec.md's int8 rule."""
     epsilon = nodes.number("activation_epsilon", variant.activation_epsilon, "value_float")
     qmin = nodes.number("activation_qmin", variant.activation_qmin, "value_int")

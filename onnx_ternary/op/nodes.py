@@ -1,4 +1,4 @@
-"""`TernaryIndexedMatMul` nodes of a model: their attributes, their tensors and their integrity."""
+"""The operators' nodes in a model: their attributes, their tensors and their integrity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from onnx_ternary.errors import IndexFormatError, ModelError
 from onnx_ternary.index import decode_index, validate_index
-from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE, OpAttributes
+from onnx_ternary.schema import (
+    DOMAIN,
+    GATHER_INPUT_NAMES,
+    GATHER_TYPE,
+    INPUT_NAMES,
+    OP_TYPE,
+    OP_TYPES,
+    OpAttributes,
+)
 
 AXES_KEY = "onnx_ternary.axes"
 """Metadata of a Reshape beside the op: lengths of the axes that are one axis of the op."""
@@ -27,17 +35,32 @@ METADATA_OPTIONS = "onnx_ternary.options"
 
 
 def local_functions(model: ir.Model) -> Iterator[ir.Function]:
-    """The functions a model carries, the op's own body not among them."""
+    """The functions a model carries, the operators' own bodies not among them."""
     for function in model.functions.values():
-        if (function.domain, function.name) != (DOMAIN, OP_TYPE):
+        if not is_own(function.domain, function.name):
             yield function
+
+
+def is_own(domain: str, op_type: str) -> bool:
+    """Whether a node, or a function by its name, is one of this package's operators."""
+    return domain == DOMAIN and op_type in OP_TYPES
 
 
 def op_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Every `TernaryIndexedMatMul` node of the main graph, its subgraphs and local functions."""
+    return (node for node in own_nodes(model) if node.op_type == OP_TYPE)
+
+
+def gather_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every `TernaryIndexedGather` node, in the same places."""
+    return (node for node in own_nodes(model) if node.op_type == GATHER_TYPE)
+
+
+def own_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes of both operators, in graph order."""
     for graph in (model.graph, *(each.graph for each in local_functions(model))):
         for node in ir.traversal.RecursiveGraphIterator(graph):
-            if node.domain == DOMAIN and node.op_type == OP_TYPE:
+            if is_own(node.domain, node.op_type):
                 yield node
 
 
@@ -69,40 +92,48 @@ def node_label(node: ir.Node) -> str:
 
 
 def read_attributes(node: ir.Node) -> OpAttributes:
-    """The attributes of a `TernaryIndexedMatMul` node.
+    """The attributes of a node of either operator.
 
     Raises:
         IndexFormatError: if one is unknown, missing, of another type or out of range.
     """
     values = {name: attr.value for name, attr in node.attributes.items()}
-    return OpAttributes.read(values, node_label(node))
+    return OpAttributes.read(values, node_label(node), node.op_type)
 
 
 def index_tensors(node: ir.Node) -> tuple[NDArray[Any], ...]:
-    """Codes, aux, scale and bias of a node.
+    """Codes, aux, scale and bias of a product; codes and scale of a gather.
 
     Raises:
         IndexFormatError: if one is missing or not a constant.
         ModelError: if its data cannot be read.
     """
-    if len(node.inputs) != len(INPUT_NAMES):
+    is_gather = node.op_type == GATHER_TYPE
+    names = GATHER_INPUT_NAMES if is_gather else INPUT_NAMES
+    if len(node.inputs) != len(names):
         raise IndexFormatError(
-            f"{OP_TYPE} '{node_label(node)}': {len(node.inputs)} inputs, expected "
-            f"{len(INPUT_NAMES)}; convert the model again with 'onnx-ternary optimize'."
+            f"{node.op_type} '{node_label(node)}': {len(node.inputs)} inputs, expected "
+            f"{len(names)}; convert the model again with 'onnx-ternary optimize'."
         )
     arrays = []
-    for name, value in zip(INPUT_NAMES[1:], node.inputs[1:], strict=True):
+    constants = zip(names, node.inputs, strict=True)
+    for name, value in [*constants][1 : -1 if is_gather else None]:
         tensor = constant_tensor(value)
         if tensor is None:
             raise IndexFormatError(
-                f"{OP_TYPE} '{node_label(node)}': input {name} is not an initializer; convert the "
-                "model again with 'onnx-ternary optimize'."
+                f"{node.op_type} '{node_label(node)}': input {name} is not an initializer; convert "
+                "the model again with 'onnx-ternary optimize'."
             )
         try:
             arrays.append(tensor.numpy())
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"Tensor '{tensor.name}' cannot be read: {error}") from error
     return tuple(arrays)
+
+
+def product_tensors(codes: NDArray[Any], scale: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """What a product of a gather's index has as codes, aux, scale and bias."""
+    return codes, np.zeros(1, np.uint32), scale, np.zeros((), np.float32)
 
 
 def index_digest(node: ir.Node) -> str:
@@ -127,8 +158,8 @@ def check_digest(node: ir.Node) -> None:
     expected = node.metadata_props.get(DIGEST_KEY)
     if expected is not None and expected != index_digest(node):
         raise IndexFormatError(
-            f"{OP_TYPE} '{node_label(node)}': its tensors are not the ones it was converted with "
-            "(their digest differs); convert the model again with 'onnx-ternary optimize'."
+            f"{node.op_type} '{node_label(node)}': its tensors are not the ones it was converted "
+            "with (their digest differs); convert the model again with 'onnx-ternary optimize'."
         )
 
 
@@ -143,12 +174,15 @@ def check_indices(model: ir.Model) -> tuple[str, ...]:
         ModelError: if a tensor's data cannot be read.
     """
     checked, damaged = [], []
-    for node in op_nodes(model):
+    for node in own_nodes(model):
         name = node_label(node)
         checked.append(name)
         try:
             attributes = read_attributes(node)
-            codes, aux, scale, bias = index_tensors(node)
+            tensors = index_tensors(node)
+            if node.op_type == GATHER_TYPE:
+                tensors = product_tensors(*tensors)
+            codes, aux, scale, bias = tensors
             validate_index(attributes, codes, aux, scale, bias, node=name)
             decode_index(attributes, codes, aux, node=name)
             check_digest(node)

@@ -20,15 +20,17 @@ from onnx import TensorProto, helper, numpy_helper
 import onnx_ternary
 from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.schema import OP_TYPE
+from onnx_ternary.schema import OP_TYPES
 from tests.catalogue import HITS
 from tests.fuzz.nodes import FIELDS, FLOATS, VARIANTS, damaged
+from tests.support.gather_node import make_gather_model, packed_variants
 from tests.support.single_node import make_model, make_node
 
 Outcome = Literal["ran", "refused"]
 Damage = Callable[[onnx.ModelProto, np.random.Generator], None]
 
 DTYPES = ("float32", "float16", "bfloat16")
+INDEX_TYPES = (TensorProto.INT64, TensorProto.INT32)
 CONVERTED = ("matmul", "gemm_trans_b", "if_own_weights")
 TENSOR_TYPES = (
     TensorProto.FLOAT,
@@ -48,6 +50,10 @@ def base_models() -> list[onnx.ModelProto]:
     for at, attributes in enumerate(VARIANTS):
         node = make_node(rng, attributes, per_column=bool(at % 2))
         models.append(make_model(node, dtype=DTYPES[at % len(DTYPES)]))
+    for at, attributes in enumerate(packed_variants(100, 13)):
+        node = make_node(rng, attributes, per_column=bool(at % 2))
+        types = {"dtype": DTYPES[at % len(DTYPES)], "index_type": INDEX_TYPES[at % 2]}
+        models.append(make_gather_model(node, **types))
     options = (
         OptimizeOptions(min_elements=0),
         OptimizeOptions(min_elements=0, index_format="rsr"),
@@ -67,7 +73,7 @@ def graphs_of(model: onnx.ModelProto) -> list[onnx.GraphProto]:
 
 def op_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     nodes = [node for graph in graphs_of(model) for node in graph.node]
-    return [node for node in nodes if node.op_type == OP_TYPE]
+    return [node for node in nodes if node.op_type in OP_TYPES]
 
 
 def index_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
@@ -211,6 +217,10 @@ def try_model(model: onnx.ModelProto, rng: np.random.Generator) -> Outcome:
 
 def some_value(value: ort.NodeArg, rows: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     shape = [each if isinstance(each, int) else rows for each in value.shape]
+    if value.type in ("tensor(int64)", "tensor(int32)"):
+        largest = int(pick((12, 12, 13, 2**31 - 1), rng))
+        drawn = rng.integers(-largest, largest, size=shape)
+        return np.asarray(drawn, value.type.removeprefix("tensor(").removesuffix(")"))
     if value.shape and not isinstance(value.shape[-1], int):
         shape[-1] = 100
     if value.type == "tensor(bool)":

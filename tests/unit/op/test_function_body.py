@@ -12,7 +12,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_ternary import runtime
-from onnx_ternary.op.function_body import NoBody, make_function_body
+from onnx_ternary.op.body_nodes import NoBody
+from onnx_ternary.op.function_body import make_function_body
 from onnx_ternary.op.reference import ternary_indexed_matmul
 from onnx_ternary.schema import DOMAIN, OP_TYPE
 from tests.support.converted_models import (
