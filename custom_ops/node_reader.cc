@@ -20,14 +20,8 @@ TensorInfo ReadTensorInfo(const OrtApi& api, const OrtValue* value) {
 }
 
 ElementType ElementTypeOf(ONNXTensorElementDataType type) {
-  switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
-      return ElementType::float16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
-      return ElementType::bfloat16;
-    default:
-      return ElementType::float32;
-  }
+  return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 ? ElementType::bfloat16
+                                                        : ElementType::float32;
 }
 
 const void* TensorData(const OrtApi& api, const OrtValue* value) {

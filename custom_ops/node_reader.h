@@ -24,7 +24,7 @@ struct TensorInfo {
 
 TensorInfo ReadTensorInfo(const OrtApi& api, const OrtValue* value);
 
-// float32 for every type that is not float16 or bfloat16.
+// float32 for every type that is not bfloat16; float16 has no kernel.
 ElementType ElementTypeOf(ONNXTensorElementDataType type);
 
 // Read only.

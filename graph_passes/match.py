@@ -100,6 +100,21 @@ class TernaryMatMul:
     activation: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A gather of rows of a constant.
+
+    Attributes:
+        node: the gather.
+        indices: the rows it asks for.
+        weight: the table's transpose, (K, N), as a product has it.
+    """
+
+    node: ir.Node
+    indices: ir.Value
+    weight: Constant
+
+
 class Context:
     """What rules share while one model is converted: options, opset, constants, the last weight.
 

@@ -26,6 +26,7 @@ from .rewrite.constant_inputs import FIRST_WITHOUT_INPUTS, held_constant
 from .rewrite.finish import Replaced
 from .rewrite.renamed import Restored, restore
 from .rewrite.replace import Replacer
+from .rules import table
 from .rules.catalogue import RULES, match_product
 from .site import Site
 
@@ -33,6 +34,7 @@ from .site import Site
 _MIN_OPSET = 7
 _READ_THROUGH = ("Cast", "DequantizeLinear", "Identity", "Transpose")
 _MAX_READ_THROUGH = 8
+_PRODUCTS = frozenset[tuple[str, str]]().union(*(rule.op_types for rule in RULES))
 Progress = Callable[[str, int, int], None]
 
 
@@ -111,7 +113,7 @@ def _run(
     rejections: list[Kept] = []
     requantised: list[str] = []
     indices = tuple(stored_indices(model))
-    products = list(_products(model, restored.others))
+    products = list(_nodes(model, _PRODUCTS, restored.others))
     functions = Functions(site, context, with_body=options.function_body)
     choice = Choice(context)
     for position, product in enumerate(products):
@@ -144,6 +146,12 @@ def _run(
                 Kept(name, op_type, where, refused.weight, reason, not_ternary=refused.not_ternary)
             )
         ahead.drop(node)
+    gathers = [*_nodes(model, table.OP_TYPES, restored.others)] if replacer.has_indices else []
+    for gather in gathers:
+        if gather.in_function or choice.refusal(gather.node):
+            continue
+        if (found_table := table.match(gather.node, context)) is not None:
+            replacer.share_table(found_table, context, gather.where)
     return PassResult(
         replacer.finish(),
         tuple(rejections),
@@ -213,9 +221,12 @@ def _prefetch(product: ir.Node) -> None:
             prefetch(value.const_value)
 
 
-def _products(model: ir.Model, apart: Collection[ir.OperatorIdentifier]) -> Iterator[_Found]:
-    """Every product some rule is asked about, those of functions ``apart`` left out."""
-    op_types = frozenset[tuple[str, str]]().union(*(rule.op_types for rule in RULES))
+def _nodes(
+    model: ir.Model,
+    op_types: frozenset[tuple[str, str]],
+    apart: Collection[ir.OperatorIdentifier],
+) -> Iterator[_Found]:
+    """Every node of these kinds, products or gathers, those of functions ``apart`` left out."""
 
     def walk(nodes: ir.Graph | ir.Function, where: str) -> Iterator[tuple[ir.Node, str]]:
         for node in nodes:

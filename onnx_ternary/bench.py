@@ -23,9 +23,9 @@ from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ModelError, OnnxTernaryError, VerificationError
 from onnx_ternary.model_files.load import file_bytes
 from onnx_ternary.model_files.targets import check_name
+from onnx_ternary.op.nodes import is_own
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import format_size
-from onnx_ternary.schema import DOMAIN, OP_TYPE
 from onnx_ternary.verification.generated import Feeds
 from onnx_ternary.verification.inputs import InputOptions, Inputs, choose_inputs
 
@@ -349,12 +349,10 @@ def _check_outputs(entries: Sequence[_Entry], feeds: Feeds, max_difference: floa
 
 
 def _operators(path: Path) -> Counter[tuple[str, str]]:
-    """How often each operator occurs in a model, the op's own body not counted."""
+    """How often each operator occurs in a model, the operators' own bodies not counted."""
     model = onnx.load(path, load_external_data=False)
     counts: Counter[tuple[str, str]] = Counter()
-    bodies = [
-        each.node for each in model.functions if (each.domain, each.name) != (DOMAIN, OP_TYPE)
-    ]
+    bodies = [each.node for each in model.functions if not is_own(each.domain, each.name)]
     waiting = [model.graph.node, *bodies]
     while waiting:
         for node in waiting.pop():

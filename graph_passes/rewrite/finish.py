@@ -181,7 +181,8 @@ def _refreshed(done: tuple[Rewrite, ir.Node]) -> Rewrite:
         row,
         storage=attributes.storage,
         alphabet=attributes.alphabet,
-        bytes_after=sum(stored_tensor(value).nbytes for value in node.inputs[1:4]),
+        # Not the bias of a product, nor what gives a gather its type.
+        bytes_after=sum(stored_tensor(value).nbytes for value in node.inputs[1:-1]),
     )
 
 

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnx_ternary.op.body_nodes import NoBody
 from onnx_ternary.op.function_body import (
     CAST_LIKE_OPSET,
     MIN_IR_VERSION,
     BodyVariant,
-    NoBody,
     make_function_body,
 )
+from onnx_ternary.op.gather import GatherVariant, make_gather_body
 from onnx_ternary.op.nodes import (
+    gather_nodes,
+    is_own,
     node_label,
     op_nodes,
     read_attributes,
 )
 from onnx_ternary.options import OptimizeOptions
-from onnx_ternary.schema import DOMAIN, OP_TYPE
 
 from .model_editor import (
     ModelEditor,
     stored_array,
+    stored_tensor,
 )
 
 
 def attach_body(editor: ModelEditor, options: OptimizeOptions) -> str:
-    """Replace the model's bodies of the op; return why there are none, or nothing."""
+    """Replace the bodies of both operators; return why there are none, or nothing."""
     functions = editor.model.functions
-    for key in [key for key in functions if key[:2] == (DOMAIN, OP_TYPE)]:
+    for key in [key for key in functions if is_own(*key[:2])]:
         del functions[key]
     if not options.function_body:
         return "not asked for"
@@ -39,14 +42,25 @@ def attach_body(editor: ModelEditor, options: OptimizeOptions) -> str:
             return f"the type of the output of '{node_label(node)}' is unknown"
         variants.append(variant)
     ir_version = max(editor.model.ir_version, MIN_IR_VERSION)
-    body = make_function_body(variants, editor.opset, ir_version)
-    if isinstance(body, NoBody):
-        return body.reason
+    bodies = [make_function_body(variants, editor.opset, ir_version)]
+    gathers = [_gather_variant(node, editor.opset) for node in gather_nodes(editor.model)]
+    if gathers:
+        bodies.append(make_gather_body(gathers, editor.opset, ir_version))
+    for body in bodies:
+        if isinstance(body, NoBody):
+            return body.reason
     # Every onnxruntime the library supports reads it.
     editor.model.ir_version = ir_version
-    function = ir.serde.deserialize_function(body)
-    functions[function.identifier()] = function
+    for body in bodies:
+        assert not isinstance(body, NoBody)
+        function = ir.serde.deserialize_function(body)
+        functions[function.identifier()] = function
     return ""
+
+
+def _gather_variant(node: ir.Node, opset: int) -> GatherVariant:
+    like = stored_tensor(node.inputs[-1])
+    return GatherVariant.of(read_attributes(node), y_dtype=int(like.dtype), opset=opset)
 
 
 def variant_of(node: ir.Node, opset: int) -> BodyVariant | None:

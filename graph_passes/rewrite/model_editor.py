@@ -9,7 +9,7 @@ inlines the function, once per call.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -108,8 +108,13 @@ def _unique(name: str, taken: set[str]) -> str:
 
 def op_attributes(attributes: OpAttributes) -> list[ir.Attr]:
     """The attributes of a `TernaryIndexedMatMul` as a node has them."""
+    return operator_attributes(attributes.to_dict())
+
+
+def operator_attributes(values: Mapping[str, int | float | str]) -> list[ir.Attr]:
+    """Attributes as a node has them."""
     made: list[ir.Attr] = []
-    for name, value in attributes.to_dict().items():
+    for name, value in values.items():
         if isinstance(value, str):
             made.append(ir.AttrString(name, value))
         elif isinstance(value, float):

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.index import Index, build_index
@@ -22,11 +21,11 @@ from onnx_ternary.op.nodes import (
 )
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
 from onnx_ternary.reports.report import Rewrite
-from onnx_ternary.schema import OpAttributes
 
 from ..constants.constant import Constant, Folder
-from ..match import Rejection, TernaryMatMul
+from ..match import Context, Rejection, Table, TernaryMatMul
 from ..site import Site
+from . import tables
 from .finish import Replaced, Replacements, finish
 from .insert import insert
 from .model_editor import (
@@ -35,20 +34,10 @@ from .model_editor import (
 )
 from .remaining import Quantized, requantize
 from .renamed import Restored
+from .tables import HeldIndex, scale_kind
 
 # Below opset 12 a body learns N from the shape of the scale or the bias only.
 _FIRST_OPSET_WITH_SCALAR_BIAS = 12
-
-
-@dataclasses.dataclass(slots=True)
-class _StoredIndex:
-    """An index that is in the graph, without its scale."""
-
-    attributes: OpAttributes
-    codes: ir.Value
-    aux: ir.Value
-    nbytes: int
-    first_user: str
 
 
 class Replacer:
@@ -65,7 +54,8 @@ class Replacer:
         self._editor = ModelEditor(site, spool, folder)
         self._options = options
         self._restored = restored
-        self._indices: dict[Hashable, _StoredIndex] = {}
+        self._indices: dict[Hashable, HeldIndex] = {}
+        self._by_root: dict[tuple[int, int], list[HeldIndex]] = {}
         self._found = Replacements()
 
     def replace(self, match: TernaryMatMul, where: str) -> Rejection | None:
@@ -93,7 +83,7 @@ class Replacer:
                     f"weight takes {_dense_bytes(weight)}",
                     weight.name,
                 )
-            stored = self._store(product, weight, index, name)
+            stored = self._store(match, index, name)
         scale = self._editor.shared_constant(product, weight, "scale", match.scale)
         attributes = dataclasses.replace(stored.attributes, **self._activation(match))
         inputs = [match.x, stored.codes, stored.aux, scale, self._bias(match, name)]
@@ -114,7 +104,7 @@ class Replacer:
             index_format=attributes.index_format,
             storage=attributes.storage,
             alphabet=attributes.alphabet,
-            scale=_scale_kind(match.scale, attributes.group_size),
+            scale=scale_kind(match.scale, attributes.group_size),
             activation=attributes.activation,
             bytes_before=weight.stored_bytes,
             bytes_after=stored.nbytes + match.scale.nbytes,
@@ -125,6 +115,24 @@ class Replacer:
         if match.note:
             self._found.notes.setdefault(match.note, []).append(f"'{name}'")
         return None
+
+    @property
+    def has_indices(self) -> bool:
+        """Whether a product was replaced."""
+        return bool(self._indices)
+
+    def share_table(self, table: Table, context: Context, where: str) -> None:
+        """Let a gather read the index a product has of its table, if one has (tables.py)."""
+        found = tables.index_of(table, self._by_root, context)
+        if found is None:
+            return
+        name = f"'{node_label(table.node)}'"
+        why = tables.refusal(self._editor, found, with_body=self._options.function_body)
+        if why:
+            note = f"a table is kept beside the index of '{found.stored.first_user}': {why}"
+            self._found.notes.setdefault(note, []).append(name)
+            return
+        self._found.done.append(tables.replace(self._editor, table, found, where))
 
     def requantize(self, node: ir.Node, quantized: Quantized) -> None:
         """Put a MatMulNBits in the place of a product (remaining.py)."""
@@ -162,10 +170,9 @@ class Replacer:
         """
         return index.attributes.index_format != "packed" or index.nbytes < _dense_bytes(weight)
 
-    def _store(
-        self, product: ir.Node, weight: Constant, index: Index, first_user: str
-    ) -> _StoredIndex:
-        stored = _StoredIndex(
+    def _store(self, match: TernaryMatMul, index: Index, first_user: str) -> HeldIndex:
+        product, weight, levels = match.product, match.weight, match.levels
+        stored = HeldIndex(
             attributes=index.attributes,
             codes=self._editor.add_constant(product, f"{weight.name}.codes", index.codes),
             aux=(
@@ -175,8 +182,13 @@ class Replacer:
             ),
             nbytes=index.codes.nbytes + index.aux.nbytes,
             first_user=first_user,
+            weight=weight,
+            scale=levels.scale,
+            group_size=levels.group_size if levels.scale.ndim == 2 else 0,
+            max_relative_change=levels.max_relative_change,
         )
         self._indices[id(product.graph), weight.key] = stored
+        self._by_root.setdefault((id(product.graph), id(weight.root)), []).append(stored)
         return stored
 
     def _bias(self, match: TernaryMatMul, name: str) -> ir.Value:
@@ -199,10 +211,6 @@ class Replacer:
                 self._editor.prune(value)
             else:
                 remove_unused(value)
-
-
-def _scale_kind(scale: NDArray[np.float32], group_size: int) -> str:
-    return ("tensor", "column", f"group of {group_size}")[scale.ndim]
 
 
 def _dense_bytes(weight: Constant) -> int:

@@ -11,6 +11,7 @@ from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.op.nodes import (
     DIGEST_KEY,
     check_digest,
+    gather_nodes,
     index_digest,
     node_label,
     op_nodes,
@@ -19,6 +20,7 @@ from onnx_ternary.op.nodes import (
 
 from .model_editor import (
     op_attributes,
+    operator_attributes,
     set_array,
     stored_array,
 )
@@ -70,6 +72,16 @@ def unify_storage(model: ir.Model) -> list[str]:
         for attribute in op_attributes(new):
             node.attributes[attribute.name] = attribute
         node.metadata_props[DIGEST_KEY] = index_digest(node)
+    for node in gather_nodes(model):
+        if (made := rebuilt.get(id(node.inputs[1]))) is not None:
+            new = dataclasses.replace(
+                read_attributes(node),
+                storage=made.attributes.storage,
+                alphabet=made.attributes.alphabet,
+            )
+            for attribute in operator_attributes(new.to_gather_dict()):
+                node.attributes[attribute.name] = attribute
+            node.metadata_props[DIGEST_KEY] = index_digest(node)
     names = ", ".join(
         f"'{node_label(node)}'" for node, old in nodes if id(node.inputs[1]) in rebuilt
     )

@@ -20,7 +20,7 @@ Subgraphs, functions and shared weights: as matmul.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -96,16 +96,35 @@ def _weight(node: ir.Node, context: Context) -> Constant | str:
             what = "no constant weight" if found.at_run_time else "weight"
             return f"{what}: {found.reason}" if found.at_run_time else f"{what} {found.reason}"
         operands.append(found)
-    codes, scale, zero_point = operands
-    if codes is None or scale is None:
+    codes = operands[0]
+    if codes is None:
         return "an operand is missing"
-    num_blocks, blob_bytes = -(-K // block_size), block_size * bits // 8
-    expected = (N, num_blocks, blob_bytes)
+    expected = (N, -(-K // block_size), block_size * bits // 8)
     if codes.dtype != ir.DataType.UINT8 or codes.shape != expected:
         return (
             f"weight '{codes.name}' is {codes.dtype.name.lower()} of shape {codes.shape}, expected "
             f"uint8 of shape {expected}"
         )
+    return block_weight(operands, K=K, N=N, bits=bits, block_size=block_size)
+
+
+def block_weight(
+    operands: Sequence[Constant | None], *, K: int, N: int, bits: int, block_size: int
+) -> Constant | str:
+    """W (K, N) of codes with a scale and zero point a block, or why there is none.
+
+    Args:
+        operands: codes, uint8 of which each row of W's transpose takes as many; scales, N rows of
+            them; zero points, which may be missing (case 2).
+        K: rows of W.
+        N: columns of W.
+        bits: of a code.
+        block_size: rows a scale.
+    """
+    codes, scale, zero_point = operands
+    if codes is None or scale is None:
+        return "an operand is missing"
+    num_blocks = -(-K // block_size)
     if scale.dtype not in _FLOATS or scale.size != N * num_blocks:
         return (
             f"scales '{scale.name}' are {scale.dtype.name.lower()} of shape {scale.shape}, "

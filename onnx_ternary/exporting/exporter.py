@@ -16,6 +16,8 @@
 4. DequantizeLinear. int2 from opset 25 (IR version 13) where N is a multiple of 4, int4 from 21
    (10), else int8; one scale per column from opset 13, scale groups (blocks) from 21.
 
+5. TernaryIndexedGather becomes Gather of a float table.
+
 Products in subgraphs and local functions are exported too; new constants take the place of the old
 ones, as initializers or as Constant nodes, once for all that share them.
 """
@@ -33,7 +35,8 @@ from numpy.typing import NDArray
 from onnx_ternary.errors import ModelError
 from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.index.levels import TernaryWeight
-from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, NoBody, make_function_body
+from onnx_ternary.op.body_nodes import NoBody
+from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, make_function_body
 from onnx_ternary.op.nodes import (
     AXES_KEY,
     CHANGE_KEY,
@@ -42,10 +45,12 @@ from onnx_ternary.op.nodes import (
     METADATA_VERSION,
     check_digest,
     index_tensors,
+    is_own,
     node_label,
+    product_tensors,
     read_attributes,
 )
-from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
+from onnx_ternary.schema import DOMAIN, GATHER_TYPE, OpAttributes
 
 Form = Literal["float", "matmulnbits", "qdq"]
 _NBITS_DOMAIN = "com.microsoft"
@@ -63,7 +68,7 @@ _CODE_TYPES = ((ir.DataType.INT2, 25, 13, 4), (ir.DataType.INT4, 21, 10, 1))
 
 @dataclass(frozen=True, slots=True)
 class ExportedProduct:
-    """One `TernaryIndexedMatMul` that became standard operators.
+    """One node of the operators that became standard ones.
 
     Attributes:
         node: its name, which the new product has too.
@@ -139,20 +144,21 @@ class Exporter:
     def run(self, progress: Callable[[str, int, int], None] | None) -> list[ExportedProduct]:
         """Export every product of the main graph, its subgraphs and the local functions."""
         functions = self._model.functions
-        for key in [key for key in functions if key[:2] == (DOMAIN, OP_TYPE)]:
+        for key in [key for key in functions if is_own(*key[:2])]:
             del functions[key]
         owners: tuple[ir.Graph | ir.Function, ...] = (self._model.graph, *functions.values())
         found = [
             (node, owner.opset_imports)
             for owner in owners
             for node in ir.traversal.RecursiveGraphIterator(owner)
-            if node.domain == DOMAIN and node.op_type == OP_TYPE
+            if is_own(node.domain, node.op_type)
         ]
         products = []
         for i, (node, opsets) in enumerate(found):
             if progress is not None:
                 progress(node_label(node), i, len(found))
-            products.append(self._export(node, opsets))
+            export = self._export_gather if node.op_type == GATHER_TYPE else self._export
+            products.append(export(node, opsets))
         for owner in owners:
             owner.opset_imports.pop(DOMAIN, None)
             for each in ir.traversal.RecursiveGraphIterator(owner):
@@ -194,6 +200,36 @@ class Exporter:
         self._place.replace()
         return ExportedProduct(
             label, operator, attributes.K, attributes.N, dtype.name.lower(), attributes.activation
+        )
+
+    def _export_gather(self, node: ir.Node, opsets: dict[str, int]) -> ExportedProduct:
+        """Gather of a table of its own, (N, K) in the type of its rows, in every form."""
+        attributes, label = read_attributes(node), node_label(node)
+        codes, aux, scale, bias = product_tensors(*index_tensors(node))
+        validate_index(attributes, codes, aux, scale, bias, node=label)
+        decode_index(attributes, codes, aux, node=label)
+        check_digest(node)
+        place = self._place = _Place(node, opsets.get("", 0), self._names)
+        codes_value, like = node.inputs[1], node.inputs[3]
+        assert codes_value is not None
+        if like is None or like.dtype is None:
+            raise place.refusal("the type of its rows is unknown", "convert the model again")
+        weight = _Weight(
+            codes=codes_value,
+            scale_value=node.inputs[2],
+            attributes=attributes,
+            levels=lambda: decode_index(attributes, codes, aux, node=label),
+            scale=scale,
+            dtype=like.dtype,
+        )
+        shape = (attributes.N, attributes.K)
+        table = self._constant(
+            weight, "table", weight.dtype, shape, lambda: np.ascontiguousarray(weight.dense().T)
+        )
+        place.add("Gather", [table, place.x], is_product=True)
+        place.replace()
+        return ExportedProduct(
+            label, "Gather", attributes.K, attributes.N, weight.dtype.name.lower(), "float"
         )
 
     def _float_product(self, weight: _Weight, bias: NDArray[np.float32]) -> str:
@@ -493,7 +529,7 @@ class _Place:
 
     def refusal(self, found: str, advice: str) -> ModelError:
         """Why the product cannot be exported."""
-        return ModelError(f"{OP_TYPE} '{node_label(self.node)}': {found}; {advice}.")
+        return ModelError(f"{self.node.op_type} '{node_label(self.node)}': {found}; {advice}.")
 
 
 def _drop_unused(value: ir.Value) -> None:

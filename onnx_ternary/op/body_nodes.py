@@ -23,7 +23,7 @@ class NoBody:
 
 
 class BodyNodes:
-    """Appends nodes to a function body and names their outputs."""
+    """The nodes of a function body, whose outputs are named as nodes are appended."""
 
     def __init__(self, opset: int) -> None:
         self.opset = opset

@@ -116,7 +116,7 @@ class GatherVariant:
 def make_gather_body(
     variants: Sequence[GatherVariant], opset: int, ir_version: int
 ) -> FunctionProto | NoBody:
-    """Builds the function for a model whose `TernaryIndexedGather` nodes have these variants.
+    """Build the function for a model whose `TernaryIndexedGather` nodes have these variants.
 
     The rows asked for are gathered as codes and decoded when the model runs: the table takes no
     more memory than its index, twice, without the library too.

@@ -84,10 +84,11 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class StoredIndex:
-    """One `TernaryIndexedMatMul` node the model came with.
+    """One node of the operators the model came with.
 
     Attributes:
         node: its name.
+        op_type: of the node.
         K: reduction length; 0 where its attributes are damaged, and so on.
         N: output columns.
         index_format: of the index.
@@ -98,6 +99,7 @@ class StoredIndex:
     """
 
     node: str
+    op_type: str = OP_TYPE
     K: int = 0
     N: int = 0
     index_format: str = ""
@@ -249,7 +251,7 @@ class Report:
         rows += [
             Row(
                 index.node,
-                OP_TYPE,
+                index.op_type,
                 f"{index.K} x {index.N}" if index.K else "",
                 f"{index.alphabet}, scale {index.scale}" if index.K else "",
                 bytes_after=index.num_bytes,

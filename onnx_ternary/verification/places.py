@@ -21,8 +21,8 @@ from onnx import (
     helper,
 )
 
-from onnx_ternary.op.nodes import AXES_KEY, CHANGE_KEY
-from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
+from onnx_ternary.op.nodes import AXES_KEY, CHANGE_KEY, is_own
+from onnx_ternary.schema import DOMAIN, GATHER_TYPE, OP_TYPE, OpAttributes
 
 # No tolerance of a conversion is larger.
 _MAX_CHANGE = 1 / 3
@@ -44,10 +44,10 @@ def blockwise_products(model: ModelProto) -> set[str]:
 
 
 def nested_nodes(model: ModelProto) -> Iterator[NodeProto]:
-    """Nodes of subgraphs and of functions other than the op's own body."""
+    """Nodes of subgraphs and of functions other than the operators' own bodies."""
     yield from subgraph_nodes(model.graph.node)
     for function in model.functions:
-        if (function.domain, function.name) != (DOMAIN, OP_TYPE):
+        if not is_own(function.domain, function.name):
             yield from function.node
             yield from subgraph_nodes(function.node)
 
@@ -103,6 +103,12 @@ class Scope:
     def products(self) -> list[NodeProto]:
         """Products among the graph's own nodes, subgraphs apart."""
         return [node for node in self.after.node if is_product(node)]
+
+    @cached_property
+    def gathers(self) -> list[NodeProto]:
+        """The `TernaryIndexedGather` nodes among its own."""
+        kind = (DOMAIN, GATHER_TYPE)
+        return [node for node in self.after.node if (node.domain, node.op_type) == kind]
 
     @cached_property
     def known(self) -> set[str]:
@@ -168,11 +174,12 @@ def find_scopes(before: ModelProto, after: ModelProto) -> list[Scope]:
     scopes = [Scope(before.graph, after.graph)]
     for function in after.functions:
         key = function_key(function)
-        # The op's own body holds no product.
-        if key in originals and key[:2] != (DOMAIN, OP_TYPE):
+        # The operators' own bodies hold no product.
+        if key in originals and not is_own(*key[:2]):
             scopes.append(Scope(_as_graph(originals[key]), _as_graph(function), key))
     subgraphs = [inner for scope in scopes for inner in _subgraph_scopes(scope)]
-    return [scope for scope in (*scopes, *subgraphs) if scope.products or scope is scopes[0]]
+    found = (*scopes, *subgraphs)
+    return [each for each in found if each.products or each.gathers or each is scopes[0]]
 
 
 def _subgraph_scopes(scope: Scope) -> Iterator[Scope]:
@@ -223,7 +230,7 @@ def node_attributes(node: NodeProto) -> OpAttributes:
     values: dict[str, Any] = {
         name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()
     }
-    return OpAttributes.read(values, node_name(node))
+    return OpAttributes.read(values, node_name(node), node.op_type)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from onnx import NodeProto
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.verification.body import Bodies
+from onnx_ternary.verification.gathers import check_gathers
 from onnx_ternary.verification.loaded_model import LoadedModel
 from onnx_ternary.verification.original import original_product, run_alone, run_exposed
 from onnx_ternary.verification.pieces import BATCH_BYTES
@@ -112,7 +113,13 @@ def check_alone(comparison: Comparison, *, strict: bool) -> list[ProductCheck]:
     for scope in comparison.scopes:
         for node in scope.products:
             checks.add_alone(scope, node, rng, strict=strict)
-    return checks.flush()
+    return [*checks.flush(), *_gathers(comparison)]
+
+
+def _gathers(comparison: Comparison) -> list[ProductCheck]:
+    return check_gathers(
+        comparison.before, comparison.after, comparison.scopes, comparison.weight_tolerance
+    )
 
 
 def _alone(
@@ -159,7 +166,7 @@ def check_in_place(comparison: Comparison, feeds: Mapping[str, NDArray[Any]]) ->
                 else:
                     checks.add_alone(scope, node, rng, strict=False)
             checks.flush()
-    return checks.flush()
+    return [*checks.flush(), *_gathers(comparison)]
 
 
 def _values(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from onnx_ternary.schema import DOMAIN, OP_TYPE
+from onnx_ternary.op.nodes import is_own
 from onnx_ternary.verification.places import is_product, subgraph_nodes
 
 JUMPS = frozenset(
@@ -106,7 +106,7 @@ class _Reader:
         if is_product(node):
             return _Inside(product=True)
         found = self._own(node)
-        if key in self._functions and key != (DOMAIN, OP_TYPE):
+        if key in self._functions and not is_own(*key):
             if key not in self._known:
                 self._known[key] = _Inside()  # a function that calls itself adds nothing
                 self._known[key] = self._all(self._functions[key].node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onnx_ternary.schema import GATHER_TYPE
 from onnx_ternary.verification.shapes.facts import Values
 from onnx_ternary.verification.shapes.node import Handler, Node
 from onnx_ternary.verification.shapes.sizes import Size
@@ -91,6 +92,15 @@ def _gather(node: Node) -> None:
     node.set((*x[:axis], *at, *x[axis + 1 :]))
 
 
+def _packed_rows(node: Node) -> None:
+    """The package's own gather, whose table has N rows of K."""
+    at, K, N = node.shape(0), node.integer("K", 0), node.integer("N", 0)
+    if K > 0 and N > 0:
+        node.bound(0, Size(N))
+        if at is not None:
+            node.set((*at, Size(K)))
+
+
 def _gather_elements(node: Node) -> None:
     x, at = node.shape(0), node.shape(1)
     if x:
@@ -133,6 +143,7 @@ def _rotary(node: Node) -> None:
 HANDLERS: Mapping[str, Handler] = {
     "Slice": _slice,
     **dict.fromkeys(("Gather", "GatherBlockQuantized"), _gather),
+    GATHER_TYPE: _packed_rows,
     "GatherElements": _gather_elements,
     **dict.fromkeys(("ScatterElements", "ScatterND", "TensorScatter"), _scatter),
     "EmbedLayerNormalization": _embed_layer_norm,

@@ -12,7 +12,7 @@ from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto
 
-from onnx_ternary.schema import DOMAIN, OP_TYPE
+from onnx_ternary.op.nodes import is_own
 from onnx_ternary.verification.shapes import (
     attention,
     constants,
@@ -77,7 +77,7 @@ class _Tracer:
             if self.num_called > _MAX_CALLED_NODES:
                 return
             function = self.functions.get((node.domain, node.op_type))
-            if function is not None and (node.domain, node.op_type) != (DOMAIN, OP_TYPE):
+            if function is not None and not is_own(node.domain, node.op_type):
                 self.call(node, function, scope, depth)
             else:
                 self.visit(node, scope, depth)
