@@ -15,7 +15,7 @@ from typing import Any
 from onnx_ternary.building.checkpoint import Checkpoint
 from onnx_ternary.building.config import DecoderConfig
 from onnx_ternary.building.genai_folder import MODEL, genai_config, write_folder
-from onnx_ternary.building.graph import decoder_model, function_body
+from onnx_ternary.building.graph import decoder_model, function_bodies
 from onnx_ternary.building.options import BuildOptions
 from onnx_ternary.building.tensor_file import TensorFile
 from onnx_ternary.building.verification import BuildVerification, verify_build
@@ -216,9 +216,11 @@ def _notes(weights: StoredWeights, options: BuildOptions) -> Iterator[str]:
     for name, product in weights.products.items():
         if isinstance(product, Float) and name != HEAD:
             yield f"'{name}' stays float: it {product.reason}"
-    if options.function_body and isinstance(body := function_body(weights), NoBody):
+    if options.function_body and isinstance(body := function_bodies(weights), NoBody):
         yield f"the model carries no body of standard operators: {body.reason}"
     head = weights.products[HEAD]
+    if weights.shared_table is not None:
+        yield "the embedding reads rows of the head's index; there is no other table"
     if isinstance(head, Float) and head.num_bytes > _LARGE_HEAD_BYTES:
         # A byte and its share of a block's scale and zero point instead of four.
         saved = head.num_bytes - head.num_bytes * (1 + 5 / 32) / 4

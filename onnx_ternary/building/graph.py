@@ -12,7 +12,7 @@
 3. A float matrix (N, K) is read where it lies, by FusedMatMul with transB: a Transpose would be
    folded into a second copy when the session is made.
 4. The table keeps the checkpoint's dtype, where the head does not share it; the rows that are
-   looked up are cast.
+   looked up are cast. A ternary head that is tied to the table shares its index.
 """
 
 from __future__ import annotations
@@ -21,12 +21,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    FunctionProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from onnx_ternary._version import __version__
 from onnx_ternary.building.config import DecoderConfig
 from onnx_ternary.building.weights import (
     HEAD,
+    LIKE,
     NORM,
     TABLE,
     Blocks,
@@ -40,8 +49,9 @@ from onnx_ternary.building.weights import (
 )
 from onnx_ternary.op.body_nodes import NoBody
 from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, make_function_body
+from onnx_ternary.op.gather import GatherVariant, make_gather_body
 from onnx_ternary.op.nodes import DIGEST_KEY
-from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, OP_TYPE
+from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, GATHER_TYPE, OP_TYPE
 
 OPSET = 17
 _MICROSOFT = "com.microsoft"
@@ -58,8 +68,8 @@ def present_names(layer: int) -> tuple[str, str]:
     return f"present.{layer}.key", f"present.{layer}.value"
 
 
-def function_body(weights: StoredWeights) -> Any:
-    """The op in standard operators as one FunctionProto, or a `NoBody` that says why not."""
+def function_bodies(weights: StoredWeights) -> list[FunctionProto] | NoBody:
+    """The operators as functions of standard ones, or why there are none."""
     variants = [
         BodyVariant.of(
             product.attributes,
@@ -70,7 +80,15 @@ def function_body(weights: StoredWeights) -> Any:
         )
         for _, product in ternary_products(weights)
     ]
-    return make_function_body(variants, OPSET, MIN_IR_VERSION)
+    bodies = [make_function_body(variants, OPSET, MIN_IR_VERSION)]
+    head = weights.shared_table
+    if head is not None:
+        variant = GatherVariant.of(head.attributes, y_dtype=TensorProto.FLOAT, opset=OPSET)
+        bodies.append(make_gather_body([variant], OPSET, MIN_IR_VERSION))
+    missing = [body for body in bodies if isinstance(body, NoBody)]
+    if missing:
+        return missing[0]
+    return [body for body in bodies if not isinstance(body, NoBody)]
 
 
 def decoder_model(
@@ -100,8 +118,8 @@ def decoder_model(
         outputs.append(_float(HIDDEN, ["batch_size", "sequence_length", config.hidden]))
     used = {name for node in graph.nodes for name in node.input}
     initializers = [tensors[name] for name in tensors if name in used]
-    body = function_body(weights) if with_body else None
-    functions = [] if body is None or isinstance(body, NoBody) else [body]
+    bodies = function_bodies(weights) if with_body else []
+    functions = [] if isinstance(bodies, NoBody) else bodies
     model = helper.make_model(
         helper.make_graph(
             graph.nodes, "decoder", inputs, outputs, [*initializers, *graph.constants.values()]
@@ -118,6 +136,33 @@ def decoder_model(
     )
     model.metadata_props.add(key="onnx_ternary.version", value=__version__)
     return model
+
+
+def rows_model(head: Ternary, tensors: Mapping[str, TensorProto]) -> ModelProto:
+    """The embedding alone, where it shares the head's index: input_ids (rows,) -> (rows, K)."""
+    codes, _, scale, _ = head.inputs
+    attributes: dict[str, Any] = head.attributes.to_gather_dict()
+    node = helper.make_node(
+        GATHER_TYPE,
+        ["input_ids", codes, scale, LIKE],
+        ["rows"],
+        domain=DOMAIN,
+        **attributes,
+    )
+    return helper.make_model(
+        helper.make_graph(
+            [node],
+            "rows",
+            [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["rows"])],
+            [_float("rows", ["rows", head.attributes.K])],
+            [tensors[name] for name in (codes, scale, LIKE)],
+        ),
+        opset_imports=[
+            helper.make_opsetid("", OPSET),
+            helper.make_opsetid(DOMAIN, DOMAIN_VERSION),
+        ],
+        ir_version=MIN_IR_VERSION,
+    )
 
 
 def _float(name: str, shape: list[str | int]) -> ValueInfoProto:
@@ -156,11 +201,7 @@ class _Graph:
 
     def decoder(self, layers: int) -> None:
         self._lengths()
-        residual = self._node("Gather", [TABLE, "input_ids"], "/model/embed_tokens/Gather")
-        if self._weights.table != np.float32:
-            residual = self._node(
-                "Cast", [residual], "/model/embed_tokens/Cast", to=TensorProto.FLOAT
-            )
+        residual = self._embedding()
         x = self._norm(residual, "model.layers.0.input_layernorm.weight")
         for layer in range(layers):
             prefix = f"model.layers.{layer}"
@@ -194,6 +235,21 @@ class _Graph:
     def _constant(self, name: str, values: Any) -> str:
         self.constants[name] = numpy_helper.from_array(np.array(values, np.int64), name)
         return name
+
+    def _embedding(self) -> str:
+        name = "/model/embed_tokens/Gather"
+        head = self._weights.shared_table
+        if head is not None:
+            codes, _, scale, _ = head.inputs
+            inputs = ["input_ids", codes, scale, LIKE]
+            values: dict[str, Any] = head.attributes.to_gather_dict()
+            rows = self._node(GATHER_TYPE, inputs, name, DOMAIN, **values)
+            self.nodes[-1].metadata_props.add(key=DIGEST_KEY, value=head.table_digest)
+            return rows
+        rows = self._node("Gather", [TABLE, "input_ids"], name)
+        if self._weights.table != np.float32:
+            rows = self._node("Cast", [rows], "/model/embed_tokens/Cast", to=TensorProto.FLOAT)
+        return rows
 
     def _lengths(self) -> None:
         """What GroupQueryAttention wants: the last position of each row, and the total length."""

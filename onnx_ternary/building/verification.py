@@ -8,6 +8,8 @@
    its products rounded otherwise (to float16 where the model rounds nothing; not at all where it
    rounds to int8), and the built model has to be closer to the first run than the second run is,
    by the root mean square. A head that was quantized adds the steps of its blocks.
+3. Rows of an embedding that reads the head's index, in onnxruntime, which have to be the
+   checkpoint's exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from onnx import TensorProto, numpy_helper
 from onnx_ternary import _onnxruntime as ort
 from onnx_ternary.building.checkpoint import Checkpoint
 from onnx_ternary.building.config import DecoderConfig
-from onnx_ternary.building.graph import HIDDEN, decoder_model, past_names
+from onnx_ternary.building.graph import HIDDEN, decoder_model, past_names, rows_model
 from onnx_ternary.building.layouts import read_matrix
 from onnx_ternary.building.reference import Array, Reference, Rounding
 from onnx_ternary.building.weights import (
@@ -49,6 +51,7 @@ NUM_TOKENS = 8
 NUM_LAYERS = 2
 _ROWS = 2
 _COLUMNS_AT_ONCE = 2048
+_TABLE_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,8 @@ def verify_build(
         if progress is not None:
             progress(name, done, len(products) + 1)
         worst[name] = _worst_error(checkpoint, config, name, product, tensors, folder)
+    if weights.shared_table is not None:
+        worst[TABLE] = _worst_row(checkpoint, weights.shared_table, tensors, folder)
     if progress is not None:
         progress("the first layers", len(products), len(products) + 1)
     layers = min(NUM_LAYERS, config.layers)
@@ -211,6 +216,28 @@ def _worst_error(
         ratio = float((error / bound).max())
         worst = max(worst, ratio) if not math.isnan(ratio) else math.inf
     return worst
+
+
+def _worst_row(
+    checkpoint: Checkpoint, head: Ternary, tensors: dict[str, TensorProto], folder: Path
+) -> float:
+    """0 where rows of the shared table, evenly taken, are the checkpoint's; inf where not."""
+    N = head.attributes.N
+    chosen = np.unique(np.linspace(0, N - 1, min(N, _TABLE_ROWS)).round().astype(np.int64))
+    path = folder / "rows.onnx"
+    try:
+        path.write_bytes(rows_model(head, tensors).SerializeToString())
+        options = register(ort.SessionOptions())
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"input_ids": chosen})
+    except Exception as error:  # onnxruntime raises types of its own that share no base
+        raise ModelError(f"onnxruntime {ort.__version__} cannot run the model: {error}") from error
+    finally:
+        path.unlink(missing_ok=True)
+    for row, values in zip(chosen.tolist(), found, strict=True):
+        if not np.array_equal(values, checkpoint.read(TABLE, row, row + 1)[0].astype(np.float32)):
+            return math.inf
+    return 0.0
 
 
 def _exact(rows: Array, weight: TernaryWeight) -> Array:

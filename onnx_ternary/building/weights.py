@@ -33,6 +33,8 @@ else:
 TABLE = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 NORM = "model.norm.weight"
+LIKE = "onnx_ternary.like"
+"""A float32 scalar: the type of the rows a shared table gives."""
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 
@@ -47,6 +49,7 @@ class Ternary:
         digest: SHA-256 of these tensors.
         scale_rank: 0 for one scale, 1 for one per column, 2 for one per column and group.
         num_bytes: of codes and scale.
+        table_digest: SHA-256 of codes and scale, where the embedding reads them too; else empty.
     """
 
     attributes: OpAttributes
@@ -54,6 +57,7 @@ class Ternary:
     digest: str
     scale_rank: int
     num_bytes: int
+    table_digest: str = ""
 
     @property
     def scale_kind(self) -> str:
@@ -107,12 +111,18 @@ class StoredWeights:
 
     Attributes:
         products: by the name of the checkpoint's weight, products of the layers first.
-        table: dtype of the embedding table.
+        table: dtype of the embedding table; float32 where it is the head's index.
         alphabet_storages: storages and alphabets of the ternary products, for the function body.
     """
 
     products: dict[str, Product] = field(default_factory=dict)
     table: np.dtype[Any] = np.dtype(np.float32)  # noqa: RUF009  a dtype is immutable
+
+    @property
+    def shared_table(self) -> Ternary | None:
+        """The head, where the embedding reads rows of its index; None where there is a table."""
+        head = self.products.get(HEAD)
+        return head if isinstance(head, Ternary) and head.table_digest else None
 
 
 def layer_products(config: DecoderConfig, layer: int) -> dict[str, tuple[int, int]]:
@@ -247,7 +257,9 @@ class _Writer:
         chosen = self._options.activation
         return chosen == "int8" or (chosen == "auto" and self._config.quantization is not None)
 
-    def _ternary(self, name: str, weight: TernaryWeight, *, int8: bool) -> Ternary:
+    def _ternary(
+        self, name: str, weight: TernaryWeight, *, int8: bool, is_table: bool = False
+    ) -> Ternary:
         # One function body has one storage: the first matrix decides, 2 bits hold everything.
         if self._storage is None:
             self._storage = "1bit" if weight.alphabet == "binary_pm" else "2bit"
@@ -270,6 +282,7 @@ class _Writer:
             digest([index.codes, index.aux, index.scale, bias]),
             index.scale.ndim,
             index.codes.nbytes + index.scale.nbytes,
+            digest([index.codes, index.scale]) if is_table else "",
         )
 
     def _storage_for(self, alphabet: Alphabet) -> Storage:
@@ -280,7 +293,7 @@ class _Writer:
         self._file.add(name, self._checkpoint.read(name).astype(np.float32))
 
     def _head_and_table(self) -> None:
-        """The head, and the table in the checkpoint's dtype unless a float head shares it."""
+        """The head, and the table in the checkpoint's dtype unless they are one."""
         config, checkpoint = self._config, self._checkpoint
         shape = (config.vocabulary, config.hidden)
         self._require_shape(TABLE, shape)
@@ -288,14 +301,16 @@ class _Writer:
         self._require_shape(source, shape)
         found = read_matrix(checkpoint, source, None)
         if isinstance(found, TernaryWeight):
-            head: Product = self._ternary(HEAD, found, int8=False)
+            head: Product = self._ternary(HEAD, found, int8=False, is_table=config.tied)
         elif self._options.head == "keep":
             self._store_rows(source, np.dtype(np.float32), shape)
             head = Float(source, config.hidden, config.vocabulary, found.reason)
         else:
             head = self._blocks(source, 8 if self._options.head == "int8" else 4)
         self._stored.products[HEAD] = head
-        if not (isinstance(head, Float) and head.tensor == TABLE):
+        if self._stored.shared_table is not None:
+            self._file.add(LIKE, np.zeros((), np.float32))
+        elif not (isinstance(head, Float) and head.tensor == TABLE):
             self._stored.table = checkpoint.dtype(TABLE)
             self._store_rows(TABLE, self._stored.table, shape)
 

@@ -24,6 +24,7 @@ from onnx_ternary.building.checkpoint import Checkpoint
 from onnx_ternary.building.config import DecoderConfig
 from onnx_ternary.building.reference import Reference, Rounding, round_rows
 from onnx_ternary.building.tensor_file import TensorFile
+from onnx_ternary.building.weights import TABLE
 from onnx_ternary.errors import ModelError, VerificationError
 from onnx_ternary.model_files.load import load
 from onnx_ternary.op.nodes import check_indices
@@ -119,7 +120,9 @@ def test_verification_accepts_every_layout_and_head(
     assert kinds == [ternary] * (NUM_PRODUCTS - 1) + [
         ternary if layout.startswith("qwen") else last
     ]
-    assert len(result.verification.products) == kinds.count(ternary)
+    is_shared = layout.startswith("qwen")
+    assert len(result.verification.products) == kinds.count(ternary) + is_shared
+    assert (TABLE in result.verification.products) == is_shared
 
 
 def test_a_larger_head_of_eight_bits_is_nearer_than_one_of_four(tmp_path: Path) -> None:
@@ -222,7 +225,72 @@ def test_every_index_has_the_digest_it_is_checked_by(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "qwen-groups")
     build(checkpoint, tmp_path / "out", verify_result=False)
     checked = check_indices(load(tmp_path / "out/model.onnx").model)
-    assert len(checked) == NUM_PRODUCTS
+    assert len(checked) == NUM_PRODUCTS + 1  # the embedding reads the head's
+
+
+@pytest.mark.parametrize("layout", ["qwen-groups", "qwen-binary"])
+def test_a_tied_ternary_table_is_stored_once(tmp_path: Path, layout: Layout) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", layout)
+    result = build(checkpoint, tmp_path / "out")
+    assert any("embedding reads rows of the head's index" in note for note in result.notes)
+    graph = onnx.load(tmp_path / "out/model.onnx", load_external_data=False).graph
+    names = {each.name for each in graph.initializer}
+    assert TABLE not in names
+    (gather,) = (each for each in graph.node if each.op_type == "TernaryIndexedGather")
+    (head,) = (each for each in graph.node if "logits" in each.output)
+    assert (gather.input[1], gather.input[2]) == (head.input[1], head.input[3])
+    # Rows that the model reads are the checkpoint's, in the library and without it.
+    tokens = np.random.default_rng(4).integers(0, SIZES["vocab_size"], 20)
+    rows = Checkpoint(checkpoint).read(TABLE)[tokens].astype(np.float32)
+    model = onnx.load(tmp_path / "out/model.onnx")
+    shape = ["batch", "length", rows.shape[1]]
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info(gather.output[0], onnx.TensorProto.FLOAT, shape)
+    )
+    for options in (register(ort.SessionOptions()), ort.SessionOptions()):
+        session = ort.InferenceSession(model.SerializeToString(), options)
+        feeds = {
+            each.name: np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32)
+            for each in session.get_inputs()
+            if each.name.startswith("past")
+        }
+        feeds |= {"input_ids": tokens[None], "attention_mask": np.ones((1, 20), np.int64)}
+        np.testing.assert_array_equal(session.run([gather.output[0]], feeds)[0][0], rows)
+
+
+def test_rows_of_a_shared_table_are_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "qwen-groups")
+    real = verification.rows_model
+
+    def with_another_row(head: Any, tensors: Any) -> onnx.ModelProto:
+        model = real(head, tensors)
+        model.graph.node[0].input[0] = "wrong"
+        one = onnx.numpy_helper.from_array(np.array(1), "one")
+        model.graph.initializer.append(one)
+        first = onnx.helper.make_node("BitwiseXor", ["input_ids", "one"], ["wrong"])
+        model.opset_import[0].version = 18
+        model.graph.node.insert(0, first)
+        return model
+
+    monkeypatch.setattr(verification, "rows_model", with_another_row)
+    with pytest.raises(VerificationError, match=f"{TABLE}; hidden"):
+        build(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_apart_from_a_ternary_head_stays(tmp_path: Path) -> None:
+    def untie(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        config["tie_word_embeddings"] = False
+        tensors["lm_head.weight"] = tensors[TABLE]
+        tensors[TABLE] = tensors[TABLE] * np.float16(0.5)
+
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "qwen-groups", change=untie)
+    build(checkpoint, tmp_path / "out")
+    graph = onnx.load(tmp_path / "out/model.onnx", load_external_data=False).graph
+    assert TABLE in {each.name for each in graph.initializer}
+    assert "TernaryIndexedGather" not in {each.op_type for each in graph.node}
 
 
 def test_shards_give_the_same_model(tmp_path: Path) -> None:
