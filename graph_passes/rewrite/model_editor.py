@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -89,6 +90,44 @@ class ModelEditor:
         )
         graph.register_initializer(value)
         return value
+
+    def store_transposed(self, value: ir.Value) -> None:
+        """Store a matrix that nothing but Transposes of its own graph reads as their result."""
+        tensor, readers = value.const_value, [use.node for use in value.uses()]
+        if tensor is None or not value.is_initializer() or not readers or len(tensor.shape) != 2:
+            return
+        if value.is_graph_output() or value.is_graph_input():
+            return
+        graph = value.graph
+        assert graph is not None
+        for node in readers:
+            is_transpose = (node.domain, node.op_type) == ("", "Transpose")
+            perm = node.attributes.get("perm")
+            turns = perm is None or (not perm.is_ref() and tuple(perm.as_ints()) == (1, 0))
+            if not is_transpose or not turns or node.graph is not graph:
+                return
+            if node.outputs[0].is_graph_output():
+                return
+        rows, columns = tensor.shape.numpy()
+        shape, dtype = ir.Shape([columns, rows]), tensor.dtype
+        name = self.value_name(f"{value.name}.transposed")
+        # Evaluated when it is written: a table may be the largest tensor there is.
+        turned = ir.Value(
+            name=name,
+            shape=shape,
+            type=ir.TensorType(dtype),
+            const_value=ir.LazyTensor(
+                lambda: ir.Tensor(np.ascontiguousarray(tensor.numpy().T), dtype=dtype, name=name),
+                dtype,
+                shape,
+                name=name,
+            ),
+        )
+        graph.register_initializer(turned)
+        for node in readers:
+            node.outputs[0].replace_all_uses_with(turned)
+        graph.remove(readers, safe=True)
+        remove_unused(value)
 
     def prune(self, value: ir.Value) -> None:
         """Remove a constant nobody uses any more, and what it was made from."""

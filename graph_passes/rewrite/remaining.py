@@ -9,7 +9,8 @@
 2. 4 or 8 bits, one scale and zero point a block of 32 rows, accuracy_level 4: activations are
    rounded to int8. Answers change; the report names every such product.
 3. W is read a few columns at a time. It stays in the model where something else uses it (the
-   embedding a head is tied to).
+   embedding a head is tied to). Where only Transposes still do, it is stored the way they give it:
+   ONNX Runtime would fold them into a second copy.
 """
 
 from __future__ import annotations
@@ -154,6 +155,7 @@ def requantize(editor: ModelEditor, node: ir.Node, quantized: Quantized) -> None
     graph.remove(node, safe=True)
     if operand is not None:
         editor.prune(operand)
+        editor.store_transposed(operand)
     editor.model.opset_imports.setdefault("com.microsoft", 1)
 
 

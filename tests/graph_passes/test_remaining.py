@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -109,6 +110,53 @@ def test_a_tied_table_stays_for_its_other_user() -> None:
     x = np.random.default_rng(1).standard_normal((1, K)).astype(np.float32)
     expected, found = run(original, x), run(proto, x)
     assert np.abs(found - expected).max() <= 2e-2 * np.abs(expected).max()
+
+
+def turned_table(*, also: str = "") -> onnx.ModelProto:
+    """A head's float weight, and a Transpose of it in front of the embedding's Gather."""
+    v = np.random.default_rng(2).standard_normal((K, N)).astype(np.float32)
+    nodes = [
+        node("MatMul", ["x", "v"], "y"),
+        node("Transpose", ["v"], "table", perm=[1, 0]),
+        node("Gather", ["table", "ids"], "rows"),
+    ]
+    constants = {"v": v, "ids": np.array([3, 0, N - 1])}
+    if also == "reader":
+        nodes.append(node("ReduceMax", ["v"], "largest"))
+    others = {"": [], "reader": ["largest"], "output": ["table"]}
+    return model(nodes, constants, x_shape=("batch", K), outputs=["y", "rows", *others[also]])
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_turned_table_is_stored_as_the_gather_reads_it(tmp_path: Path, external: bool) -> None:
+    """Two copies otherwise: the file's, and the one onnxruntime makes of the Transpose."""
+    original = turned_table()
+    source: Any = original
+    if external:
+        source = tmp_path / "model.onnx"
+        onnx.save(turned_table(), source, save_as_external_data=True, size_threshold=0)
+    result = onnx_ternary.optimize(source, OptimizeOptions(remaining="int8"))
+    result.save(tmp_path / "out.onnx")
+    proto = onnx.load(tmp_path / "out.onnx")
+    assert [each.op_type for each in proto.graph.node] == ["MatMulNBits", "Gather"]
+    tables = {each.name: each for each in proto.graph.initializer}
+    assert "v" not in tables
+    gather = proto.graph.node[1]
+    v = numpy_helper.to_array(original.graph.initializer[0])
+    np.testing.assert_array_equal(numpy_helper.to_array(tables[gather.input[0]]), v.T)
+    x = np.zeros((1, K), np.float32)
+    for whole in (original, proto):
+        session = ort.InferenceSession(whole.SerializeToString())
+        np.testing.assert_array_equal(session.run(["rows"], {"x": x})[0], v.T[[3, 0, N - 1]])
+
+
+@pytest.mark.parametrize("also", ["reader", "output"])
+def test_a_turned_table_with_other_readers_stays(also: str) -> None:
+    proto = onnx_ternary.optimize(
+        turned_table(also=also), OptimizeOptions(remaining="int8")
+    ).to_proto()
+    assert "Transpose" in {each.op_type for each in proto.graph.node}
+    assert "v" in {each.name for each in proto.graph.initializer}
 
 
 def gemm(c_shape: tuple[int, ...] | None, **attributes: float) -> onnx.ModelProto:
