@@ -1,4 +1,4 @@
-"""Writes golden tables: what ``optimize`` made of a tied embedding and head in format version 1.
+"""Write golden tables: what ``optimize`` made of a tied embedding and head in format version 1.
 
 ``python -m tests.golden.write_tables`` from the repository's root. Like the models of write_models,
 they are never rewritten: a file once converted has to load for ever.

@@ -255,6 +255,15 @@ def test_blocks_are_stored_once(name: str) -> None:
     assert storages == {"1bit" if name == "2bit_binary" else "2bit"}
 
 
+def test_a_converted_table_is_left_alone_and_named() -> None:
+    again = optimize(converted(tied_head())[1]).report
+    assert not again.rewrites
+    assert [(row.node, row.pattern) for row in again.rows()] == [
+        ("embed", "TernaryIndexedGather"),
+        ("head", "TernaryIndexedMatMul"),
+    ]
+
+
 def test_rows_leave_out_a_factor_of_the_product() -> None:
     _, proto = converted(scaled_head())
     gather, product = proto.graph.node

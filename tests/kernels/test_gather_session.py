@@ -70,12 +70,17 @@ def test_every_row_is_exact(attributes: OpAttributes, dtype: str, per_column: bo
 
 
 @pytest.mark.parametrize("attributes", VARIANTS, ids=label)
-@pytest.mark.parametrize("per_column", [True, False], ids=["column", "tensor"])
 @pytest.mark.parametrize(
-    ("opset", "dtype"), [(12, "float32"), (13, "float16"), (17, "bfloat16"), (21, "float16")]
+    ("opset", "dtype", "per_column"),
+    [
+        (12, "float32", True),
+        (13, "float16", False),
+        (17, "bfloat16", True),
+        (21, "float16", False),
+    ],
 )
 def test_body_gives_the_same_bits(
-    attributes: OpAttributes, per_column: bool, opset: int, dtype: str
+    attributes: OpAttributes, opset: int, dtype: str, per_column: bool
 ) -> None:
     node = example(attributes, per_column=per_column)
     onnx.checker.check_model(make_gather_model(node, dtype=dtype, opset=opset, body=True))
