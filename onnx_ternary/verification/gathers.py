@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.schema import DOMAIN, GATHER_INPUT_NAMES, GATHER_TYPE, OpAttributes
@@ -41,9 +41,7 @@ def check_gathers(
         ModelError: if onnxruntime cannot run a converted node.
         IndexFormatError: if a node's attributes break their rules.
     """
-    body = next(
-        (each for each in after.proto.functions if (each.domain, each.name) == _FUNCTION), None
-    )
+    body = gather_function(after.proto)
     return [
         _check(before, after, scope, node, body, weight_tolerance)
         for scope in scopes
@@ -51,7 +49,10 @@ def check_gathers(
     ]
 
 
-_FUNCTION = (DOMAIN, GATHER_TYPE)
+def gather_function(model: ModelProto) -> FunctionProto | None:
+    """The definition a converted model has of `TernaryIndexedGather`."""
+    kind = (DOMAIN, GATHER_TYPE)
+    return next((each for each in model.functions if (each.domain, each.name) == kind), None)
 
 
 def _check(
@@ -66,7 +67,7 @@ def _check(
     K, N = attributes.K, attributes.N
     named = (node_name(node), node.output[0], (K, N))
     place = Place(node.input[0], node.output[0])
-    indices = _rows(N, _MAX_ELEMENTS // K)
+    indices = spread_rows(N, _MAX_ELEMENTS // K)
     original = product_piece(scope, place, indices) if place.target in scope.known else None
     if original is None:
         reason = f"the original has no nodes from '{place.source}' to '{place.target}' alone"
@@ -80,13 +81,13 @@ def _check(
     expected = answer[0]
     bound = _bound(attributes, tensors[1], indices, weight_tolerance)
     functions = [] if body is None else [body]
-    found = _run(after, node, tensors, indices, functions, with_op=True)
+    found = run_rows(after, node, tensors, indices, functions, with_op=True)
     worst = _Worst(expected, found, bound)
     of_body = None
     if body is not None:
-        few = _rows(N, _MAX_BODY_ELEMENTS // K)
+        few = spread_rows(N, _MAX_BODY_ELEMENTS // K)
         chosen = np.searchsorted(indices, few)
-        by_body = _run(after, node, tensors, few, functions, with_op=False)
+        by_body = run_rows(after, node, tensors, few, functions, with_op=False)
         of_body = _Worst(expected[chosen], by_body, bound[chosen])
     shown = of_body if of_body is not None and of_body.ratio > worst.ratio else worst
     return ProductCheck(
@@ -105,7 +106,7 @@ def _check(
     )
 
 
-def _rows(num_rows: int, most: int) -> NDArray[np.int64]:
+def spread_rows(num_rows: int, most: int) -> NDArray[np.int64]:
     """Rows evenly taken, the first and the last among them, ascending."""
     count = min(num_rows, max(most, 2))
     return np.unique(np.linspace(0, num_rows - 1, count).round().astype(np.int64))
@@ -118,7 +119,7 @@ def _in_float32(piece: Piece) -> Piece:
     return Piece([*piece.nodes, cast], piece.constants, piece.feeds, [cast.output[0]])
 
 
-def _run(
+def run_rows(
     after: LoadedModel,
     node: NodeProto,
     tensors: Sequence[NDArray[Any]],
@@ -127,7 +128,19 @@ def _run(
     *,
     with_op: bool,
 ) -> NDArray[np.float32]:
-    """The converted node's rows: of the library, which may be older than the operator, or not."""
+    """Rows of a converted node alone, in float32.
+
+    Args:
+        after: the converted model.
+        node: a `TernaryIndexedGather` of it.
+        tensors: its codes, scale and like.
+        indices: rows.
+        functions: the operator's definition; it computes where the library does not.
+        with_op: whether the library is there.
+
+    Raises:
+        ModelError: if onnxruntime cannot run it.
+    """
     alone = NodeProto()
     alone.CopyFrom(node)
     alone.input[:] = GATHER_INPUT_NAMES

@@ -14,9 +14,11 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 import onnx_ternary
 from onnx_ternary.conversion.optimize import OptimizeResult, optimize
+from onnx_ternary.errors import ModelError
 from onnx_ternary.exporting.export import export
 from onnx_ternary.op.nodes import check_indices
 from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.verification.function_check import check_function_body
 from onnx_ternary.verification.verify import verify
 from tests.catalogue.case import Array, column_scales, ternary
 from tests.catalogue.matmul_nbits import FEW_BITS, pack
@@ -388,6 +390,19 @@ def test_damaged_rows_fail_the_verification() -> None:
     (failed,) = (each for each in report.products if each.status == "failed")
     assert failed.node == "embed"
     assert failed.worst_index == (13, failed.worst_index[1] if failed.worst_index else -1)
+
+
+def test_another_definition_of_the_rows_is_noticed() -> None:
+    _, proto = converted(tied_head())
+    assert check_function_body(proto) == 2
+    function = next(each for each in proto.functions if each.name == "TernaryIndexedGather")
+    function.node[-1].output[0] = "before"
+    function.node.append(node("Neg", ["before"], ["Y"]))
+    with pytest.raises(ModelError, match="operator defines: rows of 'embed' are others"):
+        check_function_body(proto)
+    report = verify(tied_head(), proto)
+    (failed,) = (each for each in report.products if each.status == "failed")
+    assert (failed.node, failed.worst_is_without_library) == ("embed", True)
 
 
 @pytest.mark.parametrize("form", ["float", "matmulnbits", "qdq"])
