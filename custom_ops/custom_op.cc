@@ -7,6 +7,21 @@
 #include "ort_status.h"
 
 namespace onnx_ternary {
+namespace {
+
+// No session has this provider, so float16 nodes find no kernel, just as float16 MatMul finds none
+// in the CPU provider. ONNX Runtime then runs the float32 kernel between Casts of its own, drops
+// the Casts between neighbors, and runs in float32 what lies between two such nodes. A float16
+// kernel would round every value around the product to float16, which overflows where the original
+// does not: Mul(r, r) in front of a product. (A session that finds the op does not look for its
+// function body.) bfloat16 has float32's range and a kernel.
+constexpr const char* kNoProvider = "onnx_ternary.float32_between_casts";
+
+}  // namespace
+
+const char* ProviderFor(ONNXTensorElementDataType type) {
+  return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? kNoProvider : "CPUExecutionProvider";
+}
 
 void SetDefaults(OrtCustomOp* op) {
   op->version = ORT_API_VERSION;

@@ -12,6 +12,9 @@ namespace onnx_ternary {
 // version 1 of the domain.
 void SetDefaults(OrtCustomOp* op);
 
+// Where nodes of a float type run; float16 nodes have no kernel anywhere.
+const char* ProviderFor(ONNXTensorElementDataType type);
+
 // Gives output 0 a shape and an element type. On the raw C API: SetOutputShape of the 1.17 C++
 // wrapper writes 1 for every known dimension. An unknown dimension without a name gets one of its
 // own, because it would come out as -1.

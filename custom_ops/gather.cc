@@ -237,6 +237,10 @@ OrtStatusPtr ORT_API_CALL InferGatherShape(const OrtCustomOp* op, OrtShapeInferC
   }
 }
 
+const char* ORT_API_CALL GatherProvider(const OrtCustomOp* op) {
+  return ProviderFor(Self(op).y_type);
+}
+
 ONNXTensorElementDataType ORT_API_CALL GatherInputType(const OrtCustomOp* op, size_t index) {
   switch (index) {
     case 0:
@@ -256,6 +260,7 @@ GatherOp::GatherOp(const OrtApi* ort_api, ONNXTensorElementDataType indices,
                    ONNXTensorElementDataType y)
     : OrtCustomOp{}, api(ort_api), indices_type(indices), y_type(y) {
   SetDefaults(this);
+  GetExecutionProviderType = GatherProvider;
   GetName = [](const OrtCustomOp*) { return kGatherType; };
   GetInputTypeCount = [](const OrtCustomOp*) { return kLike + 1; };
   GetInputType = GatherInputType;

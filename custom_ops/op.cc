@@ -146,18 +146,7 @@ OrtStatusPtr ORT_API_CALL InferOutputShape(const OrtCustomOp* op, OrtShapeInferC
   }
 }
 
-// No session has this provider, so float16 nodes find no kernel, just as float16 MatMul finds none
-// in the CPU provider. ONNX Runtime then runs the float32 kernel between Casts of its own, drops
-// the Casts between neighbors, and runs in float32 what lies between two such nodes. A float16
-// kernel would round every value around the product to float16, which overflows where the original
-// does not: Mul(r, r) in front of a product. (A session that finds the op does not look for its
-// function body.) bfloat16 has float32's range and a kernel.
-constexpr const char* kNoProvider = "onnx_ternary.float32_between_casts";
-
-const char* ORT_API_CALL ProviderOf(const OrtCustomOp* op) {
-  return Self(op).x_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? kNoProvider
-                                                                  : "CPUExecutionProvider";
-}
+const char* ORT_API_CALL ProviderOf(const OrtCustomOp* op) { return ProviderFor(Self(op).x_type); }
 
 ONNXTensorElementDataType ORT_API_CALL InputType(const OrtCustomOp* op, size_t index) {
   switch (index) {
