@@ -146,12 +146,8 @@ def _run(
                 Kept(name, op_type, where, refused.weight, reason, not_ternary=refused.not_ternary)
             )
         ahead.drop(node)
-    gathers = [*_nodes(model, table.OP_TYPES, restored.others)] if replacer.has_indices else []
-    for gather in gathers:
-        if gather.in_function or choice.refusal(gather.node):
-            continue
-        if (found_table := table.match(gather.node, context)) is not None:
-            replacer.share_table(found_table, context, gather.where)
+    if replacer.has_indices:
+        _share_tables(model, context, replacer, choice, restored)
     return PassResult(
         replacer.finish(),
         tuple(rejections),
@@ -160,6 +156,17 @@ def _run(
         choice.unmatched(tuple(index.node for index in indices)),
         restored.nodes,
     )
+
+
+def _share_tables(
+    model: ir.Model, context: Context, replacer: Replacer, choice: Choice, restored: Restored
+) -> None:
+    """Let gathers of tables that products multiply by read the products' indices."""
+    for gather in list(_nodes(model, table.OP_TYPES, restored.others)):
+        if gather.in_function or choice.refusal(gather.node):
+            continue
+        if (found := table.match(gather.node, context)) is not None:
+            replacer.share_table(found, context, gather.where)
 
 
 class _Charges:
