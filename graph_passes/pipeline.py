@@ -27,14 +27,13 @@ from .rewrite.finish import Replaced
 from .rewrite.renamed import Restored, restore
 from .rewrite.replace import Replacer
 from .rules import table
-from .rules.catalogue import RULES, match_product
+from .rules.catalogue import match_product, product_types
 from .site import Site
 
 # Gemm and Add broadcast differently before.
 _MIN_OPSET = 7
 _READ_THROUGH = ("Cast", "DequantizeLinear", "Identity", "Transpose")
 _MAX_READ_THROUGH = 8
-_PRODUCTS = frozenset[tuple[str, str]]().union(*(rule.op_types for rule in RULES))
 Progress = Callable[[str, int, int], None]
 
 
@@ -113,7 +112,7 @@ def _run(
     rejections: list[Kept] = []
     requantised: list[str] = []
     indices = tuple(stored_indices(model))
-    products = list(_nodes(model, _PRODUCTS, restored.others))
+    products = list(_nodes(model, product_types(), restored.others))
     functions = Functions(site, context, with_body=options.function_body)
     choice = Choice(context)
     for position, product in enumerate(products):

@@ -18,6 +18,11 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+def product_types() -> frozenset[tuple[str, str]]:
+    """Domain and type of every operator a rule is asked about."""
+    return frozenset[tuple[str, str]]().union(*(rule.op_types for rule in RULES))
+
+
 def match_product(node: ir.Node, context: Context) -> TernaryMatMul | Rejection:
     """What the first rule that knows this form makes of a product."""
     for rule in RULES:
