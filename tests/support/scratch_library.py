@@ -37,7 +37,7 @@ def copy_sources(tree: Path) -> None:
 
 
 def add_kernel(tree: Path, name: str, family: str, source: str) -> None:
-    """Adds a portable kernel by the row and file of docs/writing_a_kernel.md."""
+    """Add a portable kernel by the row and file of docs/writing_a_kernel.md."""
     kernels = tree / "custom_ops" / "kernels"
     (kernels / f"{family}_portable.cc").write_text(source)
     row = f"OTN_KERNEL(portable, {family}, {name})\n"
@@ -45,7 +45,7 @@ def add_kernel(tree: Path, name: str, family: str, source: str) -> None:
 
 
 def insert_line(path: Path, before: str, line: str) -> None:
-    """Inserts a line before the first one that begins with `before`."""
+    """Insert a line before the first one that begins with `before`."""
     text = path.read_text()
     first = text.index("\n" + before) + 1
     path.write_text(text[:first] + line + text[first:])
