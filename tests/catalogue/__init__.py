@@ -1,7 +1,7 @@
 """Small models, one per form users' models come in, and near misses with their reasons.
 
 One file per rule or per source of a weight's numbers: a new one is added to `FILES`, and the tests
-of tests/graph_passes run all of it.
+of tests/graph_passes run all of it. `table` has models of its own kind, which test_tables.py runs.
 """
 
 from __future__ import annotations
