@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Sessions need these and kernels do not. Without them no headers of ONNX Runtime are needed.
-OF_SESSIONS = ("register", "op", "node_reader", "session_host")
+OF_SESSIONS = ("register", "custom_op", "gather", "op", "node_reader", "session_host")
 
 NEEDS = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="builds for Linux"),
