@@ -227,11 +227,12 @@ def test_action_obeys_no_command_of_a_model(workspace: Path) -> None:
         done = run_action(workspace, model="named.onnx", options="--check", **INSTALLED)
         assert done.code == 4, done.log
         assert done.outputs["exit-code"] == "4"
-        assert "\n::error::injected" in done.log
+        assert "\n::error::injected" not in done.log
+        assert r"\n::error::injected" in done.log
         stop, annotation = obeyed(done.log)
         commands.append(stop)
         assert annotation.startswith("::error file=named.onnx,title=Requirement not met::")
-        assert "%0A::error::injected" in annotation
+        assert r"\n::error::injected" in annotation
         shutil.rmtree(done.temporary)
     assert len(set(commands)) == 2, commands
     assert all(re.fullmatch("::stop-commands::[0-9a-f]{32}", line) for line in commands)
