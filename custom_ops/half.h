@@ -1,5 +1,5 @@
 // bfloat16 to float32 and back, round to nearest even, NaN kept. Straight-line integer code that
-// compilers vectorize on any processor. float16 is ONNX Runtime's to convert (op.cc).
+// compilers vectorize on any processor. float16 is ONNX Runtime's to convert (custom_op.cc).
 #pragma once
 
 #include <cstdint>
