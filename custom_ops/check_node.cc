@@ -309,7 +309,7 @@ void NodeChecker::CheckBias(Layer* layer) const {
   if (node_.bias_rank == 0) {
     float value;
     std::memcpy(&value, node_.bias, sizeof value);
-    if (value != 0.0f) Fail("bias", FloatText(value), "0, or one value a column");
+    if (value != 0.0f) Fail("bias", FloatText(value), "0, or one value per column");
     return;
   }
   if (node_.bias_rank != 1 || node_.bias_shape[0] != layer->N) {

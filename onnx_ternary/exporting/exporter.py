@@ -365,7 +365,7 @@ class Exporter:
         needed = (_DEQUANTIZE_OPSET, _COLUMN_SCALE_OPSET, _BLOCK_SCALE_OPSET)[rank]
         if place.opset < needed:
             raise place.refusal(
-                f"one scale a {kind} takes DequantizeLinear of opset {needed}, found opset "
+                f"one scale per {kind} takes DequantizeLinear of opset {needed}, found opset "
                 f"{place.opset}",
                 "use --to float or --to matmulnbits",
             )

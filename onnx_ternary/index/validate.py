@@ -145,4 +145,4 @@ def _validate_bias(attributes: OpAttributes, bias: NDArray[np.float32], node: st
     _require_dtype(bias, "bias", (np.float32,), node)
     _require_shape(bias, "bias", ((), (attributes.N,)), node)
     if bias.shape == () and bias != 0:
-        raise index_error(node, "bias", f"{bias:g}", "0, or one value a column")
+        raise index_error(node, "bias", f"{bias:g}", "0, or one value per column")

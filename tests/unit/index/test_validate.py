@@ -52,7 +52,7 @@ def refused(index: Index, **changes: Any) -> str:
         ),
         ({"scale": np.array(-0.5, np.float32)}, "scale = -0.5, expected a finite number of"),
         ({"scale": np.array(np.inf, np.float32)}, "scale = inf, expected a finite number of"),
-        ({"bias": np.ones((), np.float32)}, "bias = 1, expected 0, or one value a column"),
+        ({"bias": np.ones((), np.float32)}, "bias = 1, expected 0, or one value per column"),
         ({"bias": np.ones(1, np.float32)}, "bias shape = (1,), expected () or (5,)"),
         ({"bias": np.ones(5, np.float16)}, "bias dtype = float16, expected float32"),
     ],
