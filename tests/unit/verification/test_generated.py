@@ -32,7 +32,7 @@ ATTENTION_IN_PROVIDER = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 2
 
 
 class Runs:
-    """Runs a model, and remembers what it was given."""
+    """A session that remembers what it was given."""
 
     def __init__(self, model: ModelProto) -> None:
         options = ort.SessionOptions()
