@@ -221,8 +221,8 @@ def a55_issues(body: list[str]) -> int:
     """Cycles in which llvm's model of Cortex-A55 starts a pass of a loop, without any waiting.
 
     The model starts no instruction beside a multiplication or a logical operation of 16 bytes, and
-    one load a cycle, beside which a shift or a scalar instruction may start. (llvm-mca on pairs of
-    them: "sdot, ldr" takes two cycles, "ldr, ushr" and "ldr, add" one.)
+    one load per cycle, beside which a shift or a scalar instruction may start. (llvm-mca on pairs:
+    "sdot, ldr" takes two cycles, "ldr, ushr" and "ldr, add" one.)
     """
     loads = sum(line.startswith("ld") for line in body)
     alone = sum(

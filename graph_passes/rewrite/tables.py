@@ -41,7 +41,7 @@ class HeldIndex:
         first_user: the first product's name.
         weight: what it was made from.
         scale: the weight's own scale, without the factors a product absorbed.
-        group_size: rows a scale; 0 where there are no groups.
+        group_size: rows per scale; 0 where there are no groups.
         max_relative_change: of a weight.
     """
 
@@ -63,7 +63,7 @@ class Found:
     Attributes:
         stored: the index.
         scale: the scale of the table.
-        group_size: rows a scale; 0 where there are no groups.
+        group_size: rows per scale; 0 where there are no groups.
         max_relative_change: of a weight.
     """
 

@@ -111,7 +111,7 @@ def _weight(node: ir.Node, context: Context) -> Constant | str:
 def block_weight(
     operands: Sequence[Constant | None], *, K: int, N: int, bits: int, block_size: int
 ) -> Constant | str:
-    """W (K, N) of codes with a scale and zero point a block, or why there is none.
+    """W (K, N) of codes with a scale and zero point per block, or why there is none.
 
     Args:
         operands: codes, uint8 of which each row of W's transpose takes as many; scales, N rows of

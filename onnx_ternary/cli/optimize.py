@@ -50,7 +50,7 @@ from onnx_ternary.reports.report import format_size
     "--jobs",
     type=click.IntRange(1),
     metavar="N",
-    help="Models at a time, at most, if there are several (default: one a processor, as far as "
+    help="Models at a time, at most, if there are several (default: one per processor, as far as "
     "they fit into memory).",
 )
 @click.option(

@@ -204,7 +204,7 @@ def _packed_levels(nodes: BodyNodes, variant: BodyVariant) -> str:
         codes = nodes("BitShift", codes, shifts, direction="RIGHT")
         codes = nodes("Mod", codes, nodes.constant(1 << bits, np.uint8))
     codes = nodes.reshape(codes, [0, 0, 0, -1])
-    if variant.storage == "dense":  # five digits a byte may hold more than a block
+    if variant.storage == "dense":  # five digits per byte may hold more than a block
         codes = nodes.first(codes, nodes.integer("block_size", variant.block_size), [3])
     codes = nodes("Transpose", codes, perm=[1, 3, 0, 2])
     codes = nodes("Flatten", codes, axis=2)

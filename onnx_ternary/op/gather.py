@@ -204,7 +204,7 @@ def _fields(nodes: BodyNodes, variant: GatherVariant, codes: str) -> tuple[str, 
 
 
 def _scales(nodes: BodyNodes, leading: str, num_rows: str, K: str) -> str:
-    """The scale of every element of Y: one scale and one a column are one group of all rows."""
+    """The scale of every element of Y: one scale, or one per column, is one group of all rows."""
     group_size = nodes.integer("group_size", 0)
     is_grouped = nodes.cast(group_size, TensorProto.BOOL)
     group_size = nodes("Where", is_grouped, group_size, K)
