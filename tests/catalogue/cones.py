@@ -49,7 +49,7 @@ def quantization(source: str = "v", result: str = "w", *, prefix: str = "") -> l
     ]
 
 
-QUANTISATION_CONSTANTS: dict[str, Array] = {
+QUANTIZATION_CONSTANTS: dict[str, Array] = {
     "epsilon": np.array(1e-5, F32),
     "one": ONE,
     "minus_one": -ONE,
@@ -60,7 +60,7 @@ def quantized(**kwargs: object) -> Case:
     """The weight is quantized in the graph."""
     made = model(
         [*quantization(), matmul()],
-        {"v": _float_weight(), **QUANTISATION_CONSTANTS},
+        {"v": _float_weight(), **QUANTIZATION_CONSTANTS},
         **kwargs,  # type: ignore[arg-type] # passed on
     )
     return Case(made, ("MatMul",), (None,))
@@ -70,7 +70,7 @@ def quantized_scale_behind() -> Case:
     """Levels go into the product, the computed scale behind it: nothing of it may stay."""
     nodes = quantization()[:-1]
     nodes += [matmul("x", "levels", "p"), node("Mul", ["p", "scale"], "y")]
-    made = model(nodes, {"v": _float_weight(), **QUANTISATION_CONSTANTS})
+    made = model(nodes, {"v": _float_weight(), **QUANTIZATION_CONSTANTS})
     return Case(made, ("MatMul -> Mul",), (None,))
 
 
@@ -287,7 +287,7 @@ def shared_cone() -> Case:
             node("Transpose", ["w"], "turned"),
             helper.make_node("Gemm", ["h", "turned"], ["y"], name="second", transB=1),
         ],
-        {"v": _float_weight(K, K), **QUANTISATION_CONSTANTS},
+        {"v": _float_weight(K, K), **QUANTIZATION_CONSTANTS},
     )
     return Case(made, ("MatMul", "Gemm"), (None, None))
 
@@ -296,7 +296,7 @@ def cone_used_elsewhere() -> Case:
     """The scale is an output: what leads to it stays, the rest goes."""
     made = model(
         [*quantization(), matmul()],
-        {"v": _float_weight(), **QUANTISATION_CONSTANTS},
+        {"v": _float_weight(), **QUANTIZATION_CONSTANTS},
         outputs=("y", "scale"),
     )
     return Case(made, ("MatMul",), (None,), keeps_weight=True)
@@ -306,7 +306,7 @@ def cone_is_output() -> Case:
     """The quantized weight is an output itself."""
     made = model(
         [*quantization(), matmul()],
-        {"v": _float_weight(), **QUANTISATION_CONSTANTS},
+        {"v": _float_weight(), **QUANTIZATION_CONSTANTS},
         outputs=("y", "w"),
     )
     return Case(made, ("MatMul",), (None,), keeps_weight=True)

@@ -112,7 +112,7 @@ def count_standard(x: NDArray[np.int64], levels: NDArray[np.int8]) -> int:
     return operations
 
 
-def modelled_operations(n: int, width: int, algorithm: Algorithm, base: int = 2) -> int:
+def modeled_operations(n: int, width: int, algorithm: Algorithm, base: int = 2) -> int:
     """The paper's count for a square matrix and one plane: sections 4.2 and 4.3."""
     product = base**width * (width if algorithm == "rsr" else 1)
     return math.ceil(n / width) * (n + product)
@@ -198,7 +198,7 @@ def test_model_of_operations_grows_as_n_squared_over_log_n(algorithm: Algorithm)
     for exponent in range(11, 17):
         n = 2**exponent
         width = rsr.optimal_block_width(n, n, "planes", algorithm)
-        ratios.append(modelled_operations(n, width, algorithm) * exponent / n**2)
+        ratios.append(modeled_operations(n, width, algorithm) * exponent / n**2)
     assert max(ratios) / min(ratios) < 1.25
     assert max(ratios) < 2.5
 

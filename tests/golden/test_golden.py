@@ -17,7 +17,7 @@ from tests.golden.write_golden import FOLDER, Case, activation_cases, cases
 
 NO_BIAS = np.zeros((), np.float32)
 CASES = {case.path.stem: case for case in cases()}
-QUANTISED = {case.path.stem: case for case in activation_cases()}
+QUANTIZED = {case.path.stem: case for case in activation_cases()}
 
 
 def load(case: Case) -> tuple[OpAttributes, dict[str, NDArray[Any]]]:
@@ -51,9 +51,9 @@ def test_readers_read_them(name: str) -> None:
     assert len(np.unique(levels)) == (3 if attributes.alphabet == "ternary" else 2)
 
 
-@pytest.mark.parametrize("name", QUANTISED)
+@pytest.mark.parametrize("name", QUANTIZED)
 def test_quantized_answers_are_the_same(name: str) -> None:
-    with np.load(QUANTISED[name].path) as file:
+    with np.load(QUANTIZED[name].path) as file:
         tensors = dict(file)
     attributes = OpAttributes(**json.loads(str(tensors["attributes"])))
     x, y = tensors["x"], tensors["y"]
@@ -70,4 +70,4 @@ def test_quantized_answers_are_the_same(name: str) -> None:
 
 
 def test_every_combination_has_a_file_and_every_file_is_read() -> None:
-    assert {path.stem for path in FOLDER.glob("*.npz")} == set(CASES) | set(QUANTISED)
+    assert {path.stem for path in FOLDER.glob("*.npz")} == set(CASES) | set(QUANTIZED)

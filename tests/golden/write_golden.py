@@ -92,7 +92,7 @@ RULES: dict[ActivationRule, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class ActivationCase:
-    """One golden file of quantised activations: attributes, tensors, X and the bits of Y."""
+    """One golden file of quantized activations: attributes, tensors, X and the bits of Y."""
 
     weight: Case
     rule: ActivationRule
@@ -128,9 +128,9 @@ def activation_cases() -> Iterator[ActivationCase]:
 
 
 def main() -> None:
-    for quantised in activation_cases():
-        if not quantised.path.exists():
-            np.savez_compressed(quantised.path, **quantised.tensors())
+    for quantized in activation_cases():
+        if not quantized.path.exists():
+            np.savez_compressed(quantized.path, **quantized.tensors())
     for case in cases():
         if case.path.exists():
             continue

@@ -22,7 +22,7 @@ from tests.catalogue.case import F32, K, matmul, model
 from tests.catalogue.cones import (
     HITS,
     NEAR_MISSES,
-    QUANTISATION_CONSTANTS,
+    QUANTIZATION_CONSTANTS,
     broken_cone,
     quantization,
 )
@@ -105,7 +105,7 @@ def test_large_results_are_let_go(
         {
             "v0": generator.standard_normal((rows, rows)).astype(F32),
             "v1": generator.standard_normal((rows, rows)).astype(F32),
-            **QUANTISATION_CONSTANTS,
+            **QUANTIZATION_CONSTANTS,
         },
         x_shape=("batch", rows),
     )
