@@ -235,7 +235,7 @@ class Folder(Protocol):
 
 
 def call_attribute(node: ir.Node) -> str:
-    """Names a node whose attribute is given by the calls of its local function; else empty."""
+    """The name of a node whose attribute the calls of its local function give; else empty."""
     for name, attr in node.attributes.items():
         if attr.is_ref():
             return (
