@@ -82,13 +82,13 @@ def _check(
     bound = _bound(attributes, tensors[1], indices, weight_tolerance)
     functions = [] if body is None else [body]
     found = run_rows(after, node, tensors, indices, functions, with_op=True)
-    worst = _Worst(expected, found, bound)
+    worst = _Worst(expected, found, bound, indices)
     of_body = None
     if body is not None:
-        few = spread_rows(N, _MAX_BODY_ELEMENTS // K)
-        chosen = np.searchsorted(indices, few)
+        chosen = spread_rows(len(indices), _MAX_BODY_ELEMENTS // K)
+        few = indices[chosen]
         by_body = run_rows(after, node, tensors, few, functions, with_op=False)
-        of_body = _Worst(expected[chosen], by_body, bound[chosen])
+        of_body = _Worst(expected[chosen], by_body, bound[chosen], few)
     shown = of_body if of_body is not None and of_body.ratio > worst.ratio else worst
     return ProductCheck(
         *named,
@@ -182,6 +182,7 @@ class _Worst:
         expected: NDArray[np.float32],
         found: NDArray[np.float32],
         bound: NDArray[np.float64],
+        indices: NDArray[np.int64],
     ) -> None:
         error = np.abs(found.astype(np.float64) - expected.astype(np.float64))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -190,6 +191,6 @@ class _Worst:
         row, column = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
         self.error = float(error.max())
         self.ratio = float(ratio[row, column])
-        self.index = (int(row), int(column))
+        self.index = (int(indices[row]), int(column))
         self.expected = float(expected[row, column])
         self.found = float(found[row, column])

@@ -23,6 +23,8 @@ Feeds: TypeAlias = "Mapping[str, NDArray[Any]]"
 Run: TypeAlias = Callable[[Feeds], "Mapping[str, Any]"]
 # Above it float16 is infinite, and float32 inputs of larger numbers would show nothing of float16.
 _LARGEST = 65504.0
+# From the smallest float16 to the largest.
+_MOST_DOUBLINGS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ def find_reach(run: Run, feeds: Feeds) -> Reach | None:
         return None
     # Halving the interval takes a handful of runs; a model that is finite again behind an overflow
     # is compared somewhere below it.
-    finite, beyond = 0, int(np.floor(np.log2(_LARGEST / largest))) + 1
+    room = np.floor(np.log2(_LARGEST) - np.log2(largest))
+    finite, beyond = 0, int(min(room, _MOST_DOUBLINGS)) + 1
     while beyond - finite > 1:
         middle = (finite + beyond) // 2
         outputs = _outputs(run, magnified(feeds, 1 << middle))
@@ -93,7 +96,7 @@ def overflowing(
         ignored: outputs that say nothing, because they differ from run to run.
     """
     failed = []
-    for name in reach.expected.keys() - set(ignored):
+    for name in sorted(reach.expected.keys() - set(ignored)):
         others = dict(flattened(name, found[name]))
         for part, array in flattened(name, reach.expected[name]):
             other = others.get(part)

@@ -18,6 +18,7 @@ from onnx_ternary.errors import ModelError
 from onnx_ternary.exporting.export import export
 from onnx_ternary.op.nodes import check_indices
 from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.verification import gathers
 from onnx_ternary.verification.function_check import check_function_body
 from onnx_ternary.verification.verify import verify
 from tests.catalogue.matmul_nbits import FEW_BITS
@@ -212,9 +213,18 @@ def test_table_of_another_graph_stays() -> None:
     assert op_types(proto) == ["Gather", "If"]
 
 
-def test_damaged_rows_fail_the_verification() -> None:
+def check_some_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a large table: some rows with the operator, fewer of them with its definition."""
+    monkeypatch.setattr(gathers, "_MAX_ELEMENTS", 12 * WIDTH)
+    monkeypatch.setattr(gathers, "_MAX_BODY_ELEMENTS", 5 * WIDTH)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_damaged_rows_fail_the_verification(sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     original = tied_head()
     _, proto = converted(original)
+    if sampled:  # row 13 among them
+        check_some_of_the_rows(monkeypatch)
     assert verify(original, proto).passed
     gather = proto.graph.node[0]
     codes = next(each for each in proto.graph.initializer if each.name == gather.input[1])

@@ -181,6 +181,12 @@ def test_no_reach_without_floats_or_room() -> None:
     assert find_reach(lambda given: dict(given), {"x": np.zeros(3, np.float16)}) is None
 
 
+def test_reach_of_the_smallest_numbers_is_bounded() -> None:
+    reach = find_reach(lambda given: dict(given), {"x": np.full(3, 5e-324)})
+    assert reach is not None
+    assert reach.factor == 2**39
+
+
 def test_magnified_inputs_keep_their_types() -> None:
     feeds = {"x": np.full(2, 2.0**-20, np.float16), "mask": np.ones(2, np.int64)}
     large = magnified(feeds, 1 << 30)
