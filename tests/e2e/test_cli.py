@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnx_ternary
 from tests.support.command_line import DIGITS, IMAGES, run
+from tests.support.held import held_environment
 
 
 @pytest.fixture(scope="module")
@@ -195,34 +195,31 @@ def test_optimize_special_files(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 def test_optimize_interrupted_leaves_nothing(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    folder, inputs = tmp_path / "folder", tmp_path / "inputs.npz"
+    folder = tmp_path / "folder"
     folder.mkdir()
-    os.mkfifo(inputs)
+    environment, waits = held_environment(tmp_path / "held")
     command = [sys.executable, "-m", "onnx_ternary", "optimize", DIGITS, folder / "out.onnx"]
-    command += ["--report", folder / "report.json", "--inputs", inputs]
+    command += ["--report", folder / "report.json", "--inputs", IMAGES]
     with subprocess.Popen(
         list(map(str, command)),
         stderr=subprocess.PIPE,
+        env=environment,
         # A parent in the background may have passed on that it ignores the signal.
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     ) as process:
-        # Model and report are staged beside their targets when verification opens its inputs.
+        # Model and report are staged beside their targets when verification reads its inputs.
         until = time.monotonic() + 60
-        writer = None
-        while writer is None and time.monotonic() < until:
-            with contextlib.suppress(OSError):
-                writer = os.open(inputs, os.O_WRONLY | os.O_NONBLOCK)
+        while not waits.exists() and time.monotonic() < until:
             time.sleep(0.01)
-        assert writer is not None, "verification never opened its inputs"
+        assert waits.exists(), "verification never read its inputs"
         staged = len(list(folder.iterdir()))
         process.send_signal(number)
         process.communicate(timeout=60)
-        os.close(writer)
     assert staged == 4  # model, report, the indices' tensors and the lock
     assert process.returncode == code
     assert list(folder.iterdir()) == []
@@ -476,17 +473,18 @@ def test_optimize_default_output_of_a_converted_model_is_itself(
 def test_optimize_many_interrupted_leaves_nothing_half(
     tmp_path: Path, number: signal.Signals, whole_group: bool, code: int
 ) -> None:
-    folder, out, inputs = tmp_path / "models", tmp_path / "out", tmp_path / "inputs.npz"
+    folder, out = tmp_path / "models", tmp_path / "out"
     folder.mkdir()
+    environment, _ = held_environment(tmp_path / "held")
     for name in ("a.onnx", "b.onnx", "c.onnx"):
         (folder / name).write_bytes(DIGITS.read_bytes())
-    os.mkfifo(inputs)
     command = [sys.executable, "-m", "onnx_ternary", "optimize", folder, out, "--jobs", "2"]
-    command += ["--report", tmp_path / "report.json", "--inputs", inputs]
+    command += ["--report", tmp_path / "report.json", "--inputs", IMAGES]
     with subprocess.Popen(
         list(map(str, command)),
         stderr=subprocess.PIPE,
         text=True,
+        env=environment,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     ) as process:
@@ -500,7 +498,7 @@ def test_optimize_many_interrupted_leaves_nothing_half(
     assert process.returncode == code
     # What Python says of a child that was still starting is not ours.
     assert "Aborted!" in errors or code == 143
-    assert {path.name for path in tmp_path.iterdir()} == {"models", "inputs.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "held"}
 
 
 def test_optimize_says_what_the_quantizer_alone_changed(float_model: Path, tmp_path: Path) -> None:
