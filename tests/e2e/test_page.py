@@ -16,7 +16,7 @@ import pytest
 from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.page import render_page
-from onnx_ternary.reports.report import Report
+from onnx_ternary.reports.report import Report, format_size
 from tests.catalogue.case import K, N, changed, matmul, model, ternary
 
 DIGITS = Path(__file__).parents[2] / "examples/digits_mlp.onnx"
@@ -115,6 +115,41 @@ def test_page_bars_are_as_wide_as_the_bytes(browser: Any, digits_page: Path) -> 
     assert fills[3] != fills[0]
 
 
+def test_page_of_a_converted_model_shows_the_bytes_of_its_indices(
+    browser: Any, tmp_path: Path
+) -> None:
+    converted = tmp_path / "digits.onnx"
+    result = optimize(DIGITS)
+    result.save(converted)
+    page = tmp_path / "report.html"
+    assert inspect(converted, page).returncode == 0
+    visit = Visit(browser, page)
+    rows = '#rows tr:has-text("already converted")'
+    sizes = [format_size(rewrite.bytes_after) for rewrite in result.report.rewrites]
+    assert visit.texts(f"{rows} >> .number:nth-child(5)") == ["", "", ""]
+    assert visit.texts(f"{rows} >> .number:nth-child(6)") == sizes
+    assert visit.page.locator(f"{rows} >> rect").count() == 3
+    assert visit.page.locator(f"{rows} >> rect.after").count() == 3
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_lies_within_the_screen(browser: Any, tmp_path: Path, width: int) -> None:
+    page = tmp_path / "report.html"
+    model = hostile_model(tmp_path / "model.onnx")
+    assert inspect(model, page, "--min-elements", "0").returncode == 0
+    visit = Visit(browser, page, viewport={"width": width, "height": 800})
+    outside = visit.page.evaluate(
+        """width => [...document.querySelectorAll("body *")]
+            .filter(each => !each.closest("thead") && each.getClientRects().length)
+            .filter(each => each.getBoundingClientRect().right > width)
+            .map(each => each.outerHTML)""",
+        width,
+    )
+    assert outside == []
+    visit.page.fill("#filter", "stays")
+    assert len(visit.visible_nodes()) == visit.page.locator("#rows th:visible").count() == 1
+
+
 def test_page_filters_by_text_and_by_group(browser: Any, digits_page: Path) -> None:
     visit = Visit(browser, digits_page)
     visit.page.fill("#filter", "linear_2 rewritten")
@@ -156,6 +191,10 @@ def test_page_contrast(browser: Any, digits_page: Path, scheme: str) -> None:
             "s => getComputedStyle(document.querySelector(s)).color", selector
         )
         assert contrast(color, ground) >= 4.5, selector
+    hint = visit.page.evaluate(
+        "getComputedStyle(document.querySelector('#filter'), '::placeholder').color"
+    )
+    assert contrast(hint, ground) >= 4.5
     for number in range(10):
         fill = visit.page.evaluate(
             """n => {

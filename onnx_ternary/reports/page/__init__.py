@@ -32,7 +32,7 @@ def render_page(name: str, report: Report) -> str:
     rows = report.rows()
     groups = Counter(_group(row) for row in rows)
     numbers = {group: number for number, (group, _) in enumerate(groups.most_common())}
-    largest = max((row.bytes_before for row in rows), default=0)
+    largest = max((max(row.bytes_before, row.bytes_after) for row in rows), default=0)
     style, script = _part("style.css"), _part("filter.js")
     return Template(_part("template.html")).substitute(
         title=_text(f"{name} in onnx-ternary"),
@@ -110,27 +110,35 @@ def _facts(report: Report) -> dict[str, str]:
 
 
 def _row(row: Row, group: int, largest: int) -> str:
-    before, after = "", ""
-    bar = ""
-    if row.bytes_before:
-        before, after = format_size(row.bytes_before), format_size(row.bytes_after)
-        # A layer that is there must be seen.
-        widths = [
-            max(size * _NUM_BAR_UNITS // largest, 2) for size in (row.bytes_before, row.bytes_after)
-        ]
-        bar = (
-            f'<svg role="img" aria-label="{before} before, {after} after" '
-            f'viewBox="0 0 {_NUM_BAR_UNITS} 16" preserveAspectRatio="none">'
-            f'<rect class="{_color(group)}" width="{widths[0]}" height="7"/>'
-            f'<rect class="after" y="9" width="{widths[1]}" height="7"/></svg>'
-        )
+    before = format_size(row.bytes_before) if row.bytes_before else ""
+    after = format_size(row.bytes_after) if row.bytes_before or row.bytes_after else ""
     cells = (
         f'<th scope="row" class="name">{_text(row.node)}</th>',
         f"<td>{_text(row.pattern)}</td>",
         f"<td>{_text(row.shape)}{'<br>' if row.weights else ''}{_text(row.weights)}</td>",
-        f'<td class="bar">{bar}</td>',
+        f'<td class="bar">{_bars(row, group, largest)}</td>',
         f'<td class="number">{before}</td>',
         f'<td class="number">{after}</td>',
         f"<td>{_text(row.result)}</td>",
     )
     return f'<tr data-group="{group}">{"".join(cells)}</tr>'
+
+
+def _bars(row: Row, group: int, largest: int) -> str:
+    """Upper bar: before, not known of what is converted already. Lower bar: after."""
+    bars, label = "", []
+    for name, size, place in (
+        ("before", row.bytes_before, f'class="{_color(group)}"'),
+        ("after", row.bytes_after, 'class="after" y="9"'),
+    ):
+        if size or (name == "after" and row.bytes_before):
+            # A layer that is there must be seen.
+            width = max(size * _NUM_BAR_UNITS // largest, 2)
+            bars += f'<rect {place} width="{width}" height="7"/>'
+            label.append(f"{format_size(size)} {name}")
+    if not bars:
+        return ""
+    return (
+        f'<svg role="img" aria-label="{", ".join(label)}" '
+        f'viewBox="0 0 {_NUM_BAR_UNITS} 16" preserveAspectRatio="none">{bars}</svg>'
+    )
