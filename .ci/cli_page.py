@@ -44,7 +44,8 @@ def _command(context: click.Context) -> str:
     rows = "".join(_rows(context))
     return (
         f"## {context.info_name}\n\n```text\n{context.command_path} {usage}\n```\n\n"
-        f"{_escaped(help_text)}\n\n| option | meaning | default |\n|---|---|---|\n{rows}"
+        f'{_escaped(help_text)}\n\n<div class="options" markdown>\n\n'
+        f"| option | meaning | default |\n|---|---|---|\n{rows}\n</div>\n"
     )
 
 
