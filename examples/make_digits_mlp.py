@@ -6,7 +6,7 @@ mean magnitude of the layer, and gradients pass straight through the rounding. T
 stays float, as it does in BitNet models. Export bakes the ternary weights in as plain float
 initializers: nothing in the ONNX file says that they are ternary.
 
-    pip install "onnx-ternary[examples]"
+    pip install ".[examples]"
     python examples/make_digits_mlp.py [--output-dir examples]
 
 The .npz holds the 450 test images (450, 64) float32 in [0, 1], their labels (450,) int64, and the

@@ -1,6 +1,6 @@
 """Write text with a model folder, token by token, and say how fast.
 
-    pip install onnx-ternary[genai]
+    pip install ".[genai]"
     onnx-ternary build CHECKPOINT FOLDER
     python examples/chat/chat.py FOLDER [--prompt TEXT]
 

@@ -1,6 +1,6 @@
 """Train small ternary language models, and write checkpoints in the layouts that real ones ship.
 
-    pip install onnx-ternary[exporters,genai]
+    pip install ".[exporters,genai]"
     python examples/chat/make_checkpoint.py FOLDER [--kind bitnet]
 
 A minute of training teaches a model three pages of Python's language reference by heart. The folder

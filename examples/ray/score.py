@@ -1,6 +1,6 @@
 """Score a dataset with a converted model on several workers of Ray Data.
 
-    pip install onnx-ternary[ray]
+    pip install ".[ray]"
     python examples/ray/score.py [--workers 2] [--rows 100000] [--out FOLDER]
 
 Converts examples/digits_mlp.onnx, writes the 450 test images over and over as Parquet files, and

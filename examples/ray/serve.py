@@ -1,6 +1,6 @@
 """Serve a converted model over HTTP with Ray Serve, which gathers requests into batches.
 
-    pip install onnx-ternary[ray]
+    pip install ".[ray]"
     python examples/ray/serve.py [--replicas 2] [--port 8000]
 
 Converts examples/digits_mlp.onnx, serves it, and sends each of the 450 test images as a request.

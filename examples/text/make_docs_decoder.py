@@ -10,7 +10,7 @@ onnxruntime-extensions is put in front:
     text (batch,) string -> GPT2Tokenizer -> token_ids, attention_mask (batch, length) int64
                          -> decoder       -> logits (batch, length, VOCABULARY) float32
 
-    pip install "onnx-ternary[examples]"
+    pip install ".[examples]"
     python examples/text/make_docs_decoder.py [--output docs_decoder.onnx]
 
 It takes about three minutes on one core. The topics of `docs_text.HELD_OUT` are not trained on.

@@ -1,6 +1,6 @@
 """Convert a decoder that takes strings, and run two operator libraries in one session.
 
-    pip install onnx-ternary onnxruntime-extensions
+    pip install . onnxruntime-extensions
     python examples/text/run_docs_decoder.py
 
 examples/text/docs_decoder.onnx (see make_docs_decoder.py) begins with a tokenizer operator of
