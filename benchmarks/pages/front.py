@@ -74,11 +74,23 @@ def model_table(results: Mapping[str, Any]) -> str:
     optimize = "`optimize`"
     rows = [
         ["BitNet b1.58, Falcon-E", "rounded, in float32 or float16", optimize, sizes, speeds],
-        ["the same, activations in 8 bits", "", "`optimize --activation int8`", sizes, int8],
+        [
+            "the same, activations in 8 bits",
+            "the same",
+            "`optimize --activation int8`",
+            sizes,
+            int8,
+        ],
         ["BitNet, Falcon-E, TriLM, Bonsai", "a checkpoint (safetensors)", "`build`", "", ""],
         ["BitNet exported by torch", "packed in uint8", optimize, "1/16 of float32", ""],
         ["Ternary-Bonsai, Bonsai", "`MatMulNBits`, 2 bits", optimize, "as before", ""],
-        ["TWN, TTQ, your own training", "float32 or in the graph", optimize, "1/16 of float32", ""],
+        [
+            "TWN, TTQ, your own training",
+            "float32, quantized in the graph or straight-through",
+            optimize,
+            "1/16 of float32",
+            "",
+        ],
         ["Brevitas", "QCDQ", optimize, "1/4 of int8", ""],
         ["Brevitas, FINN", "QONNX", "`optimize`", "1/16 of float32", ""],
         ["larq (Keras)", "float32 {-1, +1}, by tf2onnx", optimize, "1/32 of float32", ""],
