@@ -40,7 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "building",
         "bench",
         "onnx_ternary",
-        "cli",
+        "cli integrations",
         "__main__",
     )
 )
