@@ -257,7 +257,8 @@ def test_another_definition_of_the_rows_is_noticed() -> None:
 def test_exported_rows_are_the_same(form: Any) -> None:
     original = grouped_head() if form != "qdq" else tied_head()
     result, _ = converted(original)
-    exported = export(result.to_proto(), to=form)
+    # onnxruntime 1.17.3 to 1.23.2 refuse MatMulNBits of 2 bits.
+    exported = export(result.to_proto(), to=form, bits=2 if FEW_BITS else 4)
     proto = exported.to_proto()
     onnx.checker.check_model(proto)
     assert exported.products[0].operator == "Gather"
