@@ -95,7 +95,7 @@ def original(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def arguments(path: Path) -> list[str]:
     kind = "always" if path.with_name("model.onnx.data").exists() else "never"
-    return [str(path), str(path), "--external-data", kind]
+    return [str(path), "--in-place", "--external-data", kind]
 
 
 def test_killed_at_every_step_in_place(original: Path, tmp_path: Path) -> None:
