@@ -4,8 +4,6 @@
 #include <cstdint>
 #include <memory>
 
-#include "ort_status.h"
-
 namespace onnx_ternary {
 namespace {
 
@@ -19,29 +17,49 @@ constexpr const char* kNoProvider = "onnx_ternary.float32_between_casts";
 
 }  // namespace
 
-const char* ProviderFor(ONNXTensorElementDataType type) {
-  return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? kNoProvider : "CPUExecutionProvider";
+TypedOp::TypedOp(const OrtApi* ort_api, ONNXTensorElementDataType floats,
+                 ONNXTensorElementDataType integers)
+    : OrtCustomOp{}, api(ort_api), float_type(floats), integer_type(integers) {
+  version = ORT_API_VERSION;
+  GetExecutionProviderType = [](const OrtCustomOp* op) {
+    const bool is_half = Of(op).float_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    return is_half ? kNoProvider : "CPUExecutionProvider";
+  };
+  GetOutputType = [](const OrtCustomOp* op, size_t) { return Of(op).float_type; };
+  GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };
+  GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+  GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+  GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+  GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
+  GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+  GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  GetStartVersion = [](const OrtCustomOp*) { return 1; };
+  GetEndVersion = [](const OrtCustomOp*) { return 1; };
 }
 
-void SetDefaults(OrtCustomOp* op) {
-  op->version = ORT_API_VERSION;
-  op->GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
-  op->GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };
-  op->GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  op->GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  op->GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-  op->GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
-  op->GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  op->GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
-  op->GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  op->GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  op->GetEndVersion = [](const OrtCustomOp*) { return 1; };
+bool ReadInput(const OrtApi& api, OrtShapeInferContext* context, size_t index,
+               InferredTensor* input) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // owned by the context
+  if (OrtStatus* unknown = api.ShapeInferContext_GetInputTypeShape(context, index, &info)) {
+    api.ReleaseStatus(unknown);
+    return false;
+  }
+  size_t rank = 0;
+  Check(api, api.GetDimensionsCount(info, &rank));
+  input->shape.resize(rank);
+  input->symbols.assign(rank, "");
+  Check(api, api.GetDimensions(info, input->shape.data(), rank));
+  Check(api, api.GetSymbolicDimensions(info, input->symbols.data(), rank));
+  Check(api, api.GetTensorElementType(info, &input->type));
+  return true;
 }
 
-void SetOutputShape(const OrtApi& api, OrtShapeInferContext* context, const char* op_type,
-                    const std::vector<int64_t>& shape, std::vector<const char*> symbols,
-                    ONNXTensorElementDataType type) {
+void SetOutput(const OrtApi& api, OrtShapeInferContext* context, const char* op_type,
+               const InferredTensor& output) {
   static std::atomic<uint64_t> num_unknown{0};
+  const std::vector<int64_t>& shape = output.shape;
+  std::vector<const char*> symbols = output.symbols;
   std::vector<std::string> names(shape.size());
   for (size_t i = 0; i < shape.size(); ++i) {
     if (symbols[i] == nullptr) symbols[i] = "";
@@ -53,7 +71,7 @@ void SetOutputShape(const OrtApi& api, OrtShapeInferContext* context, const char
   Check(api, api.CreateTensorTypeAndShapeInfo(&raw));
   const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> y(
       raw, api.ReleaseTensorTypeAndShapeInfo);
-  Check(api, api.SetTensorElementType(raw, type));
+  Check(api, api.SetTensorElementType(raw, output.type));
   Check(api, api.SetDimensions(raw, shape.data(), shape.size()));
   Check(api, api.SetSymbolicDimensions(raw, symbols.data(), symbols.size()));
   Check(api, api.ShapeInferContext_SetOutputTypeShape(context, 0, raw));

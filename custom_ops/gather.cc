@@ -2,16 +2,13 @@
 // row n of the table is column n of the index: block_bytes bytes of every K block. They are decoded
 // where they lie, and a level picks one of the numbers -scale, 0 and scale: no arithmetic, so
 // nothing is rounded but to Y's type, and no mode of the processor matters.
-#include "gather.h"
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string>
 
-#include "custom_op.h"
 #include "node_reader.h"
-#include "ort_status.h"
+#include "op.h"
 #include "pack.h"
 #include "rows.h"
 
@@ -21,7 +18,7 @@ namespace {
 constexpr size_t kLike = 3;
 constexpr int64_t kMaxBlockSize = 128;
 // Elements of Y a thread takes at least: a few microseconds of work.
-constexpr int64_t kElementsAPart = int64_t{1} << 15;
+constexpr int64_t kElementsPerPart = int64_t{1} << 15;
 
 // Attributes and tensors a product has and a table has not, as NodeChecker expects them.
 constexpr int64_t kAuxShape[] = {1};
@@ -30,9 +27,40 @@ constexpr uint32_t kAux[] = {0};
 // Immutable after creation: concurrent Run calls share it.
 class GatherKernel {
  public:
-  GatherKernel(const OrtApi& api, const OrtKernelInfo* info, bool wide_indices, ElementType type)
-      : api_(api), wide_indices_(wide_indices), type_(type) {
-    const NodeReader reader(api, info, kGatherType, {"indices", "codes", "scale", "like"});
+  static constexpr const char* kType = kGatherType;
+  static constexpr size_t kInputs = kLike + 1;
+
+  static ONNXTensorElementDataType InputType(const TypedOp& op, size_t index) {
+    switch (index) {
+      case 0:
+        return op.integer_type;
+      case 1:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+      case kLike:
+        return op.float_type;
+      default:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    }
+  }
+
+  // Y has the type of `like`, and the shape of the indices with K behind it.
+  static void InferShape(const OrtApi& api, OrtShapeInferContext* context) {
+    InferredTensor indices, like;
+    int64_t K = 0;
+    if (!ReadInput(api, context, 0, &indices) || !ReadInput(api, context, kLike, &like)) return;
+    if (!ReadInteger(api, context, "K", &K)) return;
+    if (indices.shape.empty()) return;  // a scalar, or unknown
+    indices.type = like.type;
+    indices.shape.push_back(K);
+    indices.symbols.push_back("");
+    SetOutput(api, context, kType, indices);
+  }
+
+  GatherKernel(const OrtApi& api, const OrtKernelInfo* info, const TypedOp& op)
+      : api_(api),
+        wide_indices_(op.integer_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64),
+        type_(ElementTypeOf(op.float_type)) {
+    const NodeReader reader(api, info, kType, {"indices", "codes", "scale", "like"});
     name_ = reader.name();
     const std::string storage = reader.String("storage");
     const std::string alphabet = reader.String("alphabet");
@@ -62,7 +90,7 @@ class GatherKernel {
     node.scale = static_cast<const float*>(TensorData(api, scale));
     node.scale_shape = scale_info.shape.data();
     node.scale_rank = scale_info.shape.size();
-    const NodeChecker checker(node, name_, kGatherType);
+    const NodeChecker checker(node, name_, kType);
     layer_ = checker.Attributes();
     checker.CheckPackedShapes(layer_);
     checker.CheckScale(&layer_);
@@ -85,9 +113,9 @@ class GatherKernel {
     void* data = nullptr;
     Check(api_, api_.GetTensorMutableData(y, &data));
 
-    const int64_t rows_a_part = std::max<int64_t>(1, kElementsAPart / layer_.K);
-    Parts parts{this, rows.data(), count, rows_a_part, static_cast<uint8_t*>(data)};
-    const size_t num_parts = static_cast<size_t>(CeilDiv(count, rows_a_part));
+    const int64_t rows_per_part = std::max<int64_t>(1, kElementsPerPart / layer_.K);
+    Parts parts{this, rows.data(), count, rows_per_part, static_cast<uint8_t*>(data)};
+    const size_t num_parts = static_cast<size_t>(CeilDiv(count, rows_per_part));
     if (num_parts == 1) {
       RunPart(&parts, 0);
     } else {
@@ -100,7 +128,7 @@ class GatherKernel {
     const GatherKernel* kernel;
     const int64_t* rows;  // (count,)
     int64_t count;
-    int64_t rows_a_part;
+    int64_t rows_per_part;
     uint8_t* y;  // (count, K) of the kernel's type
   };
 
@@ -109,8 +137,8 @@ class GatherKernel {
     const Parts& parts = *static_cast<const Parts*>(raw);
     const GatherKernel& kernel = *parts.kernel;
     const int64_t row_bytes = kernel.layer_.K * static_cast<int64_t>(ElementBytes(kernel.type_));
-    const int64_t begin = static_cast<int64_t>(part) * parts.rows_a_part;
-    const int64_t end = std::min(parts.count, begin + parts.rows_a_part);
+    const int64_t begin = static_cast<int64_t>(part) * parts.rows_per_part;
+    const int64_t end = std::min(parts.count, begin + parts.rows_per_part);
     for (int64_t i = begin; i < end; ++i) {
       kernel.DecodeRow(parts.rows[i], parts.y + i * row_bytes);
     }
@@ -129,7 +157,7 @@ class GatherKernel {
         row = narrow;
       }
       if (row < -layer_.N || row >= layer_.N) {
-        throw RunError(std::string(kGatherType) + " '" + name_ + "': indices, element " +
+        throw RunError(std::string(kType) + " '" + name_ + "': indices, element " +
                        std::to_string(i) + " = " + std::to_string(row) + ", expected from " +
                        std::to_string(-layer_.N) + " to " + std::to_string(layer_.N - 1) +
                        " for a table of " + std::to_string(layer_.N) +
@@ -175,109 +203,15 @@ class GatherKernel {
   Layer layer_;
 };
 
-const GatherOp& Self(const OrtCustomOp* op) { return *static_cast<const GatherOp*>(op); }
-
-OrtStatusPtr ORT_API_CALL CreateGather(const OrtCustomOp* op, const OrtApi* api,
-                                       const OrtKernelInfo* info, void** kernel) {
-  *kernel = nullptr;
-  try {
-    const bool wide_indices = Self(op).indices_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
-    *kernel = new GatherKernel(*api, info, wide_indices, ElementTypeOf(Self(op).y_type));
-    return nullptr;
-  } catch (...) {
-    return CurrentStatus(*api);
-  }
-}
-
-OrtStatusPtr ORT_API_CALL ComputeGather(void* kernel, OrtKernelContext* context) {
-  const GatherKernel& gather = *static_cast<const GatherKernel*>(kernel);
-  try {
-    gather.Compute(context);
-    return nullptr;
-  } catch (...) {
-    return CurrentStatus(gather.api());
-  }
-}
-
-// Y has the type of `like`, and the shape of the indices with K behind it. The first GatherOp of
-// the name serves all types.
-void InferShape(const OrtApi& api, OrtShapeInferContext* context) {
-  OrtTensorTypeAndShapeInfo* infos[] = {nullptr, nullptr};  // owned by the context
-  const size_t inputs[] = {0, kLike};
-  for (size_t i = 0; i < 2; ++i) {
-    if (OrtStatus* unknown =
-            api.ShapeInferContext_GetInputTypeShape(context, inputs[i], &infos[i])) {
-      api.ReleaseStatus(unknown);
-      return;
-    }
-  }
-  int64_t K = 0;
-  if (!ReadInteger(api, context, "K", &K)) return;
-  size_t rank = 0;
-  Check(api, api.GetDimensionsCount(infos[0], &rank));
-  if (rank == 0) return;  // a scalar, or unknown
-  std::vector<int64_t> shape(rank);
-  std::vector<const char*> symbols(rank, "");
-  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  Check(api, api.GetDimensions(infos[0], shape.data(), rank));
-  Check(api, api.GetSymbolicDimensions(infos[0], symbols.data(), rank));
-  Check(api, api.GetTensorElementType(infos[1], &type));
-  shape.push_back(K);
-  symbols.push_back("");
-  SetOutputShape(api, context, kGatherType, shape, symbols, type);
-}
-
-OrtStatusPtr ORT_API_CALL InferGatherShape(const OrtCustomOp* op, OrtShapeInferContext* context) {
-  const OrtApi& api = *Self(op).api;
-  try {
-    InferShape(api, context);
-    return nullptr;
-  } catch (...) {
-    return CurrentStatus(api);
-  }
-}
-
-const char* ORT_API_CALL GatherProvider(const OrtCustomOp* op) {
-  return ProviderFor(Self(op).y_type);
-}
-
-ONNXTensorElementDataType ORT_API_CALL GatherInputType(const OrtCustomOp* op, size_t index) {
-  switch (index) {
-    case 0:
-      return Self(op).indices_type;
-    case 1:
-      return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-    case kLike:
-      return Self(op).y_type;
-    default:
-      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-  }
-}
-
 }  // namespace
 
-GatherOp::GatherOp(const OrtApi* ort_api, ONNXTensorElementDataType indices,
-                   ONNXTensorElementDataType y)
-    : OrtCustomOp{}, api(ort_api), indices_type(indices), y_type(y) {
-  SetDefaults(this);
-  GetExecutionProviderType = GatherProvider;
-  GetName = [](const OrtCustomOp*) { return kGatherType; };
-  GetInputTypeCount = [](const OrtCustomOp*) { return kLike + 1; };
-  GetInputType = GatherInputType;
-  GetOutputType = [](const OrtCustomOp* op, size_t) { return Self(op).y_type; };
-  CreateKernelV2 = CreateGather;
-  KernelComputeV2 = ComputeGather;
-  KernelDestroy = [](void* kernel) { delete static_cast<GatherKernel*>(kernel); };
-  InferOutputShapeFn = InferGatherShape;
-}
-
-std::vector<std::unique_ptr<GatherOp>> MakeGatherOps(const OrtApi* api) {
-  std::vector<std::unique_ptr<GatherOp>> ops;
+TypedOps MakeGatherOps(const OrtApi* api) {
+  TypedOps ops;
   for (const auto indices :
        {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64}) {
     for (const auto y : {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
                          ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
-      ops.push_back(std::make_unique<GatherOp>(api, indices, y));
+      ops.push_back(MakeTypedOp<GatherKernel>(api, y, indices));
     }
   }
   return ops;

@@ -5,11 +5,9 @@
 #include <cstring>
 #include <string>
 
-#include "custom_op.h"
 #include "dispatch/select.h"
 #include "index_view.h"
 #include "node_reader.h"
-#include "ort_status.h"
 #include "run.h"
 #include "session_host.h"
 
@@ -17,17 +15,46 @@ namespace onnx_ternary {
 namespace {
 
 // Immutable after creation, but for the count of threads: concurrent Run calls share it.
-class OpKernel {
+class MatMulKernel {
  public:
-  OpKernel(const OrtApi& api, const OrtKernelInfo* info, ElementType type)
-      : api_(api), type_(type), memory_info_(nullptr, api.ReleaseMemoryInfo) {
-    const NodeReader reader(api, info, kMatMulType, {"X", "codes", "aux", "scale", "bias"});
+  static constexpr const char* kType = kMatMulType;
+  static constexpr size_t kInputs = kNumInputs;
+
+  static ONNXTensorElementDataType InputType(const TypedOp& op, size_t index) {
+    switch (index) {
+      case 0:
+        return op.float_type;
+      case 1:
+        return op.integer_type;
+      case 2:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32;
+      default:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    }
+  }
+
+  // Y has X's type and leading dimensions, and N columns.
+  static void InferShape(const OrtApi& api, OrtShapeInferContext* context) {
+    InferredTensor x;
+    int64_t num_columns = 0;
+    if (!ReadInput(api, context, 0, &x) || !ReadInteger(api, context, "N", &num_columns)) return;
+    if (x.shape.empty()) return;  // unknown, or a scalar that Compute refuses
+    x.shape.back() = num_columns;
+    x.symbols.back() = "";
+    SetOutput(api, context, kType, x);
+  }
+
+  MatMulKernel(const OrtApi& api, const OrtKernelInfo* info, const TypedOp& op)
+      : api_(api),
+        type_(ElementTypeOf(op.float_type)),
+        memory_info_(nullptr, api.ReleaseMemoryInfo) {
+    const NodeReader reader(api, info, kType, {"X", "codes", "aux", "scale", "bias"});
     name_ = reader.name();
     index_ = ReadIndex(api, reader);
     // A kernel forced by the environment that cannot run is an error now, not at the first run.
     std::string error;
     if (SelectKernel(index_->layer(), 1, /*ordinary_rows=*/true, &error) == nullptr) {
-      throw RunError("TernaryIndexedMatMul '" + name_ + "': " + error);
+      throw RunError(std::string(kType) + " '" + name_ + "': " + error);
     }
     OrtMemoryInfo* memory_info = nullptr;
     Check(api, api.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_info));
@@ -67,7 +94,7 @@ class OpKernel {
     try {
       Run(layer, request, &host, nullptr);
     } catch (const RunError& error) {
-      throw RunError("TernaryIndexedMatMul '" + name_ + "': " + error.what());
+      throw RunError(std::string(kType) + " '" + name_ + "': " + error.what());
     }
   }
 
@@ -76,7 +103,7 @@ class OpKernel {
     const std::string K = std::to_string(index_->layer().K);
     std::string found;
     for (const int64_t dim : shape) found += (found.empty() ? "" : ", ") + std::to_string(dim);
-    return "TernaryIndexedMatMul '" + name_ + "': X shape = (" + found + "), expected (..., " + K +
+    return std::string(kType) + " '" + name_ + "': X shape = (" + found + "), expected (..., " + K +
            "); the last dimension of X must be K = " + K +
            ", check what the model is fed and the nodes before this one.";
   }
@@ -89,103 +116,16 @@ class OpKernel {
   mutable ThreadCount thread_count_;
 };
 
-const CustomOp& Self(const OrtCustomOp* op) { return *static_cast<const CustomOp*>(op); }
-
-OrtStatusPtr ORT_API_CALL CreateOpKernel(const OrtCustomOp* op, const OrtApi* api,
-                                         const OrtKernelInfo* info, void** kernel) {
-  *kernel = nullptr;
-  try {
-    *kernel = new OpKernel(*api, info, ElementTypeOf(Self(op).x_type));
-    return nullptr;
-  } catch (...) {
-    return CurrentStatus(*api);
-  }
-}
-
-OrtStatusPtr ORT_API_CALL ComputeOpKernel(void* kernel, OrtKernelContext* context) {
-  const OpKernel& op_kernel = *static_cast<const OpKernel*>(kernel);
-  try {
-    op_kernel.Compute(context);
-    return nullptr;
-  } catch (...) {
-    return CurrentStatus(op_kernel.api());
-  }
-}
-
-// Y has X's type and leading dimensions, and N columns. The first CustomOp of a name serves all
-// types, so the type is read from input 0.
-void InferShape(const OrtApi& api, OrtShapeInferContext* context) {
-  OrtTensorTypeAndShapeInfo* x = nullptr;  // owned by the context
-  if (OrtStatus* unknown = api.ShapeInferContext_GetInputTypeShape(context, 0, &x)) {
-    api.ReleaseStatus(unknown);
-    return;
-  }
-  int64_t num_columns = 0;
-  if (!ReadInteger(api, context, "N", &num_columns)) return;
-  size_t rank = 0;
-  Check(api, api.GetDimensionsCount(x, &rank));
-  if (rank == 0) return;  // unknown, or a scalar that Compute refuses
-  std::vector<int64_t> shape(rank);
-  std::vector<const char*> symbols(rank, "");
-  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  Check(api, api.GetDimensions(x, shape.data(), rank));
-  Check(api, api.GetSymbolicDimensions(x, symbols.data(), rank));
-  Check(api, api.GetTensorElementType(x, &type));
-  shape.back() = num_columns;
-  symbols.back() = "";
-  SetOutputShape(api, context, kMatMulType, shape, symbols, type);
-}
-
-OrtStatusPtr ORT_API_CALL InferOutputShape(const OrtCustomOp* op, OrtShapeInferContext* context) {
-  const OrtApi& api = *Self(op).api;
-  try {
-    InferShape(api, context);
-    return nullptr;
-  } catch (...) {
-    return CurrentStatus(api);
-  }
-}
-
-const char* ORT_API_CALL ProviderOf(const OrtCustomOp* op) { return ProviderFor(Self(op).x_type); }
-
-ONNXTensorElementDataType ORT_API_CALL InputType(const OrtCustomOp* op, size_t index) {
-  switch (index) {
-    case 0:
-      return Self(op).x_type;
-    case 1:
-      return Self(op).codes_type;
-    case 2:
-      return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32;
-    default:
-      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-  }
-}
-
 }  // namespace
 
-CustomOp::CustomOp(const OrtApi* ort_api, ONNXTensorElementDataType x,
-                   ONNXTensorElementDataType codes)
-    : OrtCustomOp{}, api(ort_api), x_type(x), codes_type(codes) {
-  SetDefaults(this);
-  GetName = [](const OrtCustomOp*) { return kMatMulType; };
-  GetExecutionProviderType = ProviderOf;
-  GetInputTypeCount = [](const OrtCustomOp*) { return kNumInputs; };
-  GetInputType = InputType;
-  GetOutputType = [](const OrtCustomOp* op, size_t) { return Self(op).x_type; };
-  CreateKernelV2 = CreateOpKernel;
-  KernelComputeV2 = ComputeOpKernel;
-  KernelDestroy = [](void* kernel) { delete static_cast<OpKernel*>(kernel); };
-  InferOutputShapeFn = InferOutputShape;
-}
-
-std::vector<std::unique_ptr<CustomOp>> MakeCustomOps(const OrtApi* api) {
-  std::vector<std::unique_ptr<CustomOp>> ops;
+TypedOps MakeMatMulOps(const OrtApi* api) {
+  TypedOps ops;
   for (const auto x : {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
                        ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
     for (const auto codes :
          {ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16,
           ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32}) {
-      ops.push_back(std::make_unique<CustomOp>(api, x, codes));
+      ops.push_back(MakeTypedOp<MatMulKernel>(api, x, codes));
     }
   }
   return ops;

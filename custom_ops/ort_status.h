@@ -53,4 +53,15 @@ inline OrtStatus* CurrentStatus(const OrtApi& api) noexcept {
   }
 }
 
+// The status of what `body` throws; null where it throws nothing.
+template <class Body>
+OrtStatus* StatusOf(const OrtApi& api, Body body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (...) {
+    return CurrentStatus(api);
+  }
+}
+
 }  // namespace onnx_ternary

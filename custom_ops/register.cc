@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "c_api.h"
-#include "gather.h"
 #include "op.h"
 
 namespace onnx_ternary {
@@ -17,8 +16,8 @@ namespace {
 struct Registration {
   const OrtApi* api;
   OrtCustomOpDomain* domain;
-  std::vector<std::unique_ptr<CustomOp>> products;
-  std::vector<std::unique_ptr<GatherOp>> gathers;
+  TypedOps products;
+  TypedOps gathers;
 };
 
 OrtStatus* FindDomain(const OrtApi* api, OrtCustomOpDomain** domain) {
@@ -32,18 +31,17 @@ OrtStatus* FindDomain(const OrtApi* api, OrtCustomOpDomain** domain) {
     }
   }
   auto registration = std::make_unique<Registration>(
-      Registration{api, nullptr, MakeCustomOps(api), MakeGatherOps(api)});
+      Registration{api, nullptr, MakeMatMulOps(api), MakeGatherOps(api)});
   registrations->reserve(registrations->size() + 1);
   if (OrtStatus* status = api->CreateCustomOpDomain("onnx_ternary", &registration->domain)) {
     return status;
   }
-  std::vector<const OrtCustomOp*> ops;
-  for (const auto& op : registration->products) ops.push_back(op.get());
-  for (const auto& op : registration->gathers) ops.push_back(op.get());
-  for (const OrtCustomOp* op : ops) {
-    if (OrtStatus* status = api->CustomOpDomain_Add(registration->domain, op)) {
-      api->ReleaseCustomOpDomain(registration->domain);
-      return status;
+  for (const TypedOps* ops : {&registration->products, &registration->gathers}) {
+    for (const auto& op : *ops) {
+      if (OrtStatus* status = api->CustomOpDomain_Add(registration->domain, op.get())) {
+        api->ReleaseCustomOpDomain(registration->domain);
+        return status;
+      }
     }
   }
   *domain = registration->domain;
