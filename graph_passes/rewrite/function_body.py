@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from collections.abc import Sequence
 
-from onnx_ternary.op.body_nodes import NoBody
-from onnx_ternary.op.function_body import (
-    CAST_LIKE_OPSET,
-    MIN_IR_VERSION,
-    BodyVariant,
-    make_function_body,
-)
+import onnx_ir as ir
+from onnx import FunctionProto
+
+from onnx_ternary.op.body_nodes import CAST_LIKE_OPSET, MIN_IR_VERSION, NoBody
+from onnx_ternary.op.function_body import BodyVariant, make_function_body
 from onnx_ternary.op.gather import GatherVariant, make_gather_body
 from onnx_ternary.op.nodes import (
     gather_nodes,
@@ -20,6 +18,7 @@ from onnx_ternary.op.nodes import (
     read_attributes,
 )
 from onnx_ternary.options import OptimizeOptions
+from onnx_ternary.schema import GATHER_TYPE
 
 from .model_editor import (
     ModelEditor,
@@ -35,17 +34,10 @@ def attach_body(editor: ModelEditor, options: OptimizeOptions) -> str:
         del functions[key]
     if not options.function_body:
         return "not asked for"
-    variants: list[BodyVariant] = []
-    for node in op_nodes(editor.model):
-        variant = variant_of(node, editor.opset)
-        if variant is None:
-            return f"the type of the output of '{node_label(node)}' is unknown"
-        variants.append(variant)
     ir_version = max(editor.model.ir_version, MIN_IR_VERSION)
-    bodies = [make_function_body(variants, editor.opset, ir_version)]
-    gathers = [_gather_variant(node, editor.opset) for node in gather_nodes(editor.model)]
-    if gathers:
-        bodies.append(make_gather_body(gathers, editor.opset, ir_version))
+    bodies = [body_of(list(op_nodes(editor.model)), editor.opset, ir_version)]
+    if gathers := list(gather_nodes(editor.model)):
+        bodies.append(body_of(gathers, editor.opset, ir_version))
     for body in bodies:
         if isinstance(body, NoBody):
             return body.reason
@@ -58,12 +50,30 @@ def attach_body(editor: ModelEditor, options: OptimizeOptions) -> str:
     return ""
 
 
+def body_of(nodes: Sequence[ir.Node], opset: int, ir_version: int) -> FunctionProto | NoBody:
+    """The function body all nodes of one operator share, or why there is none.
+
+    Raises:
+        IndexFormatError: if an attribute is none of the operator's.
+    """
+    if nodes and nodes[0].op_type == GATHER_TYPE:
+        gathers = [_gather_variant(node, opset) for node in nodes]
+        return make_gather_body(gathers, opset, ir_version)
+    variants: list[BodyVariant] = []
+    for node in nodes:
+        variant = _variant(node, opset)
+        if variant is None:
+            return NoBody(f"the type of the output of '{node_label(node)}' is unknown")
+        variants.append(variant)
+    return make_function_body(variants, opset, ir_version)
+
+
 def _gather_variant(node: ir.Node, opset: int) -> GatherVariant:
     like = stored_tensor(node.inputs[-1])
     return GatherVariant.of(read_attributes(node), y_dtype=int(like.dtype), opset=opset)
 
 
-def variant_of(node: ir.Node, opset: int) -> BodyVariant | None:
+def _variant(node: ir.Node, opset: int) -> BodyVariant | None:
     """What a body for a node depends on; None where the type of its output is unknown.
 
     Raises:

@@ -1,12 +1,12 @@
-"""Converted models that were merged with prefixes: the operator under its own name again.
+"""Converted models that were merged with prefixes: the operators under their own names again.
 
     a_TernaryIndexedMatMul, a function of its own   =>   TernaryIndexedMatMul
 
 `onnx.compose` puts its prefixes on local functions too. What is left calls a function, and runs
 without the operator: right answers, at the speed and memory of the float model.
 
-1. A function of the op's domain, named like the op behind a prefix, whose nodes are letter by
-   letter those of the body this version writes: its calls become the op.
+1. A function of the operators' domain, named like one of them behind a prefix, whose nodes are
+   letter by letter those of the body this version writes: its calls become the operator.
 2. Any other function named so is left alone, and the report says what to do.
 """
 
@@ -18,12 +18,11 @@ import onnx
 import onnx_ir as ir
 
 from onnx_ternary.errors import IndexFormatError
-from onnx_ternary.op.body_nodes import NoBody
-from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, make_function_body
+from onnx_ternary.op.body_nodes import MIN_IR_VERSION, NoBody
 from onnx_ternary.op.nodes import constant_tensor, node_label
-from onnx_ternary.schema import DOMAIN, INPUT_NAMES, OP_TYPE
+from onnx_ternary.schema import DOMAIN, GATHER_INPUT_NAMES, GATHER_TYPE, INPUT_NAMES, OP_TYPES
 
-from .function_body import variant_of
+from .function_body import body_of
 
 _REPAIR = (
     "so it runs by its definition, at the speed and memory of the float model; merge the "
@@ -47,25 +46,26 @@ class Restored:
 
 
 def restore(model: ir.Model) -> Restored:
-    """Give nodes of ``model`` that call the op's body under another name the op's name."""
+    """Give nodes of ``model`` that call an operator's body under another name its name."""
     nodes: list[str] = []
     notes: list[str] = []
     others: set[ir.OperatorIdentifier] = set()
     for key, function in list(model.functions.items()):
-        if function.domain != DOMAIN or not function.name.endswith(OP_TYPE):
-            continue
-        if function.name == OP_TYPE:
+        op_type = next((each for each in OP_TYPES if function.name.endswith(each)), "")
+        if function.domain != DOMAIN or not op_type or function.name == op_type:
             continue
         calls = _calls(model, key)
+        for node in calls:
+            node.op_type = op_type
         if _is_body(function, calls, model):  # case 1
-            for node in calls:
-                node.op_type = OP_TYPE
             del model.functions[key]
             nodes += map(node_label, calls)
             notes.append(
                 f"'{function.name}', the operator as onnx.compose renames it, has its name again"
             )
         else:  # case 2
+            for node in calls:
+                node.op_type = function.name
             others.add(key)
             notes.append(
                 f"'{function.name}' is named like the operator renamed by onnx.compose, but its "
@@ -86,20 +86,15 @@ def _calls(model: ir.Model, key: ir.OperatorIdentifier) -> list[ir.Node]:
 
 def _is_body(function: ir.Function, calls: list[ir.Node], model: ir.Model) -> bool:
     """Whether a function is the body that nodes with its calls' attributes and tensors get."""
-    opset = model.opset_imports.get("", 0)
-    variants: list[BodyVariant] = []
     for node in calls:
-        tensors = node.inputs[1:]
-        if len(node.inputs) != len(INPUT_NAMES) or None in map(constant_tensor, tensors):
+        names = GATHER_INPUT_NAMES if node.op_type == GATHER_TYPE else INPUT_NAMES
+        if len(node.inputs) != len(names) or None in map(constant_tensor, node.inputs[1:]):
             return False
-        try:
-            variant = variant_of(node, opset)
-        except IndexFormatError:
-            return False
-        if variant is None:
-            return False
-        variants.append(variant)
-    body = make_function_body(variants, opset, max(model.ir_version, MIN_IR_VERSION))
+    opset = model.opset_imports.get("", 0)
+    try:
+        body = body_of(calls, opset, max(model.ir_version, MIN_IR_VERSION))
+    except IndexFormatError:
+        return False
     if isinstance(body, NoBody):
         return False
     return _content(function) == _content(ir.serde.deserialize_function(body))

@@ -47,8 +47,8 @@ from onnx_ternary.building.weights import (
     layer_products,
     ternary_products,
 )
-from onnx_ternary.op.body_nodes import NoBody
-from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, make_function_body
+from onnx_ternary.op.body_nodes import MIN_IR_VERSION, NoBody
+from onnx_ternary.op.function_body import BodyVariant, make_function_body
 from onnx_ternary.op.gather import GatherVariant, make_gather_body
 from onnx_ternary.op.nodes import DIGEST_KEY
 from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, GATHER_TYPE, OP_TYPE

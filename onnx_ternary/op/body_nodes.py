@@ -10,6 +10,10 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 # Constant's value_int and value_float, through which a body reads the node's attributes.
 ATTRIBUTE_REFERENCE_OPSET = 12
+CAST_LIKE_OPSET = 15
+# Model-local functions. Overloads (IR version 10) would allow several bodies in one model, but
+# onnxruntime up to 1.26 runs the last one for every node, silently.
+MIN_IR_VERSION = 8
 # ReduceMax and ReduceMean take their axes as an input.
 REDUCE_AXES_INPUT_OPSET = 18
 _INT64_MAX = 2**63 - 1
@@ -20,6 +24,32 @@ class NoBody:
     """Why a model gets no function body; it then needs the library to run."""
 
     reason: str
+
+
+def early_refusal(
+    op_type: str, num_nodes: int, opset: int, ir_version: int, min_opset: int
+) -> NoBody | None:
+    """Why a model gets no body of an operator, whatever its nodes are; None if it may get one.
+
+    Args:
+        op_type: the operator.
+        num_nodes: of the operator in the model.
+        opset: the ai.onnx opset the model imports.
+        ir_version: the model's.
+        min_opset: the first one with the operators of the body.
+    """
+    if not num_nodes:
+        return NoBody(f"the model has no {op_type} node")
+    if opset < min_opset:
+        return NoBody(
+            f"the model's opset is {opset}; the body of {op_type} takes operators of opset "
+            f"{min_opset}"
+        )
+    if ir_version < MIN_IR_VERSION:
+        return NoBody(
+            f"the model's IR version is {ir_version}; functions begin at {MIN_IR_VERSION}"
+        )
+    return None
 
 
 class BodyNodes:

@@ -17,7 +17,13 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from onnx import FunctionProto, TensorProto, helper
 
-from onnx_ternary.op.body_nodes import ATTRIBUTE_REFERENCE_OPSET, BodyNodes, NoBody
+from onnx_ternary.op.body_nodes import (
+    ATTRIBUTE_REFERENCE_OPSET,
+    CAST_LIKE_OPSET,
+    BodyNodes,
+    NoBody,
+    early_refusal,
+)
 from onnx_ternary.schema import (
     DOMAIN,
     INPUT_NAMES,
@@ -33,10 +39,6 @@ from onnx_ternary.schema import (
 
 # BitShift, Range, CumSum, ScatterElements, Pad and Round with their present meaning.
 MIN_OPSET = 11
-CAST_LIKE_OPSET = 15
-# Model-local functions. Overloads (IR version 10) would allow several bodies in one model, but
-# onnxruntime up to 1.26 runs the last one for every node, silently.
-MIN_IR_VERSION = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +137,9 @@ def make_function_body(
     Returns:
         The function, or why there is none.
     """
-    if not variants:
-        return NoBody(f"the model has no {OP_TYPE} node")
-    if opset < MIN_OPSET:
-        return NoBody(
-            f"the model's opset is {opset}; decoding takes operators of opset {MIN_OPSET}"
-        )
-    if ir_version < MIN_IR_VERSION:
-        return NoBody(
-            f"the model's IR version is {ir_version}; functions begin at {MIN_IR_VERSION}"
-        )
+    refusal = early_refusal(OP_TYPE, len(variants), opset, ir_version, MIN_OPSET)
+    if refusal is not None:
+        return refusal
     if not all(variant.has_n for variant in variants):
         return NoBody(
             f"at opset {opset} a function finds N only in the shape of scale or bias, and a node "

@@ -16,8 +16,13 @@ from onnx import FunctionProto, TensorProto, helper
 
 from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.index.packed import COLUMN_TILE
-from onnx_ternary.op.body_nodes import ATTRIBUTE_REFERENCE_OPSET, BodyNodes, NoBody
-from onnx_ternary.op.function_body import CAST_LIKE_OPSET, MIN_IR_VERSION
+from onnx_ternary.op.body_nodes import (
+    ATTRIBUTE_REFERENCE_OPSET,
+    CAST_LIKE_OPSET,
+    BodyNodes,
+    NoBody,
+    early_refusal,
+)
 from onnx_ternary.schema import (
     DOMAIN,
     GATHER_ATTRIBUTES,
@@ -129,17 +134,11 @@ def make_gather_body(
     Returns:
         The function, or why there is none.
     """
-    if not variants:
-        return NoBody(f"the model has no {GATHER_TYPE} node")
-    if opset < ATTRIBUTE_REFERENCE_OPSET:
-        return NoBody(
-            f"the model's opset is {opset}; the body of {GATHER_TYPE} takes operators of opset "
-            f"{ATTRIBUTE_REFERENCE_OPSET}"
-        )
-    if ir_version < MIN_IR_VERSION:
-        return NoBody(
-            f"the model's IR version is {ir_version}; functions begin at {MIN_IR_VERSION}"
-        )
+    refusal = early_refusal(
+        GATHER_TYPE, len(variants), opset, ir_version, ATTRIBUTE_REFERENCE_OPSET
+    )
+    if refusal is not None:
+        return refusal
     distinct = dict.fromkeys(variants)
     if len(distinct) > 1:
         return NoBody(

@@ -12,7 +12,8 @@ from onnx import ModelProto, compose, helper, numpy_helper
 
 import onnx_ternary
 from onnx_ternary import OptimizeOptions
-from onnx_ternary.schema import OP_TYPE
+from onnx_ternary.schema import OP_TYPE, OP_TYPES
+from tests.catalogue.table import tied_head
 
 ALL = OptimizeOptions(min_elements=0)
 IO_MAP = [("h", "g")]
@@ -104,6 +105,19 @@ def test_merged_with_prefixes_is_restored(tmp_path: Path) -> None:
     again = onnx_ternary.optimize(restored, ALL).report
     assert not again.changed
     assert again.already_converted == ("a_one", "b_two")
+
+
+def test_tied_embeddings_merged_with_prefixes_are_restored() -> None:
+    """Both operators of a model, whose gather reads the product's index."""
+    one = onnx_ternary.optimize(tied_head()).to_proto()
+    prefixed = compose.add_prefix(one, "a_")
+    assert op_types(prefixed) == ["a_TernaryIndexedGather", "a_TernaryIndexedMatMul"]
+    result = onnx_ternary.optimize(prefixed)
+    assert set(result.report.restored) == {"a_embed", "a_head"}
+    restored = result.to_proto()
+    assert op_types(restored) == ["TernaryIndexedGather", "TernaryIndexedMatMul"]
+    assert {each.name for each in restored.functions} == set(OP_TYPES)
+    assert onnx_ternary.verify(prefixed, restored).passed
 
 
 def test_a_function_that_is_only_named_like_the_op_stays() -> None:
