@@ -28,6 +28,11 @@ _PLAIN_ISAS = ("scalar", "portable")
 _registered: weakref.WeakSet[ort.SessionOptions] = weakref.WeakSet()
 
 
+def onnxruntime_version() -> tuple[int, ...]:
+    """Major and minor number of the onnxruntime that is installed."""
+    return tuple(int(part) for part in ort.__version__.split(".")[:2])
+
+
 def register(session_options: ort.SessionOptions) -> ort.SessionOptions:
     """Make sessions with these options able to run converted models; safe to call again.
 
@@ -45,8 +50,7 @@ def register(session_options: ort.SessionOptions) -> ort.SessionOptions:
     """
     if session_options in _registered:
         return session_options
-    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
-    if version < MIN_ONNXRUNTIME:
+    if onnxruntime_version() < MIN_ONNXRUNTIME:
         raise LibraryError(
             f"onnxruntime is {ort.__version__}, expected {'.'.join(map(str, MIN_ONNXRUNTIME))} or "
             "later; upgrade it with 'pip install -U onnxruntime'."

@@ -153,7 +153,12 @@ def relocated(proto: onnx.ModelProto, model: Path | None) -> tuple[onnx.ModelPro
     real = {location: _data_file_of(location, model) for location in map(location_of, tensors)}
     if not real:
         return copy, Path()
-    folder = Path(os.path.commonpath([path.parent for path in real.values()]))
+    try:
+        folder = Path(os.path.commonpath([path.parent for path in real.values()]))
+    except ValueError as error:  # Windows
+        raise ModelError(
+            "The model's data files lie on several drives; copy them to one to verify it."
+        ) from error
     for tensor in tensors:
         for entry in tensor.external_data:
             if entry.key == "location":

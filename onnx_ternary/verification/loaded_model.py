@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto
 from onnx_ternary import _onnxruntime as ort
 from onnx_ternary import runtime
 from onnx_ternary._machine import session_threads
-from onnx_ternary.errors import LibraryError, ModelError, OnnxTernaryError
+from onnx_ternary.errors import ModelError, OnnxTernaryError
 from onnx_ternary.model_files.external_data import external_protos, relocated, stored_array
 from onnx_ternary.model_files.load import ModelFile, from_bytes
 from onnx_ternary.model_files.save import to_proto
@@ -25,6 +25,8 @@ from onnx_ternary.schema import OP_TYPE
 
 Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | ir.Model | ModelFile"
 
+# The first onnxruntime that can be told where the data of a model in memory lies.
+_KNOWS_DATA_FOLDER = (1, 21)
 
 _MakeSession: TypeAlias = "Callable[[str | bytes, ort.SessionOptions], ort.InferenceSession]"
 
@@ -124,17 +126,14 @@ class LoadedModel:
         self, proto: ModelProto, options: ort.SessionOptions, make: _MakeSession
     ) -> ort.InferenceSession:
         proto, folder = relocated(proto, self.path)
-        entry = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(entry, str(folder))
-        try:
-            return make(proto.SerializeToString(), options)
-        except LibraryError:
-            raise
-        except Exception:  # onnxruntime below 1.21 does not know the entry
+        if runtime.onnxruntime_version() >= _KNOWS_DATA_FOLDER:
+            entry = "session.model_external_initializers_file_folder_path"
+            options.add_session_config_entry(entry, str(folder))
+        else:
             for tensor in external_protos(proto):
                 array = stored_array(tensor, folder / "model")
                 tensor.CopyFrom(ir.to_proto(ir.Tensor(array, name=tensor.name)))
-            return make(proto.SerializeToString(), options)
+        return make(proto.SerializeToString(), options)
 
     def run(
         self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str], *, optimized: bool

@@ -1,6 +1,8 @@
-"""What a session's error advises: something that can help."""
+"""Sessions of a model: where an edited copy finds data, and what an error advises."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_ternary.errors import ModelError
+from onnx_ternary.runtime import onnxruntime_version
 from onnx_ternary.verification.loaded_model import LoadedModel
 
 
@@ -39,3 +42,19 @@ def test_a_model_that_does_not_load_asks_for_its_operators() -> None:
     unknown.graph.node[0].op_type = "Unknown"
     with pytest.raises(ModelError, match="--library"):
         LoadedModel.load(unknown, "original", ()).session(None, optimized=False)
+
+
+@pytest.mark.parametrize("version", [(1, 20), onnxruntime_version()])
+def test_an_edited_copy_finds_its_data(
+    version: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older onnxruntime cannot be told where the data of a model in memory lies."""
+    proto = table(3)
+    path = tmp_path / "model.onnx"
+    expected = numpy_helper.to_array(proto.graph.initializer[0])
+    onnx.save(proto, path, save_as_external_data=True, location="x.data", size_threshold=0)
+    model = LoadedModel.load(path, "original", ())
+    monkeypatch.setattr("onnx_ternary.runtime.onnxruntime_version", lambda: version)
+    session = model.session(model.proto, optimized=False)
+    (y,) = session.run(None, {"ids": np.array([2])})
+    np.testing.assert_array_equal(y, expected[[2]])
