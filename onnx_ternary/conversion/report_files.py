@@ -61,7 +61,7 @@ class ReportFiles:
 
 
 def check_distinct(texts: Mapping[str, Path | None], models: Iterable[Path | None]) -> None:
-    """Refuse a report that would replace a model, or another report, and what names no file.
+    """Refuse a report that would replace a model, its data or a report, and what names no file.
 
     Raises:
         ModelError: naming the file.
@@ -70,6 +70,8 @@ def check_distinct(texts: Mapping[str, Path | None], models: Iterable[Path | Non
     for model in filter(None, models):
         check_name(model)
         taken[model.resolve()] = "the model"
+        data = model.with_name(f"{model.name}.data")
+        taken[data.resolve()] = "the model's external data"
     for what, path in texts.items():
         if path is None:
             continue

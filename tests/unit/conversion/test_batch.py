@@ -140,6 +140,9 @@ def test_a_report_that_would_replace_a_model_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.onnx")
     with pytest.raises(ModelError, match="would replace the model"):
         onnx_ternary.convert_many([tmp_path], None, ALL, report_path=tmp_path / "a.ternary.onnx")
+    for name in ("a.onnx.data", "a.ternary.onnx.data"):
+        with pytest.raises(ModelError, match="would replace the model's external data"):
+            onnx_ternary.convert_many([tmp_path], None, ALL, report_path=tmp_path / name)
     with pytest.raises(ModelError, match="would replace the report"):
         onnx_ternary.convert_many(
             [tmp_path],
