@@ -20,7 +20,6 @@ from onnx_ternary.op.nodes import (
     node_label,
 )
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
-from onnx_ternary.reports.report import Rewrite
 
 from ..constants.constant import Constant, Folder
 from ..match import Context, Rejection, Table, TernaryMatMul
@@ -34,7 +33,7 @@ from .model_editor import (
 )
 from .remaining import Quantized, requantize
 from .renamed import Restored
-from .tables import HeldIndex, scale_kind
+from .tables import HeldIndex
 
 # Below opset 12 a body learns N from the shape of the scale or the bias only.
 _FIRST_OPSET_WITH_SCALAR_BIAS = 12
@@ -90,23 +89,15 @@ class Replacer:
         node = insert(self._editor, match, inputs, attributes)
         self._remove(match)
         self._found.roots[id(weight.root)] = weight.root
-        row = Rewrite(
-            node=name,
-            op_type=product.op_type,
+        row = tables.report_row(
+            product,
+            weight,
+            attributes,
+            match.scale,
             pattern=match.pattern,
             graph=where,
             input=match.x.name or "",
             output=match.output.name or "",
-            weight=weight.name,
-            K=attributes.K,
-            N=attributes.N,
-            dtype=weight.dtype.name.lower(),
-            index_format=attributes.index_format,
-            storage=attributes.storage,
-            alphabet=attributes.alphabet,
-            scale=scale_kind(match.scale, attributes.group_size),
-            activation=attributes.activation,
-            bytes_before=weight.stored_bytes,
             bytes_after=stored.nbytes + match.scale.nbytes,
             shares_index_with=shared_with,
             max_relative_change=match.levels.max_relative_change,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -159,23 +160,15 @@ def replace(editor: ModelEditor, table: Table, found: Found, where: str) -> tupl
     graph.remove(old, safe=True)
     for value in operands:
         editor.prune(value)
-    row = Rewrite(
-        node=node_label(old),
-        op_type=old.op_type,
+    row = report_row(
+        old,
+        weight,
+        attributes,
+        found.scale,
         pattern=old.op_type,
         graph=where,
         input=table.indices.name or "",
         output=output.name or "",
-        weight=weight.name,
-        K=attributes.K,
-        N=attributes.N,
-        dtype=weight.dtype.name.lower(),
-        index_format=attributes.index_format,
-        storage=attributes.storage,
-        alphabet=attributes.alphabet,
-        scale=scale_kind(found.scale, attributes.group_size),
-        activation=attributes.activation,
-        bytes_before=weight.stored_bytes,
         bytes_after=stored.nbytes + found.scale.nbytes,
         shares_index_with=stored.first_user,
         max_relative_change=found.max_relative_change,
@@ -183,6 +176,34 @@ def replace(editor: ModelEditor, table: Table, found: Found, where: str) -> tupl
     return row, node
 
 
-def scale_kind(scale: NDArray[np.float32], group_size: int) -> str:
-    """What has a scale of its own, for reports."""
-    return ("tensor", "column", f"group of {group_size}")[scale.ndim]
+def report_row(
+    old: ir.Node,
+    weight: Constant,
+    attributes: OpAttributes,
+    scale: NDArray[np.float32],
+    **others: Any,
+) -> Rewrite:
+    """The report's row of a replaced node.
+
+    Args:
+        old: the node.
+        weight: its constant operand.
+        attributes: of the node in its place.
+        scale: (), (N,) or (num_groups, N).
+        others: what these do not tell.
+    """
+    return Rewrite(
+        node=node_label(old),
+        op_type=old.op_type,
+        weight=weight.name,
+        K=attributes.K,
+        N=attributes.N,
+        dtype=weight.dtype.name.lower(),
+        index_format=attributes.index_format,
+        storage=attributes.storage,
+        alphabet=attributes.alphabet,
+        scale=("tensor", "column", f"group of {attributes.group_size}")[scale.ndim],
+        activation=attributes.activation,
+        bytes_before=weight.stored_bytes,
+        **others,
+    )

@@ -64,7 +64,7 @@ def export_command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Write MODEL to OUTPUT with standard operators instead of TernaryIndexedMatMul."""
+    """Write MODEL to OUTPUT with standard operators instead of this package's."""
     out = Output(quiet, verbose)
     with out.progress("Exporting") as progress:
         verifying = Verifying(run_verify, inputs, verification, libraries, progress)

@@ -44,6 +44,19 @@ class Verifying:
     custom_op_libraries: Sequence[str | PathLike[str]] = ()
     progress: Progress | None = None
 
+    @classmethod
+    def of(
+        cls,
+        asked: bool | None,
+        inputs: Inputs | None,
+        options: VerificationOptions | None,
+        custom_op_libraries: Sequence[str | PathLike[str]],
+        progress: Progress | None,
+    ) -> Verifying:
+        """What a public function is asked for, defaults filled in."""
+        options = options or VerificationOptions()
+        return cls(asked, inputs, options, tuple(custom_op_libraries), progress)
+
     def why_not(self, nothing: str) -> str:
         """Why a result is not verified; empty if it is.
 

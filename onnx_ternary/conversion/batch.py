@@ -104,16 +104,10 @@ def convert_many(
             a model would replace itself by way of it.
         ModelError: if a folder, the report or the summary cannot be written.
     """
-    each = ConversionSettings(
-        options or OptimizeOptions(),
-        requirements or Requirements(),
-        Verifying(
-            verify_result,
-            inputs,
-            verification or VerificationOptions(),
-            tuple(custom_op_libraries),
-            progress,
-        ),
+    each = ConversionSettings.of(
+        options,
+        requirements,
+        Verifying.of(verify_result, inputs, verification, custom_op_libraries, progress),
         ReportFiles.of(report_path, summary_path, annotations_path),
     )
     return convert_models(sources, target, BatchSettings(each, in_place, dry_run, jobs))

@@ -74,16 +74,10 @@ def convert(
         RequirementError: if a requirement is not met.
         VerificationError: if the converted model's answers are not within the stated bounds.
     """
-    settings = ConversionSettings(
-        options or OptimizeOptions(),
-        requirements or Requirements(),
-        Verifying(
-            verify_result,
-            inputs,
-            verification or VerificationOptions(),
-            custom_op_libraries,
-            progress,
-        ),
+    settings = ConversionSettings.of(
+        options,
+        requirements,
+        Verifying.of(verify_result, inputs, verification, custom_op_libraries, progress),
         ReportFiles.of(report_path, summary_path, annotations_path),
     )
     return convert_file(Path(source), None if target is None else Path(target), settings)

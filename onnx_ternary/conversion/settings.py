@@ -25,6 +25,17 @@ class ConversionSettings:
     verifying: Verifying = field(default_factory=Verifying)
     files: ReportFiles = field(default_factory=ReportFiles)
 
+    @classmethod
+    def of(
+        cls,
+        options: OptimizeOptions | None,
+        requirements: Requirements | None,
+        verifying: Verifying,
+        files: ReportFiles,
+    ) -> ConversionSettings:
+        """What a public function is asked for, defaults filled in."""
+        return cls(options or OptimizeOptions(), requirements or Requirements(), verifying, files)
+
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:

@@ -27,7 +27,7 @@ from onnx_ternary.verification.report import VerificationReport
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """A model without `TernaryIndexedMatMul`.
+    """A model without operators of this package.
 
     Attributes:
         model: the exported model; its weights are decoded when they are read or written.
@@ -125,7 +125,7 @@ def export(
     accuracy_level: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> ExportResult:
-    """Replace every `TernaryIndexedMatMul` by standard operators with the same weights.
+    """Replace every product and gather of this package by standard operators, same weights.
 
     The op's function, its domain and this package's metadata go as well.
 
@@ -168,7 +168,7 @@ def export_file(
 ) -> ExportedFile:
     """Export the model in ``source`` and write it to ``target``, or write nothing.
 
-    A model without `TernaryIndexedMatMul` is copied as it is.
+    A model without operators of this package is copied as it is.
 
     Args:
         source: a converted ONNX file.
@@ -193,13 +193,7 @@ def export_file(
         VerificationError: if the answers of the two models differ by more than the stated bounds.
         ValueError: for an unknown choice.
     """
-    verifying = Verifying(
-        verify_result,
-        inputs,
-        verification or VerificationOptions(),
-        custom_op_libraries,
-        progress,
-    )
+    verifying = Verifying.of(verify_result, inputs, verification, custom_op_libraries, progress)
     settings = ExportSettings(to, bits, accuracy_level, external_data, verifying)
     return export_to(Path(source), Path(target), settings)
 

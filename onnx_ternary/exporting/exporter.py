@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 from onnx_ternary.errors import ModelError
 from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.index.levels import TernaryWeight
-from onnx_ternary.op.body_nodes import NoBody
-from onnx_ternary.op.function_body import MIN_IR_VERSION, BodyVariant, make_function_body
+from onnx_ternary.op.body_nodes import CAST_LIKE_OPSET, MIN_IR_VERSION, NoBody
+from onnx_ternary.op.function_body import BodyVariant, make_function_body
 from onnx_ternary.op.nodes import (
     AXES_KEY,
     CHANGE_KEY,
@@ -56,7 +56,6 @@ Form = Literal["float", "matmulnbits", "qdq"]
 _NBITS_DOMAIN = "com.microsoft"
 _NBITS_BLOCK_SIZES = (256, 128, 64, 32, 16)
 _NBITS_BLOCK_SIZE = 128
-_CAST_LIKE_OPSET = 15
 _DEQUANTIZE_OPSET = 10
 _COLUMN_SCALE_OPSET = 13
 _HALF_DEQUANTIZE_OPSET = 19
@@ -167,30 +166,38 @@ class Exporter:
             self._model.metadata_props.pop(name, None)
         return products
 
-    def _export(self, node: ir.Node, opsets: dict[str, int]) -> ExportedProduct:
-        attributes = read_attributes(node)
-        codes, aux, scale, bias = index_tensors(node)
-        label = node_label(node)
+    def _opened(self, node: ir.Node, opset: int) -> tuple[_Weight, NDArray[np.float32]]:
+        """The weight of a node, of float32 numbers, and its bias; a damaged index is refused."""
+        attributes, label = read_attributes(node), node_label(node)
+        is_gather = node.op_type == GATHER_TYPE
+        tensors = index_tensors(node)
+        codes, aux, scale, bias = product_tensors(*tensors) if is_gather else tensors
         validate_index(attributes, codes, aux, scale, bias, node=label)
         # Now, and not only when the tensor is written: a damaged index is refused by name.
         decode_index(attributes, codes, aux, node=label)
         check_digest(node)
-        self._place = _Place(node, opsets.get("", 0), self._names)
-        dtype = self._place.dtype
-        is_float = attributes.activation == "float"
-        has_kernel = self._form != "matmulnbits" or dtype != ir.DataType.BFLOAT16
-        if dtype is None or not (is_float and has_kernel and _exact_in(dtype, scale, bias)):
-            dtype = ir.DataType.FLOAT
+        self._place = _Place(node, opset, self._names)
         codes_value = node.inputs[1]
         assert codes_value is not None
         weight = _Weight(
             codes=codes_value,
-            scale_value=node.inputs[3],
+            scale_value=node.inputs[2 if is_gather else 3],
             attributes=attributes,
             levels=lambda: decode_index(attributes, codes, aux, node=label),
             scale=scale,
-            dtype=dtype,
+            dtype=ir.DataType.FLOAT,
         )
+        return weight, bias
+
+    def _export(self, node: ir.Node, opsets: dict[str, int]) -> ExportedProduct:
+        label = node_label(node)
+        weight, bias = self._opened(node, opsets.get("", 0))
+        attributes, dtype = weight.attributes, self._place.dtype
+        is_float = attributes.activation == "float"
+        has_kernel = self._form != "matmulnbits" or dtype != ir.DataType.BFLOAT16
+        if dtype is None or not (is_float and has_kernel and _exact_in(dtype, weight.scale, bias)):
+            dtype = ir.DataType.FLOAT
+        weight = replace(weight, dtype=dtype)
         if is_float:
             operator = self._float_product(weight, bias)
         else:
@@ -199,29 +206,22 @@ class Exporter:
             opsets.setdefault(_NBITS_DOMAIN, 1)
         self._place.replace()
         return ExportedProduct(
-            label, operator, attributes.K, attributes.N, dtype.name.lower(), attributes.activation
+            label,
+            operator,
+            attributes.K,
+            attributes.N,
+            dtype.name.lower(),
+            attributes.activation,
         )
 
     def _export_gather(self, node: ir.Node, opsets: dict[str, int]) -> ExportedProduct:
         """Gather of a table of its own, (N, K) in the type of its rows, in every form."""
-        attributes, label = read_attributes(node), node_label(node)
-        codes, aux, scale, bias = product_tensors(*index_tensors(node))
-        validate_index(attributes, codes, aux, scale, bias, node=label)
-        decode_index(attributes, codes, aux, node=label)
-        check_digest(node)
-        place = self._place = _Place(node, opsets.get("", 0), self._names)
-        codes_value, like = node.inputs[1], node.inputs[3]
-        assert codes_value is not None
+        label = node_label(node)
+        weight, _ = self._opened(node, opsets.get("", 0))
+        place, attributes, like = self._place, weight.attributes, node.inputs[3]
         if like is None or like.dtype is None:
             raise place.refusal("the type of its rows is unknown", "convert the model again")
-        weight = _Weight(
-            codes=codes_value,
-            scale_value=node.inputs[2],
-            attributes=attributes,
-            levels=lambda: decode_index(attributes, codes, aux, node=label),
-            scale=scale,
-            dtype=like.dtype,
-        )
+        weight = replace(weight, dtype=like.dtype)
         shape = (attributes.N, attributes.K)
         table = self._constant(
             weight, "table", weight.dtype, shape, lambda: np.ascontiguousarray(weight.dense().T)
@@ -229,7 +229,12 @@ class Exporter:
         place.add("Gather", [table, place.x], is_product=True)
         place.replace()
         return ExportedProduct(
-            label, "Gather", attributes.K, attributes.N, weight.dtype.name.lower(), "float"
+            label,
+            "Gather",
+            attributes.K,
+            attributes.N,
+            weight.dtype.name.lower(),
+            "float",
         )
 
     def _float_product(self, weight: _Weight, bias: NDArray[np.float32]) -> str:
@@ -244,7 +249,7 @@ class Exporter:
             return operator
         if place.dtype is not None:
             place.cast(y, place.dtype)
-        elif place.opset >= _CAST_LIKE_OPSET:
+        elif place.opset >= CAST_LIKE_OPSET:
             place.add("CastLike", [y, place.x])
         else:
             raise place.refusal(
