@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s]+)\)")
+_LINK = re.compile(r"(\]\(|src(?:set)?=\")(?!https?:|#|mailto:)([^)\s\"]+)(?=[)\"])")
 _IMAGES = (".svg", ".png", ".gif")
 _BEFORE = "[project.scripts]\n"
 
@@ -19,9 +19,9 @@ def absolute_links(text: str, repository: str, tag: str) -> str:
     """README's text with links to the files of one tag; pictures as their own bytes."""
 
     def absolute(match: re.Match[str]) -> str:
-        path = match[1].removeprefix("./")
+        path = match[2].removeprefix("./")
         kind = "raw" if path.partition("#")[0].endswith(_IMAGES) else "blob"
-        return f"](https://github.com/{repository}/{kind}/{tag}/{path})"
+        return f"{match[1]}https://github.com/{repository}/{kind}/{tag}/{path}"
 
     return _LINK.sub(absolute, text)
 

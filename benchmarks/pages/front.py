@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -119,8 +120,8 @@ def rival_table(results: Mapping[str, Any]) -> str:
     return table(head, rows)
 
 
-def first(results: Mapping[str, Any], image: str) -> str:
-    """The numbers that matter, against float32, and the picture of them at ``image``."""
+def first(results: Mapping[str, Any], images: str) -> str:
+    """The numbers that matter, against float32, and the pictures of them in folder ``images``."""
     models = _models(results)
     (before, slow), (after, fast) = models[BASELINE], models[FLOAT]
     loads = [float(np.median(each["loads_s"])) for each in (before, after)]
@@ -132,11 +133,16 @@ def first(results: Mapping[str, Any], image: str) -> str:
     return (
         f"**{before['file'] / after['file']:.0f} times smaller, loaded "
         f"{loads[0] / loads[1]:.0f} times sooner, {faster(fast, slow):.0f} times the tokens a "
-        f"second, the same answers.**\n\n![{words}]({image})"
+        "second, the same answers.**\n\n"
+        "<picture>\n"
+        f'  <source media="(max-width: 600px)" srcset="{images}/front_narrow.svg">\n'
+        f'  <img src="{images}/front.svg" alt="{words}">\n'
+        "</picture>"
     )
 
 
-_WIDTH, _HEIGHT, _PANEL, _BAR = 880, 176, 280, 26
+_WIDTH, _PANEL_WIDTH, _PANEL_HEIGHT, _BAR = 880, 280, 176, 26
+_PANEL_GAP, _MARGIN, _ROOM_FOR_NUMBER = 15, 10, 75
 _STYLE = """\
 text { font: 14px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1f2328 }
 .title { font-weight: 600 } .small { font-size: 12px; fill: #59636e } .own { font-weight: 600 }
@@ -147,43 +153,64 @@ text { font: 14px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 }"""
 
 
-def picture(results: Mapping[str, Any]) -> str:
-    """Bars of file, load time and speed as SVG that follows the reader's light or dark theme."""
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    title: str
+    value: Callable[[Row, Row], float]
+    text: Callable[[Row, Row], str]
+
+
+_PANELS = (
+    _Panel("size of the file", lambda load, _: load["file"], lambda load, _: _size(load["file"])),
+    _Panel(
+        "time to load",
+        lambda load, _: float(np.median(load["loads_s"])),
+        lambda load, _: _seconds(load),
+    ),
+    _Panel(
+        "tokens a second",
+        lambda _, run: tokens_a_second(run),
+        lambda _, run: f"{tokens_a_second(run):.3g}",
+    ),
+)
+
+
+def picture(results: Mapping[str, Any], *, narrow: bool = False) -> str:
+    """Bars of file, load time and speed as SVG that follows the reader's light or dark theme.
+
+    Three panels side by side; below each other where ``narrow``, for the width of a phone.
+    """
     models = _models(results)
-    panels: tuple[tuple[str, Callable[[Row, Row], float], Callable[[Row, Row], str]], ...] = (
-        ("size of the file", lambda load, _: load["file"], lambda load, _: _size(load["file"])),
-        (
-            "time to load",
-            lambda load, _: float(np.median(load["loads_s"])),
-            lambda load, _: _seconds(load),
-        ),
-        (
-            "tokens a second",
-            lambda _, run: tokens_a_second(run),
-            lambda _, run: f"{tokens_a_second(run):.3g}",
-        ),
-    )
-    names = ("float32", "MatMulNBits", "onnx-ternary")
+    width = _PANEL_WIDTH + 2 * _MARGIN if narrow else _WIDTH
+    height = _PANEL_HEIGHT * (len(_PANELS) if narrow else 1)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
         "<title>A decoder of BitNet b1.58 2B's shape before and after conversion</title>",
         f"<style>{_STYLE}</style>",
     ]
-    for position, (title, value, text) in enumerate(panels):
-        left = 10 + position * (_PANEL + 15)
-        most = max(value(*models[name]) for name in CANDIDATES)
-        lines.append(f'<text class="title" x="{left}" y="18">{title}</text>')
-        for row, (name, label) in enumerate(zip(CANDIDATES, names, strict=True)):
-            ours = name == FLOAT
-            top = 32 + row * 46
-            length = max(2.0, value(*models[name]) / most * (_PANEL - 75))
-            lines.append(f'<text class="small" x="{left}" y="{top + 11}">{label}</text>')
-            lines.append(
-                f'<rect class="bar{" ours" if ours else ""}" x="{left}" y="{top + 15}" '
-                f'width="{length:.1f}" height="{_BAR}" rx="3"/>'
-            )
-            lines.append(
-                f'<text class="{"own" if ours else ""}" x="{left + length + 8:.1f}" '
-                f'y="{top + 33}">{text(*models[name])}</text>'
-            )
+    for position, panel in enumerate(_PANELS):
+        left = 0 if narrow else position * (_PANEL_WIDTH + _PANEL_GAP)
+        top = position * _PANEL_HEIGHT if narrow else 0
+        lines += _bars(panel, models, left + _MARGIN, top)
     return "\n".join([*lines, "</svg>", ""])
+
+
+def _bars(panel: _Panel, models: dict[str, tuple[Row, Row]], left: int, top: int) -> list[str]:
+    """One panel: a bar for each candidate, with its name above and its number behind."""
+    most = max(panel.value(*models[name]) for name in CANDIDATES)
+    lines = [f'<text class="title" x="{left}" y="{top + 18}">{panel.title}</text>']
+    for row, (name, label) in enumerate(
+        zip(CANDIDATES, ("float32", "MatMulNBits", "onnx-ternary"), strict=True)
+    ):
+        ours = name == FLOAT
+        y = top + 32 + row * 46
+        share = panel.value(*models[name]) / most
+        length = max(2.0, share * (_PANEL_WIDTH - _ROOM_FOR_NUMBER))
+        lines += [
+            f'<text class="small" x="{left}" y="{y + 11}">{label}</text>',
+            f'<rect class="bar{" ours" if ours else ""}" x="{left}" y="{y + 15}" '
+            f'width="{length:.1f}" height="{_BAR}" rx="3"/>',
+            f'<text class="{"own" if ours else ""}" x="{left + length + 8:.1f}" '
+            f'y="{y + 33}">{panel.text(*models[name])}</text>',
+        ]
+    return lines

@@ -64,11 +64,11 @@ def main() -> None:
     kernel, model = _result("kernel.json"), _result("model.json")
     places = {
         "README.md": {
-            "first": front.first(model, "docs/images/front.svg"),
+            "first": front.first(model, "docs/images"),
             "models": front.model_table(model),
             "rivals": front.rival_table(kernel),
         },
-        "docs/index.md": {"first": front.first(model, "images/front.svg")},
+        "docs/index.md": {"first": front.first(model, "images")},
     }
     contents: dict[Path, Callable[[str], str]] = {
         ROOT / "docs" / "performance.md": lambda text: kernel_pages.filled(
@@ -76,6 +76,7 @@ def main() -> None:
         ),
         ROOT / "docs" / "models.md": lambda text: model_pages.filled(text, model),
         ROOT / "docs" / "images" / "front.svg": lambda _: front.picture(model),
+        ROOT / "docs" / "images" / "front_narrow.svg": lambda _: front.picture(model, narrow=True),
     }
     for name, place in places.items():
         contents[ROOT / name] = partial(fill, places=place)

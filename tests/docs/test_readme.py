@@ -70,9 +70,25 @@ def test_readme_is_short_and_shows_first_what_matters() -> None:
 
 def test_every_link_of_the_readme_leads_to_a_file() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("https:")]
+    links = re.findall(r"(?:\]\(|src(?:set)?=\")([^)#\"]+)", text)
+    links = [link for link in links if not link.startswith("https:")]
     assert len(links) > 20
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_badges_say_what_the_package_needs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    badges = set(re.findall(r"img\.shields\.io/badge/([^)]*)-blue\)", text))
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+    (python,) = re.findall(r"^requires-python = .>=([0-9.]+)", project, re.MULTILINE)
+    (onnxruntime,) = re.findall(r"^  .onnxruntime>=([0-9.]+)", project, re.MULTILINE)
+    (license_name,) = re.findall(r"^license = .(\w+)", project, re.MULTILINE)
+    assert badges == {
+        f"Python-{python}%2B",
+        f"onnxruntime-{onnxruntime}%2B",
+        f"license-{license_name}",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(set(commands("README.md")) - INSTALLING))

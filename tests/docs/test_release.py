@@ -15,7 +15,7 @@ import onnx_ternary
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / ".ci/release_metadata.py"
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="the tests do not lie in a checkout")
-_RELATIVE = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+_RELATIVE = re.compile(r"(?:\]\(|src(?:set)?=\")(?!https?:|#)([^)#\s\"]+)")
 
 
 @pytest.fixture
@@ -44,7 +44,10 @@ def test_readme_of_a_release_has_only_absolute_links(checkout: Path) -> None:
     assert change(checkout, "someone/onnx-ternary", "v1.2.3").returncode == 0
     text = (checkout / "README.md").read_text(encoding="utf-8")
     assert _RELATIVE.findall(text) == []
-    assert "(https://github.com/someone/onnx-ternary/raw/v1.2.3/docs/images/front.svg)" in text
+    raw = "https://github.com/someone/onnx-ternary/raw/v1.2.3/docs/images"
+    for picture in (f'srcset="{raw}/front_narrow.svg"', f'src="{raw}/front.svg"'):
+        assert picture in text
+    assert f"({raw}/terminal.svg)" in text
     assert "(https://github.com/someone/onnx-ternary/blob/v1.2.3/CHANGELOG.md)" in text
 
 
