@@ -24,6 +24,7 @@ from onnx_ternary.conversion.convert import convert_file
 from onnx_ternary.conversion.settings import ConversionSettings
 from onnx_ternary.errors import ExitCode, ModelError, OnnxTernaryError
 from onnx_ternary.model_files.sizes import stored_bytes
+from onnx_ternary.model_files.targets import remove_left_lock
 from onnx_ternary.reports.outcome import Outcome
 
 # Peak of a process that converts and verifies: 7.0 times the file for one weight of 196 MB inside
@@ -101,6 +102,8 @@ def convert_all(tasks: Sequence[Task], jobs: int, finish: Callable[[Outcome], No
     def clean(task: Task) -> None:
         for folder in _staging_folders(task) - before[task.source]:
             shutil.rmtree(folder, ignore_errors=True)
+        if task.target is not None:
+            remove_left_lock(task.target.resolve())
 
     try:
         while waiting:
@@ -196,7 +199,7 @@ def _staging_folders(task: Task) -> set[Path]:
     if task.target is None:
         return set()  # those of dry runs are in a scratch folder
     target = task.target.resolve()
-    return set(target.parent.glob(f".{glob.escape(target.name)}.*"))
+    return {each for each in target.parent.glob(f".{glob.escape(target.name)}.*") if each.is_dir()}
 
 
 def _prepare_child(scratch: str | None, jobs: int) -> None:

@@ -21,6 +21,8 @@ from onnx_ternary.model_files.load import ModelFile, data_files
 if sys.platform != "win32":
     import fcntl
 
+    _LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
 _DIGEST_LENGTH = 12
 # Of a ModelProto, whichever of its fields stands first: what a text that names a data file hardly
 # begins with.
@@ -102,10 +104,9 @@ def locked(target: Path) -> Iterator[None]:
     if sys.platform == "win32":  # renaming onto a file that is open fails there
         yield
         return
-    path = target.with_name(f".{target.name}.lock")
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    path = _lock_of(target)
     while True:
-        lock = os.open(path, flags, 0o600)
+        lock = os.open(path, _LOCK_FLAGS | os.O_CREAT, 0o600)
         try:
             with suppress(OSError):  # some file systems have no locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -121,6 +122,25 @@ def locked(target: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(lock)
+
+
+def remove_left_lock(target: Path) -> None:
+    """Remove the lock file of a process that was killed, unless another one has the lock by now."""
+    if sys.platform == "win32":
+        return
+    path = _lock_of(target)
+    with suppress(OSError):  # there is none, or somebody has it
+        lock = os.open(path, _LOCK_FLAGS)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                path.unlink()
+        finally:
+            os.close(lock)
+
+
+def _lock_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
 
 
 def data_name(target: Path, staged: Path, protected: Collection[Path]) -> str:

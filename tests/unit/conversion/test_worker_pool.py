@@ -14,6 +14,7 @@ from onnx_ternary import _machine
 from onnx_ternary.conversion import worker_pool
 from onnx_ternary.conversion.settings import ConversionSettings
 from onnx_ternary.errors import ExitCode
+from onnx_ternary.model_files.targets import locked
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.outcome import Outcome
 from tests.support.folders import write
@@ -29,8 +30,9 @@ def die_or_name(task: worker_pool.Task) -> Outcome:
     """Stand for a conversion in a worker; one kind of model kills its process."""
     if "killer" in task.source.name:
         assert task.target is not None
-        task.target.with_name(f".{task.target.name}.half").mkdir(exist_ok=True)
-        os.kill(os.getpid(), signal.SIGKILL)
+        with locked(task.target):
+            task.target.with_name(f".{task.target.name}.half").mkdir(exist_ok=True)
+            os.kill(os.getpid(), signal.SIGKILL)
     return Outcome(task.source, task.target, None)
 
 
