@@ -76,6 +76,7 @@ CpuFeatureSet Detect() {
   if (highest_leaf < 7) return features;
   const CpuidRegisters leaf1 = Cpuid(1, 0);
   const CpuidRegisters leaf7 = Cpuid(7, 0);
+  const CpuidRegisters leaf7_1 = leaf7.eax >= 1 ? Cpuid(7, 1) : CpuidRegisters();
   const auto bit = [](uint32_t word, int position) { return ((word >> position) & 1u) != 0; };
   const uint64_t xmm_and_ymm = 6;
   const bool osxsave = bit(leaf1.ecx, 27);

@@ -18,6 +18,8 @@ constexpr SelectionRow kSelection[] = {
     {built::packed_gemv_float_4x4_avx512vnni, 1, 8},
     {built::packed_gemm_int8_8x4_avx512vnni, 1, kAnyRows},
     {built::packed_gemm_float_16x8_avx512bw, 9, kAnyRows},
+    {built::packed_gemv_float_2x2_avxvnni, 1, 3},
+    {built::packed_gemm_int8_6x2_avxvnni, 1, 9},
     {built::packed_gemv_float_1x4_avx2, 1, 2},
     {built::packed_gemm_float_8x8_avx2, 1, kAnyRows},
     {built::packed_gemv_int8_1x4_avx2, 1, 1},

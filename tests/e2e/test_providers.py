@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 CPU = "CPUExecutionProvider"
 # By rows, the best first.
 BEST_FLOAT_ISAS = {
-    1: ("avx512vnni", "avx2", "neon_dotprod", "neon"),
+    1: ("avx512vnni", "avxvnni", "avx2", "neon_dotprod", "neon"),
     8: ("avx512vbmi", "avx512vnni", "avx2", "neon_i8mm", "neon_dotprod"),
 }
 IMAGES = np.load(EXAMPLES / "digits_mlp.npz")["image"][:8]

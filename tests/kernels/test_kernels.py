@@ -19,7 +19,8 @@ from tests.support.kernel_node import BUILT, BY_NAME, LIST, SUPPORTED, Node, che
 SUPPORTED_ISAS = {kernel["isa"] for kernel in SUPPORTED}
 # avx512bw and avx512vbmi have no kernels of their own for few rows or int8, neon_i8mm none for one
 # row, neon none for batches of float rows.
-VECTOR_ISAS = ("avx2", "avx512vnni", "neon_dotprod")
+VECTOR_ISAS = ("avx2", "avxvnni", "avx512vnni", "neon_dotprod")
+LEFT_TO_OTHERS = [("avxvnni", 20)]  # batches, to avx2
 each_kernel = pytest.mark.parametrize("name", [kernel["name"] for kernel in SUPPORTED])
 each_packed_kernel = pytest.mark.parametrize(
     "name", [kernel["name"] for kernel in SUPPORTED if kernel["index_format"] == "packed"]
@@ -257,8 +258,8 @@ def test_int8_kernel_large_group_scales_do_not_overflow(name: str) -> None:
     node.scale[...] = 1e35
     node = replace(node, attributes=replace(node.attributes, activation_epsilon=1e-30))
     x = rng.uniform(0.5e-28, 1e-28, (2, 256)).astype(np.float32)
-    if BY_NAME[name]["isa"] == "avx512vnni":
-        # Adds weighted integers in float32 and leaves such layers to others.
+    if BY_NAME[name]["isa"] in ("avxvnni", "avx512vnni"):
+        # They add weighted integers in float32 and leave such layers to others.
         with pytest.raises(LibraryError, match=name):
             node.run(x, name)
         y, used = node.run(x, None)
@@ -501,9 +502,15 @@ def test_forced_kernel_of_another_format_refuses() -> None:
         node.run(x, None)
 
 
-@pytest.mark.parametrize("isa", [isa for isa in VECTOR_ISAS if isa in SUPPORTED_ISAS])
+@pytest.mark.parametrize(
+    ("isa", "rows"),
+    [
+        (isa, rows)
+        for isa, rows in product(VECTOR_ISAS, (1, 20))
+        if isa in SUPPORTED_ISAS and (isa, rows) not in LEFT_TO_OTHERS
+    ],
+)
 @pytest.mark.parametrize("activation", ["float", "int8"])
-@pytest.mark.parametrize("rows", [1, 20])
 @pytest.mark.parametrize(
     ("storage", "alphabet"), [("2bit", "ternary"), ("1bit", "binary_pm"), ("1bit", "binary_01")]
 )

@@ -51,16 +51,22 @@ def insert_line(path: Path, before: str, line: str) -> None:
     path.write_text(text[:first] + line + text[first:])
 
 
-def compile_library(tree: Path, build: Path) -> Path:
-    """Build for a processor without rows of its own, without optimization: fast to build."""
+def compile_library(
+    tree: Path, build: Path, *more: str, processor: str = "none", flags: str = "-O0 -g0"
+) -> Path:
+    """Build with more options of CMake; by default for a processor without rows of its own.
+
+    Without optimization, unless `flags` say otherwise: fast to build.
+    """
     options = [
         "-DCMAKE_BUILD_TYPE=Debug",
-        "-DCMAKE_CXX_FLAGS=-O0 -g0",
+        f"-DCMAKE_CXX_FLAGS={flags}",
         "-DCMAKE_SYSTEM_NAME=Linux",
-        "-DCMAKE_SYSTEM_PROCESSOR=none",
+        f"-DCMAKE_SYSTEM_PROCESSOR={processor}",
         "-DONNX_TERNARY_WERROR=ON",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DONNXRUNTIME_INCLUDE_DIR={tree / 'headers'}",
+        *more,
     ]
     if shutil.which("ccache") is not None:
         options.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
