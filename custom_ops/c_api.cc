@@ -13,6 +13,7 @@
 #include "dispatch/kernel_registry.h"
 #include "dispatch/kernels_json.h"
 #include "dispatch/select.h"
+#include "dispatch/tile_permission.h"
 #include "index_view.h"
 #include "pack.h"
 #include "run.h"
@@ -87,6 +88,11 @@ const Kernel* NamedKernel(const std::string& name, const Layer& layer) {
     throw RunError("kernel '" + name + "' needs " + IsaName(kernel->isa) +
                    "; this CPU has: " + CpuFeatures() + ".");
   }
+  if (!IsaPermitted(kernel->isa)) {
+    throw RunError("kernel '" + name +
+                   "' needs the tiles of AMX, which the operating system does " +
+                   "not let this process use.");
+  }
   if (!Accepts(*kernel, layer)) {
     throw RunError("kernel '" + name + "' cannot serve this node's format.");
   }
@@ -153,6 +159,8 @@ void otn_force_core(uint32_t midr, uint32_t apple_family) {
   ids.apple_family = apple_family;
   ForceCore(ids);
 }
+
+void otn_force_tile_permission(int32_t answer) { ForceTilePermission(answer); }
 
 int32_t otn_validate(const OtnNode* node, char* error, size_t error_bytes) {
   return Guard(error, error_bytes, [&] { const IndexView view(*node, ""); });

@@ -30,6 +30,9 @@ OTN_EXPORT int32_t otn_force_kernel(const char* kernel, char* error, size_t erro
 // Makes the selection that of another core (tests): its MIDR_EL1 or, on macOS, its hw.cpufamily.
 // Zeros lift it.
 OTN_EXPORT void otn_force_core(uint32_t midr, uint32_t apple_family);
+// Makes `answer` what the system says when it is asked for the tiles of AMX (tests): 0, or an
+// errno. -1 lifts it.
+OTN_EXPORT void otn_force_tile_permission(int32_t answer);
 
 // Validates a node exactly as kernel creation does in a session.
 OTN_EXPORT int32_t otn_validate(const OtnNode* node, char* error, size_t error_bytes);

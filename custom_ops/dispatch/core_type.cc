@@ -137,7 +137,7 @@ CoreIds ProcessorCore() {
 bool PassedOver(Isa isa) {
 #if defined(OTN_EMULATE) && defined(OTN_SANITIZE)
   // What a sanitized library selects is what users run; emulated kernels run there when forced.
-  if (isa == Isa::avxvnni) return true;
+  if (isa == Isa::avxvnni || isa == Isa::amx_int8) return true;
 #endif
   return isa == Isa::neon_i8mm && CoreWithSlowI8mm(ProcessorCore()) != nullptr;
 }

@@ -84,6 +84,9 @@ CpuFeatureSet Detect() {
   // Opmask registers, upper halves of zmm0-15, zmm16-31.
   const uint64_t zmm_states = 0xe0;
   const bool zmm = ymm && (EnabledStates() & zmm_states) == zmm_states;
+  // The configuration of tiles and their data.
+  const uint64_t tile_states = 0x60000;
+  const bool tiles = zmm && (EnabledStates() & tile_states) == tile_states;
 #define OTN_CPU_FEATURE(name, architecture, test) OTN_ON_##architecture(features.name = test);
 #include "dispatch/instruction_sets.inc"
   return features;

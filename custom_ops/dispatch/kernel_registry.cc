@@ -73,8 +73,8 @@ const char* IsaName(Isa isa) { return EntryOf(isa).name; }
 bool IsaSupported(Isa isa) {
   if (!EntryOf(isa).built) return false;
 #if defined(OTN_EMULATE)
-  // CMakeLists.txt compiles its kernels for AVX2 (ONNX_TERNARY_EMULATE).
-  if (isa == Isa::avxvnni) return IsaSupported(Isa::avx2);
+  // CMakeLists.txt compiles their kernels for AVX2 (ONNX_TERNARY_EMULATE).
+  if (isa == Isa::avxvnni || isa == Isa::amx_int8) return IsaSupported(Isa::avx2);
 #endif
   const CpuFeatureSet& cpu = CpuFeatureFlags();
   switch (isa) {

@@ -8,11 +8,14 @@
 #include "dispatch/core_type.h"
 #include "dispatch/kernel_registry.h"
 #include "dispatch/self_test.h"
+#include "dispatch/tile_permission.h"
 
 namespace onnx_ternary {
 namespace {
 
 constexpr SelectionRow kSelection[] = {
+    {built::packed_gemm_float_10x32_amx, 3, kAnyRows},
+    {built::packed_gemm_int8_32x32_amx, 8, kAnyRows},
     {built::packed_gemm_float_4x64_avx512vbmi, 1, kAnyRows, Layers::bits},
     {built::packed_gemm_float_4x64_avx512vbmi, 3, kAnyRows},
     {built::packed_gemv_float_4x4_avx512vnni, 1, 8},
@@ -56,6 +59,13 @@ std::string MissingFeatures(const std::string& what, Isa isa) {
          ". Available: " + AvailableIsas() + ".";
 }
 
+std::string NotPermitted(const std::string& what) {
+  return what +
+         " needs the tiles of AMX, which the operating system does not let this process use. "
+         "Available: " +
+         AvailableIsas() + ".";
+}
+
 bool CheckIsa(const std::string& name, const IsaEntry** entry, std::string* error) {
   *entry = FindIsa(name);
   if (*entry == nullptr) {
@@ -71,6 +81,10 @@ bool CheckIsa(const std::string& name, const IsaEntry** entry, std::string* erro
     *error = MissingFeatures("instruction set '" + name + "'", (*entry)->isa);
     return false;
   }
+  if (!IsaPermitted((*entry)->isa)) {
+    *error = NotPermitted("instruction set '" + name + "'");
+    return false;
+  }
   return true;
 }
 
@@ -82,6 +96,10 @@ bool CheckKernel(const std::string& name, const Kernel** kernel, std::string* er
   }
   if (!IsaSupported((*kernel)->isa)) {
     *error = MissingFeatures("kernel '" + name + "'", (*kernel)->isa);
+    return false;
+  }
+  if (!IsaPermitted((*kernel)->isa)) {
+    *error = NotPermitted("kernel '" + name + "'");
     return false;
   }
   return true;
@@ -169,6 +187,7 @@ const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,
     if (row.kernel->fixed_point && !ordinary_rows) continue;
     if (row.layers == Layers::bits && !IsBits(layer)) continue;
     if (!IsaAllowed(row.kernel->isa, forced_isa) || !Accepts(*row.kernel, layer)) continue;
+    if (!IsaPermitted(row.kernel->isa)) continue;
     if (PassesSelfTest(*row.kernel)) return row.kernel;
   }
   *error = std::string("no kernel serves index_format ") + FormatName(layer.index_format) +

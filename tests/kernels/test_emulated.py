@@ -7,6 +7,7 @@ tests.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from tests.support import scratch_library
 from tests.support.kernel_node import BY_NAME, LIST, make_node
 
 ROOT = Path(__file__).resolve().parents[2]
-EMULATED = ("avxvnni",)
+EMULATED = ("avxvnni", "amx_int8")
 # What finds a kernel that reads, multiplies, adds or weights wrongly.
 CASES = (
     "any_node or any_column_split or code_three or largest_sums or lowest_digits or misaligned"
@@ -109,3 +110,151 @@ def test_real_instructions_multiply(isa: str, activation: str) -> None:
     assert {BY_NAME[name]["isa"] for name in used.split(",")} == {isa}
     expected, _ = node.run(x, f"packed_reference_{activation}_scalar")
     np.testing.assert_array_equal(y, expected)
+
+
+# Answers of Linux: by filters of containers, before 5.16, with an alternate signal stack too small.
+REFUSALS = [errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.EBUSY, errno.ENOSPC]
+# Prints the kernels that ran for every answer, and what forcing one says.
+PERMISSIONS = """
+import ctypes, json
+import numpy as np
+from onnx_ternary.errors import LibraryError
+from onnx_ternary.native import kernels
+from onnx_ternary.native.binding import library
+from tests.support.kernel_node import make_node
+answer = library().otn_force_tile_permission
+answer.argtypes = [ctypes.c_int32]
+answer.restype = None
+node = make_node(np.random.default_rng(0), "packed", ACTIVATION, 256, 40)
+x = np.random.default_rng(1).normal(size=(9, 256)).astype(np.float32)
+told = []
+for error in [*REFUSALS, 0, -1]:
+    answer(error)
+    said = []
+    for force in (lambda: kernels.force_isa("amx_int8"), lambda: kernels.force_kernel(NAME),
+                  lambda: node.run(x, NAME)):
+        try:
+            force()
+        except LibraryError as refusal:
+            said.append(str(refusal))
+    kernels.force_isa("")
+    kernels.force_kernel("")
+    told.append([node.run(x, None)[1], said])
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.parametrize("activation", ["float", "int8"])
+def test_next_kernel_serves_a_process_without_tiles(activation: str, library: Path) -> None:
+    name = next(
+        each["name"]
+        for each in LIST["kernels"]
+        if (each["isa"], each["activation"]) == ("amx_int8", activation)
+    )
+    code = PERMISSIONS.replace("ACTIVATION", repr(activation)).replace("NAME", repr(name))
+    printed, messages = scratch_library.run_python(
+        library, code.replace("*REFUSALS", f"*{REFUSALS!r}")
+    )
+    *refused, granted, lifted = json.loads(printed)
+    assert len(refused) == len(REFUSALS)
+    for used, said in refused:
+        assert {BY_NAME[each]["isa"] for each in used.split(",")} <= {"avx2", "avxvnni"}
+        assert len(said) == 3
+        assert all("needs the tiles of AMX, which the operating system" in each for each in said)
+    assert granted == lifted == [name, []]
+    assert messages == ""
+
+
+# What Linux says of its own accord: bit 18 is XTILEDATA.
+ASKS = """
+import ctypes
+import numpy as np
+from tests.support.kernel_node import make_node
+permitted = ctypes.c_uint64()
+def has_tiles():
+    assert ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(permitted)) == 0
+    return permitted.value >> 18 & 1
+node = make_node(np.random.default_rng(0), "packed", "int8", 256, 40)
+node.run(np.ones((1, 256), np.float32), None)
+before = has_tiles()
+_, used = node.run(np.ones((9, 256), np.float32), None)
+print(before, has_tiles(), used)
+"""
+
+
+def test_tiles_are_asked_for_when_a_kernel_needs_them() -> None:
+    if "amx_int8" not in LIST["cpu"] or SANITIZED:
+        pytest.skip("this processor has no AMX, or the library emulates it")
+    run = subprocess.run(
+        [sys.executable, "-c", ASKS], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    before, after, used = run.stdout.split()
+    assert before == "0"
+    assert (after == "1") == (used == "packed_gemm_int8_32x32_amx")
+
+
+# Prints the two tiles that codes become, by the header as OTN_EMULATE or as AVX-512 has it.
+DECODING = """
+#if defined(WITH_SIMDE)
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#include <simde/x86/gfni.h>
+#include <string.h>
+// SIMDe 0.7 lacks it.
+static __m512i ShuffleLanes(__m512i a, __m512i b, int which) {
+  char from[2][64], to[64];
+  memcpy(from[0], &a, 64);
+  memcpy(from[1], &b, 64);
+  for (int i = 0; i < 4; ++i) memcpy(to + 16 * i, from[i / 2] + 16 * (which >> 2 * i & 3), 16);
+  __m512i result;
+  memcpy(&result, to, 64);
+  return result;
+}
+#undef _mm512_shuffle_i64x2
+#define _mm512_shuffle_i64x2(a, b, which) ShuffleLanes(a, b, which)
+#endif
+#include "kernels/common/tiles_amx.h"
+#include <stdio.h>
+int main() {
+  alignas(64) uint8_t codes[4][128], out[2048];
+  uint64_t state = 1;
+  for (auto& tile : codes) {
+    for (uint8_t& byte : tile) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      byte = (uint8_t)(state >> 56);
+    }
+  }
+  const uint8_t* columns[4] = {codes[0], codes[1], codes[2], codes[3]};
+  onnx_ternary::amx_int8::DecodeSpan(columns, out);
+  for (uint8_t byte : out) putchar('0' + byte);
+}
+"""
+
+
+def decoded(folder: Path, name: str, *flags: str) -> str:
+    """What the program above prints, built with some flags."""
+    source, program = folder / "decoding.cc", folder / name
+    source.write_text(DECODING)
+    command = ["c++", "-std=c++17", "-O1", "-Wno-psabi", f"-I{ROOT / 'custom_ops'}", *flags]
+    subprocess.run([*command, str(source), "-o", str(program)], check=True)
+    return subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("how", ["SIMDe", "AVX-512 and GFNI"])
+def test_codes_become_the_same_tiles(how: str, tmp_path: Path) -> None:
+    """The step from codes to tiles, in AVX-512 and GFNI, against the emulated one."""
+    if not HAS_AVX2 or SANITIZED:
+        pytest.skip("a processor without AVX2, or a sanitizer that programs here are not built for")
+    if how == "SIMDe":
+        probe = ["c++", "-fsyntax-only", "-include", "simde/x86/gfni.h", "-x", "c++", os.devnull]
+        if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+            pytest.skip("needs SIMDe (Debian's libsimde-dev)")
+        flags = ["-DWITH_SIMDE", "-mavx2", "-mfma", "-mamx-tile"]
+    else:
+        if not {"gfni", "avx512f", "avx512bw"} <= set(LIST["cpu"]):
+            pytest.skip("this processor has no AVX-512 or no GFNI")
+        flags = ["-mavx512f", "-mavx512bw", "-mgfni", "-mamx-tile"]
+    plain = decoded(tmp_path, "plain", "-DOTN_EMULATE", "-mavx2", "-mfma")
+    assert len(plain) == 2048
+    assert set(plain) == set("0123")
+    assert decoded(tmp_path, "vectors", *flags) == plain

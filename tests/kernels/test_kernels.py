@@ -258,7 +258,7 @@ def test_int8_kernel_large_group_scales_do_not_overflow(name: str) -> None:
     node.scale[...] = 1e35
     node = replace(node, attributes=replace(node.attributes, activation_epsilon=1e-30))
     x = rng.uniform(0.5e-28, 1e-28, (2, 256)).astype(np.float32)
-    if BY_NAME[name]["isa"] in ("avxvnni", "avx512vnni"):
+    if BY_NAME[name]["isa"] in ("avxvnni", "avx512vnni", "amx_int8"):
         # They add weighted integers in float32 and leave such layers to others.
         with pytest.raises(LibraryError, match=name):
             node.run(x, name)
@@ -272,10 +272,12 @@ def test_int8_kernel_large_group_scales_do_not_overflow(name: str) -> None:
 def refuses_groups(node: Node, name: str) -> bool:
     """Whether the kernel leaves the node's groups to others.
 
-    avx512vbmi takes those of whole spans of 128 inputs, neon_i8mm blocks of 32 inputs or more.
+    avx512vbmi and amx_int8 take those of whole spans of 128 inputs, neon_i8mm blocks of 32 inputs
+    or more.
     """
     takes = {
         "avx512vbmi": node.attributes.group_size % 128 == 0,
+        "amx_int8": node.attributes.group_size % 128 == 0,
         "neon_i8mm": node.attributes.block_size >= 32,
     }
     if takes.get(BY_NAME[name]["isa"], True):
