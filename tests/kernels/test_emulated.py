@@ -37,14 +37,7 @@ HAS_AVX2 = "avx2" in LIST["cpu"]
 pytestmark = scratch_library.NEEDS
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library with the emulated kernels and those of AVX2, portable and scalar."""
-    if not HAS_AVX2:
-        pytest.skip("a processor without AVX2")
-    if SANITIZED:
-        pytest.skip("CI builds the sanitized library with ONNX_TERNARY_EMULATE itself")
-    folder = tmp_path_factory.mktemp("emulated")
+def build(folder: Path) -> Path:
     tree = folder / "tree"
     scratch_library.copy_sources(tree)
     rows = tree / "custom_ops" / "dispatch" / "instruction_sets.inc"
@@ -54,6 +47,26 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scratch_library.compile_library(
         tree, folder / "build", "-DONNX_TERNARY_EMULATE=ON", processor="x86_64", flags="-O1 -g0"
     )
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library with the emulated kernels and those of AVX2, portable and scalar."""
+    if not HAS_AVX2:
+        pytest.skip("a processor without AVX2")
+    if SANITIZED:
+        pytest.skip("CI builds the sanitized library with ONNX_TERNARY_EMULATE itself")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return build(tmp_path_factory.mktemp("emulated"))
+    import fcntl  # not on Windows, where these tests are skipped
+
+    # The first process that comes here builds for all.
+    folder = tmp_path_factory.getbasetemp().parent / "emulated"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        built = folder / "build" / "libonnx_ternary_ops.so"
+        return built if built.exists() else build(folder)
 
 
 def test_emulated_library_has_the_kernels(library: Path) -> None:
