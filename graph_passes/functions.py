@@ -9,15 +9,9 @@ from onnx_ternary.op.nodes import local_functions, node_label
 from .constants.constant import INLINE, Constant
 from .local_calls import called
 from .match import Context, Rejection
-from .site import Site
+from .site import Site, function_name
 
 _MAX_STEPS = 64
-
-
-def function_name(function: ir.Function) -> str:
-    """What reports call a local function: ``domain::name``, with its overload if it has one."""
-    overload = f":{function.overload}" if function.overload else ""
-    return f"{function.domain}::{function.name}{overload}"
 
 
 class Functions:

@@ -18,7 +18,7 @@ from .constants.ahead import Ahead
 from .constants.budget import LEAST_EXPANSION, Budget, OverBudget
 from .constants.cones import Cones
 from .converted_before import stored_indices
-from .functions import Functions, function_name
+from .functions import Functions
 from .local_calls import set_apart
 from .match import Context, Rejection, TernaryMatMul
 from .rewrite import remaining
@@ -28,7 +28,7 @@ from .rewrite.renamed import Restored, restore
 from .rewrite.replace import Replacer
 from .rules import table
 from .rules.catalogue import match_product, product_types
-from .site import Site
+from .site import Site, function_name
 
 # Gemm and Add broadcast differently before.
 _MIN_OPSET = 7

@@ -63,3 +63,9 @@ def _value_names(whole: ir.Graph) -> Iterator[str]:
         yield from graph.initializers
         outputs = (output for node in graph for output in node.outputs)
         yield from (value.name or "" for value in (*graph.inputs, *outputs))
+
+
+def function_name(function: ir.Function) -> str:
+    """What reports call a local function: ``domain::name``, with its overload if it has one."""
+    overload = f":{function.overload}" if function.overload else ""
+    return f"{function.domain}::{function.name}{overload}"

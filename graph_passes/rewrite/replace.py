@@ -20,12 +20,14 @@ from onnx_ternary.op.nodes import (
     node_label,
 )
 from onnx_ternary.options import INT8_RULE, OptimizeOptions
+from onnx_ternary.schema import OpAttributes
 
 from ..constants.constant import Constant, Folder
 from ..match import Context, Rejection, Table, TernaryMatMul
-from ..site import Site
+from ..site import Site, function_name
 from . import tables
 from .finish import Replaced, Replacements, finish
+from .function_body import SharedBody
 from .insert import insert
 from .model_editor import (
     ModelEditor,
@@ -53,6 +55,7 @@ class Replacer:
         self._editor = ModelEditor(site, spool, folder)
         self._options = options
         self._restored = restored
+        self._body = SharedBody(self._editor, options)
         self._indices: dict[Hashable, HeldIndex] = {}
         self._by_root: dict[tuple[int, int], list[HeldIndex]] = {}
         self._found = Replacements()
@@ -82,9 +85,14 @@ class Replacer:
                     f"weight takes {_dense_bytes(weight)}",
                     weight.name,
                 )
+        attributes = dataclasses.replace(
+            index.attributes if stored is None else stored.attributes, **self._activation(match)
+        )
+        if (reason := self._bodiless(match, attributes)) is not None:
+            return Rejection(product, reason, weight.name)
+        if stored is None:
             stored = self._store(match, index, name)
         scale = self._editor.shared_constant(product, weight, "scale", match.scale)
-        attributes = dataclasses.replace(stored.attributes, **self._activation(match))
         inputs = [match.x, stored.codes, stored.aux, scale, self._bias(match, name)]
         node = insert(self._editor, match, inputs, attributes)
         self._remove(match)
@@ -105,6 +113,21 @@ class Replacer:
         self._found.done.append((row, node))
         if match.note:
             self._found.notes.setdefault(match.note, []).append(f"'{name}'")
+        return None
+
+    def _bodiless(self, match: TernaryMatMul, attributes: OpAttributes) -> str | None:
+        """Why a product in a local function would be left without the body it needs."""
+        ranks = match.scale.ndim, 1 if self._has_long_bias(match) else 0
+        function = self._editor.site.function_of(match.product)
+        if function is not None:
+            why = self._body.refusal(attributes, match.x, match.output, ranks)
+            if why:
+                return (
+                    f"it is inside local function {function_name(function)}, where ONNX Runtime "
+                    f"finds the types of the op through its function body only, and there would "
+                    f"be none: {why}"
+                )
+        self._body.add(attributes, match.x, match.output, ranks)
         return None
 
     @property
@@ -187,9 +210,14 @@ class Replacer:
             return match.bias_value
         if match.bias is not None:
             return self._editor.add_constant(match.product, f"{name}.bias", match.bias)
-        needs_n = self._editor.opset < _FIRST_OPSET_WITH_SCALAR_BIAS and match.scale.ndim == 0
-        zeros = np.zeros(match.levels.levels.shape[1:] if needs_n else (), np.float32)
+        is_long = self._has_long_bias(match)
+        zeros = np.zeros(match.levels.levels.shape[1:] if is_long else (), np.float32)
         return self._editor.shared_constant(match.product, match.weight, "zero_bias", zeros)
+
+    def _has_long_bias(self, match: TernaryMatMul) -> bool:
+        """Whether the bias is (N,), not a scalar zero."""
+        needs_n = self._editor.opset < _FIRST_OPSET_WITH_SCALAR_BIAS and match.scale.ndim == 0
+        return match.bias_value is not None or match.bias is not None or needs_n
 
     def _remove(self, match: TernaryMatMul) -> None:
         graph = match.product.graph

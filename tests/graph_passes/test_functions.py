@@ -16,7 +16,8 @@ from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.op.nodes import DIGEST_KEY, check_indices, op_nodes, read_attributes
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.schema import DOMAIN, OP_TYPE
-from tests.catalogue.case import K, matmul, ternary
+from tests.catalogue.activations import dynamic
+from tests.catalogue.case import K, matmul, node, ternary
 from tests.catalogue.functions import HITS, SQUARE, call, calling, constant, function
 from tests.support.checks import dense, feeds_of, run
 
@@ -90,3 +91,40 @@ def test_deep_inspection_reads_functions(damaged: bool, tmp_path: Path) -> None:
     assert result.exit_code == (1 if damaged else 0)
     assert ("digest differ" in result.output) is damaged
     assert ("1 indices checked" in result.output) is not damaged
+
+
+@pytest.mark.parametrize("converted_before", [False, True])
+def test_products_of_functions_stay_where_no_body_can_serve_all(converted_before: bool) -> None:
+    """ONNX Runtime finds the op's type inside functions through its body only."""
+    quantizing = [
+        *dynamic(),
+        node("DequantizeLinear", ["q", "x_scale", "zero"], "back"),
+        matmul("back", "v", "h", "quantized"),
+    ]
+    made = calling(
+        [function([constant(SQUARE, "w"), matmul("x", "w", "y", "in_function")])],
+        [*quantizing, matmul("h", "u", "g", "float"), call("g")],
+        {"v": SQUARE, "u": SQUARE},
+    )
+    if converted_before:
+        first = OptimizeOptions(min_elements=0, exclude=("in_function",))
+        made = optimize(made, first).to_proto()
+    result = optimize(made, ALL)
+    kept = result.report.rejections[-1]
+    assert kept.node == "in_function"
+    assert "it is inside local function local::Linear" in kept.reason
+    assert "there would be none: the nodes would need 2 functions under one name" in kept.reason
+    run(result.to_proto(), feeds_of(made, whole_numbers=False), library=True)
+
+
+def test_products_of_functions_share_the_body_of_binary_and_ternary_weights() -> None:
+    """One storage for all is seen to later, so two storages are no reason against a body."""
+    binary = ternary(K, K, levels=(-1, 1), scale=0.5)
+    made = calling(
+        [function([constant(SQUARE, "w"), matmul("x", "w", "y", "in_function")])],
+        [matmul("x", "v", "h", "binary"), call("h")],
+        {"v": binary},
+    )
+    result = optimize(made, ALL)
+    assert not result.report.rejections
+    assert result.report.has_function_body
