@@ -1,6 +1,7 @@
-"""``python -m tests.fuzz TARGET --seconds 600``: damage for as long as you like.
+"""``python -m tests.fuzz TARGET --seconds 600``: look for what breaks for as long as you like.
 
-Targets: conversions (models to convert), nodes (of the op) and sessions (converted models).
+Damaged: conversions (models to convert), nodes (of the op) and sessions (converted models).
+Whole, and judged by the numbers they give: products (of the op) and graphs (random models).
 
 Each attempt runs in a child process that a finding may end; the parent says which attempt it was.
 ``--only SEED:ATTEMPT`` repeats one. For memory errors build the library with
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 SECONDS_AN_ATTEMPT = 120
+TARGETS = ("conversions", "graphs", "nodes", "products", "sessions")
 
 
 def attempts(target: str) -> Callable[[np.random.Generator], str]:
@@ -35,6 +37,14 @@ def attempts(target: str) -> Callable[[np.random.Generator], str]:
             return nodes.try_node(*next(nodes.hostile_nodes(variant, rng)), rng)
 
         return try_node
+    if target == "products":
+        from tests.fuzz import products
+
+        return products.try_product
+    if target == "graphs":
+        from tests.fuzz import graphs
+
+        return graphs.try_graph
     if target == "conversions":
         from tests.fuzz import conversions
 
@@ -64,7 +74,7 @@ def child(target: str, seed: int, first: int, seconds: float, place: Path) -> No
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("target", choices=["conversions", "nodes", "sessions"])
+    parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="SEED:ATTEMPT")
