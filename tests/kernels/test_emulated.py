@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 EMULATED = ("avxvnni", "amx_int8")
 # What finds a kernel that reads, multiplies, adds or weights wrongly.
 CASES = (
-    "any_node or any_column_split or code_three or largest_sums or lowest_digits or misaligned"
-    " or its_own_weight or nan_rows or integers_are_exact or groups_of_any_size or large_group"
-    " or largest_weighted or lowest_activations or forced_isa"
+    "any_node or every_number or any_column_split or code_three or largest_sums or lowest_digits"
+    " or misaligned or its_own_weight or nan_rows or integers_are_exact or groups_of_any_size"
+    " or large_group or largest_weighted or lowest_activations or forced_isa"
 )
 TESTS = ("tests/kernels/test_kernels.py", "tests/kernels/test_uint8.py")
 SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")

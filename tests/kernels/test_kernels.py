@@ -153,6 +153,30 @@ def test_kernel_wide_matrix_in_unequal_parts(name: str, rows: int, scale_kind: s
 
 
 @each_packed_kernel
+@pytest.mark.parametrize(
+    ("storage", "alphabet", "block_size"), [("2bit", "ternary", 128), ("1bit", "binary_pm", 32)]
+)
+def test_kernel_every_number_of_rows(
+    name: str, storage: str, alphabet: str, block_size: int
+) -> None:
+    """Kernels have loops of their own for few rows, and share what is left over."""
+    rng = np.random.default_rng(21)
+    node = make_node(
+        rng,
+        "packed",
+        BY_NAME[name]["activation"],
+        655,
+        21,
+        storage=storage,
+        alphabet=alphabet,
+        block_size=block_size,
+    )
+    for rows in (*range(1, 13), 17, 33, 43, 64):
+        x = rng.normal(size=(rows, 655)).astype(np.float32)
+        check(node, x, node.run(x, name)[0], name)
+
+
+@each_packed_kernel
 @pytest.mark.parametrize("offset", [1, 3, 31])
 def test_kernel_misaligned_codes(name: str, offset: int) -> None:
     rng = np.random.default_rng(offset)
