@@ -1,22 +1,18 @@
-"""Build a checkpoint of real size with random levels, and time what onnxruntime-genai makes of it.
+"""Make a checkpoint of real size with random levels, and measure what building it takes.
 
     python benchmarks/bench_genai.py make CHECKPOINT [--preset bitnet-2b] [--layers N]
     python benchmarks/bench_genai.py build CHECKPOINT FOLDER [OPTION of onnx-ternary build ...]
-    python benchmarks/bench_genai.py run FOLDER [--against FOLDER] [--threads N]
+    onnx-ternary bench --genai FOLDER [--against FOLDER] [--threads N]
 
 `make` writes packed uint8 as bitnet-b1.58-2B-4T ships it: random levels have the size and the speed
-of trained ones, and say nothing. `build` and `run` measure processes of their own. Speeds of two
-folders are taken in turns, in one run. Where others use the machine as well, tokens per second of a
-processor, with --threads 1, say more than tokens per second.
+of trained ones, and say nothing. `build` measures a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -36,7 +32,6 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BYTES = np.array(
     [byte for byte in range(256) if all(byte >> 2 * i & 3 != 3 for i in range(4))], np.uint8
 )
-PROMPT_TOKENS, NEW_TOKENS = 64, 16
 
 
 def matrices(shape: Shape) -> Iterator[tuple[str, int, int]]:
@@ -130,94 +125,8 @@ def build(arguments: list[str]) -> None:
     )
 
 
-class Model:
-    """A model folder in a process of its own."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        command = [sys.executable, __file__, "serve", str(folder), "--threads", str(threads)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def measure(self) -> dict[str, float]:
-        """One round: load s, prefill and decode tokens/s, resident and peak MB."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("the process that runs the model ended")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-
-def serve(folder: Path, threads: int) -> None:
-    """Answer every line of standard input with the numbers of one round."""
-    import onnxruntime_genai as og
-
-    start = time.perf_counter()
-    config = og.Config(str(folder))
-    options = {"intra_op_num_threads": threads}
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-    model = og.Model(config)
-    load = time.perf_counter() - start
-    prompt = np.arange(2, 2 + PROMPT_TOKENS, dtype=np.int32)
-    for _ in sys.stdin:
-        parameters = og.GeneratorParams(model)
-        length = PROMPT_TOKENS + NEW_TOKENS
-        parameters.set_search_options(max_length=length, min_length=length, do_sample=False)
-        generator = og.Generator(model, parameters)
-        times = [(time.perf_counter(), time.process_time())]
-        generator.append_tokens(prompt)
-        generator.generate_next_token()
-        times.append((time.perf_counter(), time.process_time()))
-        for _ in range(NEW_TOKENS - 1):
-            generator.generate_next_token()
-        times.append((time.perf_counter(), time.process_time()))
-        prefill, decode = times[1][0] - times[0][0], times[2][0] - times[1][0]
-        work = times[1][1] - times[0][1], times[2][1] - times[1][1]
-        status = Path("/proc/self/status").read_text().splitlines()
-        resident = int(next(each for each in status if each.startswith("VmRSS")).split()[1])
-        found = {
-            "load": load,
-            "prefill": PROMPT_TOKENS / prefill,
-            "decode": (NEW_TOKENS - 1) / decode,
-            "prefill_work": PROMPT_TOKENS / work[0],
-            "decode_work": (NEW_TOKENS - 1) / work[1],
-            "resident": resident / 1024,
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        }
-        print(json.dumps(found), flush=True)
-
-
-def run(folders: list[Path], threads: int, num_rounds: int) -> None:
-    """Time folders in turns and print medians."""
-    models = [Model(folder, threads) for folder in folders]
-    rounds = [[model.measure() for model in models] for _ in range(num_rounds)]
-    for model in models:
-        model.close()
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    print(
-        f"{threads} threads, prompt {PROMPT_TOKENS}, {NEW_TOKENS} new tokens, {num_rounds} rounds"
-    )
-    print(f"load average {load} on {os.cpu_count()} processors")
-    for at, folder in enumerate(folders):
-        numbers = [each[at] for each in rounds]
-        median = {key: statistics.median(each[key] for each in numbers) for key in numbers[0]}
-        print(
-            f"{folder}: prefill {median['prefill']:.1f} tokens/s ({median['prefill_work']:.1f} a "
-            f"second of a processor), decode {median['decode']:.1f} ({median['decode_work']:.1f}), "
-            f"load {median['load']:.1f} s, resident {median['resident']:.0f} MB, peak "
-            f"{median['peak']:.0f} MB"
-        )
-
-
 def main() -> None:
-    """Do one of the three."""
+    """Do one of the two."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make")
@@ -226,26 +135,14 @@ def main() -> None:
     making.add_argument("--layers", type=int)
     building = commands.add_parser("build")
     building.add_argument("arguments", nargs=argparse.REMAINDER)
-    for name in ("run", "serve"):
-        running = commands.add_parser(name)
-        running.add_argument("folder", type=Path)
-        running.add_argument("--threads", type=int, default=2)
-        if name == "run":
-            running.add_argument("--against", type=Path)
-            running.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.command == "make":
         shape = PRESETS[arguments.preset]
         if arguments.layers:
             shape = replace(shape, layers=arguments.layers)
         make(arguments.folder, shape)
-    elif arguments.command == "build":
-        build(arguments.arguments)
-    elif arguments.command == "serve":
-        serve(arguments.folder, arguments.threads)
     else:
-        others = [arguments.against] if arguments.against else []
-        run([arguments.folder, *others], arguments.threads, arguments.rounds)
+        build(arguments.arguments)
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ class Benchmark:
             "original_median_seconds": self.original.median,
             "converted_median_seconds": self.converted.median,
             "times_faster": self.times_faster,
-            "runs": _as_json(self.runs),
-            "loads": _as_json(self.loads),
+            "runs": comparison_as_json(self.runs),
+            "loads": comparison_as_json(self.loads),
         }
 
 
@@ -151,7 +151,7 @@ def _times(ratio: float) -> str:
     return f"{ratio:.1f} times smaller" if ratio > 1 else f"{1 / ratio:.1f} times larger"
 
 
-def _as_json(found: Comparison) -> dict[str, Any]:
+def comparison_as_json(found: Comparison) -> dict[str, Any]:
     """A comparison without the infinite ends JSON has no number for."""
     known = found.answer != "too few rounds"
     return {

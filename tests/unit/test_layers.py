@@ -22,7 +22,7 @@ PASSES = "onnx_ternary.graph_passes"
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(rooms.split())
     for rooms in (
-        "errors _version _machine _source_tree _onnxruntime _paired",
+        "errors _version _machine _source_tree _onnxruntime _paired _genai_process",
         "schema _logs",
         "options native",
         "index",
@@ -39,6 +39,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "exporting",
         "building",
         "bench",
+        "genai_bench",
         "onnx_ternary",
         "cli integrations",
         "__main__",
