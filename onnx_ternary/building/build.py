@@ -15,8 +15,10 @@ from typing import Any
 from onnx_ternary.building.checkpoint import Checkpoint
 from onnx_ternary.building.config import DecoderConfig
 from onnx_ternary.building.genai_folder import MODEL, genai_config, write_folder
+from onnx_ternary.building.gguf_file import GgufFile, is_gguf
 from onnx_ternary.building.graph import decoder_model, function_bodies
 from onnx_ternary.building.options import BuildOptions
+from onnx_ternary.building.source import Source
 from onnx_ternary.building.tensor_file import TensorFile
 from onnx_ternary.building.verification import BuildVerification, verify_build
 from onnx_ternary.building.weights import (
@@ -83,6 +85,7 @@ def build(
     verify_result: bool = True,
     report_path: str | PathLike[str] | None = None,
     progress: Progress | None = None,
+    tokenizer: str | PathLike[str] | None = None,
 ) -> BuildResult:
     """Build a folder for onnxruntime-genai from a ternary checkpoint, or write nothing.
 
@@ -90,8 +93,8 @@ def build(
     the operator library. One tensor at a time is in memory.
 
     Args:
-        checkpoint: a folder with config.json and safetensors files: BitNet, Llama or Qwen3 with
-            packed or plain ternary weights (docs/llm.md).
+        checkpoint: a folder with config.json and safetensors files, or a GGUF file: BitNet, Llama
+            or Qwen3 with packed or plain ternary weights (docs/llm.md).
         out: a folder that does not exist or is empty; None for a dry run.
         options: None for the defaults.
         verify_result: compare every product, and the first layers, with the checkpoint before the
@@ -99,6 +102,8 @@ def build(
         report_path: where `BuildResult.to_dict` goes as JSON.
         progress: called with a weight's name, its index and their number, once while building and
             once more while verifying.
+        tokenizer: the folder that has the tokenizer's files; a GGUF file needs one, None takes the
+            checkpoint's.
 
     Raises:
         LibraryError: if the operator library is missing or cannot be loaded.
@@ -109,7 +114,7 @@ def build(
     options = options or BuildOptions()
     report = None if report_path is None else Path(report_path)
     with staged_text(report, "report") as write_report:
-        source = Checkpoint(checkpoint)
+        source = _source(Path(checkpoint), tokenizer)
         config = DecoderConfig.read(source.json("config.json"))
         genai_config(source, config, "")  # what it lacks is said before the work
         if out is None:
@@ -122,8 +127,14 @@ def build(
     return result
 
 
+def _source(checkpoint: Path, tokenizer: str | PathLike[str] | None) -> Source:
+    if is_gguf(checkpoint):
+        return GgufFile(checkpoint, tokenizer)
+    return Checkpoint(checkpoint, tokenizer)
+
+
 def _build(
-    source: Checkpoint,
+    source: Source,
     config: DecoderConfig,
     options: BuildOptions,
     folder: Path,
@@ -151,7 +162,7 @@ def _build(
 
 
 def _dry_run(
-    source: Checkpoint, config: DecoderConfig, options: BuildOptions, progress: Progress | None
+    source: Source, config: DecoderConfig, options: BuildOptions, progress: Progress | None
 ) -> BuildResult:
     started = time.monotonic()
     with TensorFile(None) as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from os import PathLike
@@ -13,6 +12,7 @@ import ml_dtypes  # noqa: F401  registers bfloat16, which safetensors looks up b
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_ternary.building.source import Source, read_json
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.targets import check_name
 
@@ -22,23 +22,26 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8"}
-_BYTES_AT_ONCE = 1 << 24
 
 
-class Checkpoint:
+class Checkpoint(Source):
     """Tensors by name, read one at a time.
 
     A file is mapped only while a tensor is read, so that its pages do not stay in memory.
 
     Args:
         folder: holds config.json and safetensors files, as `save_pretrained` writes them.
+        tokenizer: the folder that has the tokenizer's files; None for ``folder``.
 
     Raises:
         ModelError: if a file is missing or cannot be read, or the safetensors library is missing.
     """
 
-    def __init__(self, folder: str | PathLike[str]) -> None:
+    def __init__(
+        self, folder: str | PathLike[str], tokenizer: str | PathLike[str] | None = None
+    ) -> None:
         self.folder = Path(folder)
+        self.tokenizer = self.folder if tokenizer is None else Path(tokenizer)
         check_name(self.folder)
         if not self.folder.is_dir():
             raise ModelError(
@@ -60,20 +63,7 @@ class Checkpoint:
         Raises:
             ModelError: if it is missing and required, or is not a JSON object.
         """
-        path = self.folder / name
-        if not path.is_file() and not required:
-            return {}
-        try:
-            if path.exists() and not path.is_file():  # reading a pipe may never end
-                raise ModelError(f"'{path}' is not an ordinary file.")
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
-        except ValueError as error:
-            raise ModelError(f"'{path}' is not JSON ({error}); download it again.") from error
-        if not isinstance(content, dict):
-            raise ModelError(f"'{path}' holds no JSON object; download it again.")
-        return content
+        return read_json(self.folder / name, required=required)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Raise ModelError if there is no such tensor."""
@@ -110,17 +100,6 @@ class Checkpoint:
                 sliced = reader.get_slice(name)
                 part = sliced[start : min(sliced.get_shape()[0], stop or sys.maxsize)]
             return part
-
-    def rows(self, name: str) -> Iterator[NDArray[Any]]:
-        """A matrix some rows at a time, at most 16 MiB each, or one row.
-
-        Raises:
-            ModelError: as `read`.
-        """
-        shape, dtype = self.shape(name), self.dtype(name)
-        step = max(1, _BYTES_AT_ONCE // (dtype.itemsize * max(1, int(np.prod(shape[1:])))))
-        for start in range(0, shape[0], step):
-            yield self.read(name, start, start + step)
 
     def _locate(self) -> Iterator[tuple[str, Path]]:
         if (self.folder / INDEX).is_file():

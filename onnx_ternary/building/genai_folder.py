@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnx_ternary.building.checkpoint import Checkpoint
 from onnx_ternary.building.config import DecoderConfig
 from onnx_ternary.building.graph import past_names, present_names
+from onnx_ternary.building.source import Source
 from onnx_ternary.errors import ModelError
 from onnx_ternary.native.library_path import get_library_path
 
@@ -35,7 +35,7 @@ TOKENIZER_FILES = (
 _DEFAULT_LENGTH = 4096
 
 
-def write_folder(checkpoint: Checkpoint, config: DecoderConfig, folder: Path) -> list[str]:
+def write_folder(checkpoint: Source, config: DecoderConfig, folder: Path) -> list[str]:
     """Write everything but the model into a folder.
 
     Returns:
@@ -46,7 +46,7 @@ def write_folder(checkpoint: Checkpoint, config: DecoderConfig, folder: Path) ->
     """
     notes = []
     try:
-        copied = copy_tokenizer(checkpoint.folder, folder)
+        copied = copy_tokenizer(checkpoint.tokenizer, folder)
         library = copy_library(folder)
         content = genai_config(checkpoint, config, library)
         (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -54,8 +54,8 @@ def write_folder(checkpoint: Checkpoint, config: DecoderConfig, folder: Path) ->
         raise ModelError(f"'{folder}' cannot be written: {error.strerror or error}.") from error
     if "tokenizer.json" not in copied and "tokenizer.model" not in copied:
         notes.append(
-            "the checkpoint has neither tokenizer.json nor tokenizer.model, so the folder runs "
-            "with token numbers only; copy the tokenizer's files into it"
+            f"'{checkpoint.tokenizer}' has neither tokenizer.json nor tokenizer.model, so the "
+            "folder runs with token numbers only; copy the tokenizer's files into it"
         )
     return notes
 
@@ -75,7 +75,7 @@ def copy_library(folder: Path) -> str:
     return library.name
 
 
-def genai_config(checkpoint: Checkpoint, config: DecoderConfig, library: str) -> dict[str, Any]:
+def genai_config(checkpoint: Source, config: DecoderConfig, library: str) -> dict[str, Any]:
     """The content of genai_config.json."""
     values = checkpoint.json("config.json")
     generation = checkpoint.json("generation_config.json", required=False)

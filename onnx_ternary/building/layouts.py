@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary.building.checkpoint import Checkpoint
 from onnx_ternary.building.config import Quantization
+from onnx_ternary.building.source import Source
 from onnx_ternary.errors import ModelError
 from onnx_ternary.index.levels import NotTernary, TernaryWeight, alphabet_of, ternarize
 
@@ -36,7 +36,7 @@ class FloatMatrix:
 
 
 def read_matrix(
-    checkpoint: Checkpoint, name: str, quantization: Quantization | None
+    checkpoint: Source, name: str, quantization: Quantization | None
 ) -> TernaryWeight | FloatMatrix:
     """Levels and scales of a weight.
 
@@ -74,7 +74,7 @@ def unpack_levels(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
     return levels
 
 
-def _packed(checkpoint: Checkpoint, name: str, quantized: Quantization | None) -> TernaryWeight:
+def _packed(checkpoint: Source, name: str, quantized: Quantization | None) -> TernaryWeight:
     if quantized is None:
         raise ModelError(
             f"Tensor '{name}' is packed uint8, but quantization_config in config.json does not say "
@@ -95,7 +95,7 @@ def _packed(checkpoint: Checkpoint, name: str, quantized: Quantization | None) -
     return TernaryWeight(levels, scale, 0, alphabet_of(levels), 0.0)
 
 
-def _stored_scale(checkpoint: Checkpoint, name: str, num_columns: int) -> NDArray[np.float32]:
+def _stored_scale(checkpoint: Source, name: str, num_columns: int) -> NDArray[np.float32]:
     """One scale, (), or one per column, (N,)."""
     scale = checkpoint.read(name).astype(np.float32).reshape(-1)
     if scale.size not in (1, num_columns):

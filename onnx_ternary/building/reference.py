@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary.building.checkpoint import Checkpoint
 from onnx_ternary.building.config import DecoderConfig
 from onnx_ternary.building.layouts import read_matrix
+from onnx_ternary.building.source import Source
 from onnx_ternary.building.weights import HEAD, NORM, TABLE, layer_gains, layer_products
 from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.options import INT8_RULE
@@ -35,7 +35,7 @@ class Reference:
         rounding: what happens to the input of every ternary product.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: Source
     config: DecoderConfig
     layers: int
     rounding: Callable[[str], Rounding]

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from onnx_ternary import _onnxruntime as ort
-from onnx_ternary.building.checkpoint import Checkpoint
 from onnx_ternary.building.config import DecoderConfig
 from onnx_ternary.building.graph import HIDDEN, decoder_model, past_names, rows_model
 from onnx_ternary.building.layouts import read_matrix
 from onnx_ternary.building.reference import Array, Reference, Rounding
+from onnx_ternary.building.source import Source
 from onnx_ternary.building.weights import (
     HEAD,
     TABLE,
@@ -133,7 +133,7 @@ class BuildVerification:
 
 
 def verify_build(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     config: DecoderConfig,
     weights: StoredWeights,
     tensors: dict[str, TensorProto],
@@ -171,7 +171,7 @@ def verify_build(
 
 
 def _worst_error(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     config: DecoderConfig,
     name: str,
     product: Ternary,
@@ -219,7 +219,7 @@ def _worst_error(
 
 
 def _worst_row(
-    checkpoint: Checkpoint, head: Ternary, tensors: dict[str, TensorProto], folder: Path
+    checkpoint: Source, head: Ternary, tensors: dict[str, TensorProto], folder: Path
 ) -> float:
     """0 where rows of the shared table, evenly taken, are the checkpoint's; inf where not."""
     N = head.attributes.N
@@ -276,7 +276,7 @@ def stored_array(tensor: TensorProto, folder: Path) -> NDArray[Any]:
 
 
 def _forward(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     config: DecoderConfig,
     weights: StoredWeights,
     tensors: dict[str, TensorProto],

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary.building.checkpoint import Checkpoint
 from onnx_ternary.building.config import DecoderConfig
 from onnx_ternary.building.layouts import read_matrix
 from onnx_ternary.building.options import BuildOptions
+from onnx_ternary.building.source import Source
 from onnx_ternary.building.tensor_file import TensorFile, digest
 from onnx_ternary.errors import ModelError
 from onnx_ternary.index import build_index
@@ -151,7 +151,7 @@ def layer_gains(config: DecoderConfig, layer: int) -> dict[str, int]:
 
 
 def store_weights(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     config: DecoderConfig,
     options: BuildOptions,
     file: TensorFile,
@@ -169,7 +169,7 @@ def store_weights(
 class _Writer:
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Source,
         config: DecoderConfig,
         options: BuildOptions,
         file: TensorFile,

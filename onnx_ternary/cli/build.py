@@ -19,6 +19,12 @@ from onnx_ternary.reports.report import format_size
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path), required=False)
 @click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where the tokenizer's files are (default: CHECKPOINT); needed for a GGUF file.",
+)
+@click.option(
     "--activation",
     type=click.Choice(get_args(BuildActivation)),
     default="auto",
@@ -57,6 +63,7 @@ from onnx_ternary.reports.report import format_size
 def build_command(
     checkpoint: Path,
     out: Path | None,
+    tokenizer: Path | None,
     activation: BuildActivation,
     head: HeadChoice,
     function_body: bool,
@@ -68,9 +75,9 @@ def build_command(
 ) -> None:
     """Build a model folder OUT for onnxruntime-genai from a ternary CHECKPOINT.
 
-    CHECKPOINT is a folder with config.json and safetensors files of a BitNet, Llama or Qwen3 model
-    whose weights are ternary or binary, packed or not. OUT gets the model, genai_config.json, the
-    tokenizer's files and a copy of the operator library.
+    CHECKPOINT is a folder with config.json and safetensors files, or a GGUF file, of a BitNet,
+    Llama or Qwen3 model whose weights are ternary or binary, packed or not. OUT gets the model,
+    genai_config.json, the tokenizer's files and a copy of the operator library.
     """
     if out is None and not dry_run:
         raise click.UsageError("OUT is missing; name a new folder, or give --dry-run.")
@@ -83,6 +90,7 @@ def build_command(
             verify_result=run_verify,
             report_path=report_path,
             progress=progress,
+            tokenizer=tokenizer,
         )
     _print(output, result, out)
 
