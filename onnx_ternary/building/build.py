@@ -14,6 +14,7 @@ from typing import Any
 
 from onnx_ternary.building.checkpoint import Checkpoint
 from onnx_ternary.building.config import DecoderConfig
+from onnx_ternary.building.embedding import embedding_config
 from onnx_ternary.building.genai_folder import MODEL, genai_config, write_folder
 from onnx_ternary.building.gguf_file import GgufFile, is_gguf
 from onnx_ternary.building.graph import decoder_model, function_bodies
@@ -115,8 +116,7 @@ def build(
     report = None if report_path is None else Path(report_path)
     with staged_text(report, "report") as write_report:
         source = _source(Path(checkpoint), tokenizer)
-        config = DecoderConfig.read(source.json("config.json"))
-        genai_config(source, config, "")  # what it lacks is said before the work
+        config = _config(source, options)
         if out is None:
             result = _dry_run(source, config, options, progress)
         else:
@@ -131,6 +131,16 @@ def _source(checkpoint: Path, tokenizer: str | PathLike[str] | None) -> Source:
     if is_gguf(checkpoint):
         return GgufFile(checkpoint, tokenizer)
     return Checkpoint(checkpoint, tokenizer)
+
+
+def _config(source: Source, options: BuildOptions) -> DecoderConfig:
+    if options.task == "embedding":
+        return embedding_config(source, options.pooling)
+    if options.pooling != "auto":
+        raise ModelError("A pooling is of text embeddings; give --task embedding with --pooling.")
+    config = DecoderConfig.read(source.json("config.json"))
+    genai_config(source, config, "")  # what it lacks is said before the work
+    return config
 
 
 def _build(
@@ -229,7 +239,7 @@ def _notes(weights: StoredWeights, options: BuildOptions) -> Iterator[str]:
             yield f"'{name}' stays float: it {product.reason}"
     if options.function_body and isinstance(body := function_bodies(weights), NoBody):
         yield f"the model carries no body of standard operators: {body.reason}"
-    head = weights.products[HEAD]
+    head = weights.products.get(HEAD)
     if weights.shared_table is not None:
         yield "the embedding reads rows of the head's index; there is no other table"
     if isinstance(head, Float) and head.num_bytes > _LARGE_HEAD_BYTES:

@@ -49,7 +49,10 @@ class Checkpoint(Source):
                 "safetensors files."
             )
         self._open: type[safe_open] = _safe_open()
-        self._files = dict(self._locate())
+        files = dict(self._locate())
+        # A body that was saved without a head has names without the body's.
+        self._prefix = "model." if "embed_tokens.weight" in files else ""
+        self._files = {f"{self._prefix}{name}": path for name, path in files.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -68,7 +71,7 @@ class Checkpoint(Source):
     def shape(self, name: str) -> tuple[int, ...]:
         """Raise ModelError if there is no such tensor."""
         with self._reader(name) as reader:
-            return tuple(reader.get_slice(name).get_shape())
+            return tuple(reader.get_slice(self._stored(name)).get_shape())
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """float32, float16, bfloat16 or uint8.
@@ -77,7 +80,7 @@ class Checkpoint(Source):
             ModelError: if there is no such tensor, or it has another dtype.
         """
         with self._reader(name) as reader:
-            found = reader.get_slice(name).get_dtype()
+            found = reader.get_slice(self._stored(name)).get_dtype()
         if found not in _DTYPES:
             raise ModelError(
                 f"Tensor '{name}' of '{self._files[name]}' is {found}; expected float32, float16, "
@@ -95,9 +98,9 @@ class Checkpoint(Source):
         with self._reader(name) as reader:
             part: NDArray[Any]
             if stop is None and start == 0:
-                part = reader.get_tensor(name)
+                part = reader.get_tensor(self._stored(name))
             else:
-                sliced = reader.get_slice(name)
+                sliced = reader.get_slice(self._stored(name))
                 part = sliced[start : min(sliced.get_shape()[0], stop or sys.maxsize)]
             return part
 
@@ -119,6 +122,9 @@ class Checkpoint(Source):
                 )
             with self._opened(path) as reader:
                 yield from ((key, path) for key in reader.keys())  # noqa: SIM118  not a mapping
+
+    def _stored(self, name: str) -> str:
+        return name.removeprefix(self._prefix)
 
     def _reader(self, name: str) -> Any:
         if name not in self._files:

@@ -34,6 +34,10 @@ ARCHITECTURES = {
 }
 
 
+BODIES = {"qwen3": "Qwen3ForCausalLM"}
+"""Which of `ARCHITECTURES` is the body of a text embedding model, by its model_type."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quantization:
     """The part quantization_config of a W1.58A8 checkpoint, ``quant_method: bitnet``.
@@ -97,6 +101,19 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
+class Pooling:
+    """How hidden states become the embedding of a text.
+
+    Attributes:
+        mode: ``mean`` over the tokens, or the ``last`` one.
+        normalize: divide by the Euclidean length.
+    """
+
+    mode: Literal["mean", "last"]
+    normalize: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderConfig:
     """Sizes and forms of a decoder.
 
@@ -117,6 +134,8 @@ class DecoderConfig:
         tied: the head is the embedding table.
         rope: rotary position embedding.
         quantization: of W1.58A8 checkpoints, else None.
+        pooling: of a model that embeds texts; None for one that writes.
+        input_norms: an RMSNorm in front of every product of a layer (BitNet-embedding).
     """
 
     architecture: str
@@ -135,6 +154,8 @@ class DecoderConfig:
     tied: bool
     rope: Rope
     quantization: Quantization | None
+    pooling: Pooling | None = None
+    input_norms: bool = False
 
     @property
     def q_size(self) -> int:
@@ -147,20 +168,26 @@ class DecoderConfig:
         return self.kv_heads * self.head_dim
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> DecoderConfig:
+    def read(cls, values: Mapping[str, Any], *, embeds: bool = False) -> DecoderConfig:
         """The configuration in a parsed config.json.
+
+        Args:
+            values: of config.json.
+            embeds: whether the model embeds texts. Its class has any name then, and model_type
+                says what its body is.
 
         Raises:
             ModelError: naming what is missing or not implemented.
         """
-        return _Reader(values).config()
+        return _Reader(values, embeds).config()
 
 
 class _Reader:
     """A reader of config.json that refuses by name what is not implemented."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], embeds: bool) -> None:
         self._values = values
+        self._embeds = embeds
 
     def config(self) -> DecoderConfig:
         architecture = self._architecture()
@@ -195,6 +222,14 @@ class _Reader:
         )
 
     def _architecture(self) -> str:
+        if self._embeds:
+            kind = self._values.get("model_type")
+            if kind not in BODIES:
+                raise _refusal(
+                    f"model_type {kind!r} is not implemented for text embeddings; expected "
+                    f"{', '.join(map(repr, BODIES))}"
+                )
+            return BODIES[str(kind)]
         found = self._values.get("architectures")
         name = found[0] if isinstance(found, list) and found else None
         if name not in ARCHITECTURES:
@@ -206,7 +241,14 @@ class _Reader:
 
     def _refuse_what_is_not_implemented(self, form: _Architecture) -> None:
         values = self._values
-        for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        if values.get("is_causal") is False:
+            raise _refusal("is_causal = False is not implemented")
+        for name in (
+            "attention_bias",
+            "mlp_bias",
+            "use_sliding_window",
+            "use_bidirectional_attention",
+        ):
             if values.get(name):
                 raise _refusal(f"{name} = {values[name]!r} is not implemented")
         for kind in values.get("layer_types") or ():

@@ -48,8 +48,9 @@ def write_folder(checkpoint: Source, config: DecoderConfig, folder: Path) -> lis
     try:
         copied = copy_tokenizer(checkpoint.tokenizer, folder)
         library = copy_library(folder)
-        content = genai_config(checkpoint, config, library)
-        (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if config.pooling is None:  # onnxruntime-genai runs models that write
+            content = genai_config(checkpoint, config, library)
+            (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ModelError(f"'{folder}' cannot be written: {error.strerror or error}.") from error
     if "tokenizer.json" not in copied and "tokenizer.model" not in copied:

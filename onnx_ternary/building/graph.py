@@ -5,7 +5,7 @@
             residual += a
             y = norm(residual);  f = down_proj(sub_norm(gate(gate_proj(y)) * up_proj(y)))
             residual += f
-    logits = head(norm(residual))
+    logits = head(norm(residual)), or for a text embedding the pooled norm(residual)
 
 1. Names of inputs and outputs are the ones onnxruntime-genai's own builder gives.
 2. Sub-norms are BitNet's; Qwen3 norms every query and key head in front of the rotation.
@@ -13,6 +13,7 @@
    folded into a second copy when the session is made.
 4. The table keeps the checkpoint's dtype, where the head does not share it; the rows that are
    looked up are cast. A ternary head that is tied to the table shares its index.
+5. A model that embeds has no cache and no head; BitNet-embedding norms the input of every product.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 from onnx import (
     FunctionProto,
     ModelProto,
@@ -32,7 +34,7 @@ from onnx import (
 )
 
 from onnx_ternary._version import __version__
-from onnx_ternary.building.config import DecoderConfig
+from onnx_ternary.building.config import DecoderConfig, Pooling
 from onnx_ternary.building.weights import (
     HEAD,
     LIKE,
@@ -43,6 +45,7 @@ from onnx_ternary.building.weights import (
     Product,
     StoredWeights,
     Ternary,
+    input_norm,
     layer_gains,
     layer_products,
     ternary_products,
@@ -56,6 +59,9 @@ from onnx_ternary.schema import DOMAIN, DOMAIN_VERSION, GATHER_TYPE, OP_TYPE
 OPSET = 17
 _MICROSOFT = "com.microsoft"
 HIDDEN = "hidden_states"
+EMBEDDING = "sentence_embedding"
+# torch.nn.functional.normalize's.
+_SMALLEST_LENGTH = 1e-12
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -183,6 +189,9 @@ def _interface(
         integers("input_ids", "sequence_length"),
         integers("attention_mask", "total_sequence_length"),
     ]
+    if config.pooling is not None:
+        inputs[1] = integers("attention_mask", "sequence_length")
+        return inputs, [_float(EMBEDDING, ["batch_size", config.hidden])]
     outputs = [_float("logits", ["batch_size", "sequence_length", config.vocabulary])]
     for layer in range(layers):
         inputs += [_cache(config, each, "past_sequence_length") for each in past_names(layer)]
@@ -200,6 +209,7 @@ class _Graph:
         self.constants: dict[str, TensorProto] = {}
 
     def decoder(self, layers: int) -> None:
+        config = self._config
         self._lengths()
         residual = self._embedding()
         x = self._norm(residual, "model.layers.0.input_layernorm.weight")
@@ -213,7 +223,10 @@ class _Graph:
             gain = f"model.layers.{layer + 1}.input_layernorm.weight"
             x, residual = self._add_and_norm(f, residual, NORM if layer == layers - 1 else gain)
         x = self._node("Identity", [x], f"/model/{HIDDEN}", output=HIDDEN)
-        self._product(x, HEAD, output="logits")
+        if config.pooling is not None:
+            self._pooled(x, config.pooling)
+        else:
+            self._product(x, HEAD, output="logits")
 
     def _node(
         self,
@@ -232,8 +245,8 @@ class _Graph:
         )
         return output
 
-    def _constant(self, name: str, values: Any) -> str:
-        self.constants[name] = numpy_helper.from_array(np.array(values, np.int64), name)
+    def _constant(self, name: str, values: Any, dtype: DTypeLike = np.int64) -> str:
+        self.constants[name] = numpy_helper.from_array(np.array(values, dtype), name)
         return name
 
     def _embedding(self) -> str:
@@ -258,11 +271,34 @@ class _Graph:
         counted = self._node(
             "ReduceSum", ["attention_mask", axis], "/model/lengths/ReduceSum", keepdims=0
         )
-        last = self._node("Sub", [counted, one], "/model/lengths/Sub")
+        last = self._last_index = self._node("Sub", [counted, one], "/model/lengths/Sub")
         shape = self._node("Shape", ["attention_mask"], "/model/lengths/Shape")
         total = self._node("Gather", [shape, one], "/model/lengths/Gather", axis=0)
         self._last = self._node("Cast", [last], "/model/lengths/Cast", to=TensorProto.INT32)
         self._total = self._node("Cast", [total], "/model/lengths/Cast_1", to=TensorProto.INT32)
+
+    def _pooled(self, x: str, pooling: Pooling) -> None:
+        """The embedding of every text from its tokens' hidden states; padding is behind them."""
+        name = "/model/pooling"
+        axis = self._constant("/constants/axis_1", [1])
+        if pooling.mode == "last":
+            index = self._node("Unsqueeze", [self._last_index, axis], f"{name}/Unsqueeze")
+            pooled = self._node("GatherND", [x, index], f"{name}/GatherND", batch_dims=1)
+        else:
+            behind = self._constant("/constants/axis_2", [2])
+            mask = self._node("Cast", ["attention_mask"], f"{name}/Cast", to=TensorProto.FLOAT)
+            column = self._node("Unsqueeze", [mask, behind], f"{name}/Unsqueeze")
+            kept = self._node("Mul", [x, column], f"{name}/Mul")
+            total = self._node("ReduceSum", [kept, axis], f"{name}/ReduceSum", keepdims=0)
+            count = self._node("ReduceSum", [mask, axis], f"{name}/ReduceSum_1")
+            pooled = self._node("Div", [total, count], f"{name}/Div")
+        if pooling.normalize:
+            smallest = self._constant("/constants/smallest", _SMALLEST_LENGTH, np.float32)
+            length = self._node("ReduceL2", [pooled], f"{name}/ReduceL2", axes=[1])
+            length = self._node("Max", [length, smallest], f"{name}/Max")
+            self._node("Div", [pooled, length], f"{name}/Div_1", output=EMBEDDING)
+        else:
+            self._node("Identity", [pooled], f"{name}/Identity", output=EMBEDDING)
 
     def _norm(self, x: str, gain: str) -> str:
         return self._node(
@@ -291,6 +327,8 @@ class _Graph:
 
     def _product(self, x: str, weight: str, output: str = "") -> str:
         product: Product = self._weights.products[weight]
+        if self._config.input_norms and weight != HEAD:
+            x = self._norm(x, input_norm(weight))
         if isinstance(product, Float):
             return self._node(
                 "FusedMatMul",
@@ -343,7 +381,9 @@ class _Graph:
             query = self._head_norm(query, f"{prefix}.q_norm.weight", config.q_size)
             key = self._head_norm(key, f"{prefix}.k_norm.weight", config.kv_size)
         name = f"{_path(prefix)}/GroupQueryAttention"
-        inputs = [query, key, value, *past_names(layer), self._last, self._total]
+        # A model that embeds reads a text at once.
+        past = ("", "") if config.pooling is not None else past_names(layer)
+        inputs = [query, key, value, *past, self._last, self._total]
         node = helper.make_node(
             "GroupQueryAttention",
             [*inputs, "cos_cache", "sin_cache"],

@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_ternary.building.config import DecoderConfig
+from onnx_ternary.building.config import DecoderConfig, Pooling
 from onnx_ternary.building.layouts import read_matrix
 from onnx_ternary.building.source import Source
-from onnx_ternary.building.weights import HEAD, NORM, TABLE, layer_gains, layer_products
+from onnx_ternary.building.weights import HEAD, NORM, TABLE, input_norm, layer_gains, layer_products
 from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.options import INT8_RULE
 
@@ -59,6 +59,8 @@ class Reference:
         return normed
 
     def _product(self, x: Array, name: str) -> Array:
+        if self.config.input_norms:
+            x = self._norm(x, input_norm(name))
         found = read_matrix(self.checkpoint, name, self.config.quantization)
         rounded = round_rows(x, self.rounding(name))
         if not isinstance(found, TernaryWeight):
@@ -118,6 +120,12 @@ class Reference:
         """The head's product with (length, hidden), some columns at a time."""
         for rows in self.checkpoint.rows(TABLE if self.config.tied else HEAD):
             yield hidden @ rows.astype(np.float64).T
+
+
+def pooled(hidden: Array, pooling: Pooling) -> Array:
+    """The embedding (hidden,) of one text's hidden states (length, hidden)."""
+    found: Array = hidden[-1] if pooling.mode == "last" else hidden.mean(axis=0)
+    return found / np.linalg.norm(found) if pooling.normalize else found
 
 
 def round_rows(x: Array, rounding: Rounding) -> Array:

@@ -79,16 +79,32 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     Raises:
         ModelError: if it is missing and required, or is not a JSON object.
     """
-    if not path.is_file() and not required:
-        return {}
-    try:
-        if path.exists() and not path.is_file():  # reading a pipe may never end
-            raise ModelError(f"'{path}' is not an ordinary file.")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ModelError(f"'{path}' is not JSON ({error}); download it again.") from error
+    content = _parsed(path, {}, required)
     if not isinstance(content, dict):
         raise ModelError(f"'{path}' holds no JSON object; download it again.")
     return content
+
+
+def read_json_list(path: Path, *, required: bool = True) -> list[Any]:
+    """The list in a JSON file; empty where the file is missing and not required.
+
+    Raises:
+        ModelError: if it is missing and required, or is not a JSON list.
+    """
+    content = _parsed(path, [], required)
+    if not isinstance(content, list):
+        raise ModelError(f"'{path}' holds no JSON list; download it again.")
+    return content
+
+
+def _parsed(path: Path, default: Any, required: bool) -> Any:
+    if not path.is_file() and not required:
+        return default
+    try:
+        if path.exists() and not path.is_file():  # reading a pipe may never end
+            raise ModelError(f"'{path}' is not an ordinary file.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"'{path}' is not JSON ({error}); download it again.") from error

@@ -26,9 +26,9 @@ from onnx import TensorProto, numpy_helper
 
 from onnx_ternary import _onnxruntime as ort
 from onnx_ternary.building.config import DecoderConfig
-from onnx_ternary.building.graph import HIDDEN, decoder_model, past_names, rows_model
+from onnx_ternary.building.graph import EMBEDDING, HIDDEN, decoder_model, past_names, rows_model
 from onnx_ternary.building.layouts import read_matrix
-from onnx_ternary.building.reference import Array, Reference, Rounding
+from onnx_ternary.building.reference import Array, Reference, Rounding, pooled
 from onnx_ternary.building.source import Source
 from onnx_ternary.building.weights import (
     HEAD,
@@ -80,19 +80,21 @@ class BuildVerification:
         products: largest error of every product, relative to its bound, by the weight's name.
         layers: how many layers ran together.
         hidden: of what goes into the head.
-        logits: of what comes out of it.
+        logits: of what comes out of it; of the embedding, where the model gives one.
+        output: what that is called, ``logits`` or ``embeddings``.
     """
 
     products: dict[str, float]
     layers: int
     hidden: Distance
     logits: Distance
+    output: str = "logits"
 
     @property
     def failed(self) -> tuple[str, ...]:
         """What is not within its bound."""
         products = [name for name, worst in self.products.items() if not worst <= 1]
-        distances = {"hidden states": self.hidden, "logits": self.logits}
+        distances = {"hidden states": self.hidden, self.output: self.logits}
         return (*products, *(name for name, each in distances.items() if not each.passed))
 
     @property
@@ -108,13 +110,13 @@ class BuildVerification:
             return (
                 f"Verification failed: {', '.join(self.failed[:3])}{more}; hidden states behind "
                 f"{layers} differ by {self.hidden.found:.3g} (allowed {self.hidden.allowed:.3g}), "
-                f"logits by {self.logits.found:.3g} (allowed {self.logits.allowed:.3g})."
+                f"{self.output} by {self.logits.found:.3g} (allowed {self.logits.allowed:.3g})."
             )
         worst = max(self.products.values(), default=0.0)
         return (
-            f"Verified: {len(self.products)} products within {worst:.2g} of their bounds; logits "
-            f"behind {layers} differ from the checkpoint's by {self.logits.found:.2g}, allowed "
-            f"{self.logits.allowed:.2g}."
+            f"Verified: {len(self.products)} products within {worst:.2g} of their bounds; "
+            f"{self.output} behind {layers} differ from the checkpoint's by "
+            f"{self.logits.found:.2g}, allowed {self.logits.allowed:.2g}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class BuildVerification:
             "products": self.products,
             "layers": self.layers,
             "hidden_states": numbers(self.hidden),
-            "logits": numbers(self.logits),
+            self.output: numbers(self.logits),
         }
 
 
@@ -167,7 +169,8 @@ def verify_build(
     hidden, logits = _forward(checkpoint, config, weights, tensors, folder, layers)
     if progress is not None:
         progress("", len(products) + 1, len(products) + 1)
-    return BuildVerification(worst, layers, hidden, logits)
+    output = "logits" if config.pooling is None else "embeddings"
+    return BuildVerification(worst, layers, hidden, logits, output)
 
 
 def _worst_error(
@@ -296,12 +299,16 @@ def _forward(
     hidden = Reference(checkpoint, config, layers, rounding).hidden(tokens)
     other = Reference(checkpoint, config, layers, other_rounding)
     other_hidden = other.hidden(tokens)
-    found_hidden, found_logits = _run(config, weights, tensors, folder, layers, tokens)
+    found_hidden, found = _run(config, weights, tensors, folder, layers, tokens)
     allowed = _root_mean_square([other_hidden - hidden])
-    return (
-        Distance(_root_mean_square([found_hidden - hidden]), allowed),
-        _logits_distance(other, weights.products[HEAD], hidden, other_hidden, found_logits),
-    )
+    distance = Distance(_root_mean_square([found_hidden - hidden]), allowed)
+    if config.pooling is not None:
+        exact = pooled(hidden, config.pooling)
+        other_exact = pooled(other_hidden, config.pooling)
+        allowed = _root_mean_square([other_exact - exact])
+        return distance, Distance(_root_mean_square([found - exact]), allowed)
+    head = weights.products[HEAD]
+    return distance, _logits_distance(other, head, hidden, other_hidden, found)
 
 
 def _logits_distance(
@@ -355,14 +362,14 @@ def _run(
     layers: int,
     tokens: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Hidden states and logits of the built model's first layers, (length, ...)."""
+    """Hidden states (length, hidden) of the built model's first layers, and its output."""
     model = decoder_model(
         config, weights, tensors, layers=layers, with_body=False, hidden_states=True
     )
     path = folder / "first_layers.onnx"
     options = register(ort.SessionOptions())
     options.log_severity_level = 4
-    if isinstance(weights.products[HEAD], Float):
+    if isinstance(weights.products.get(HEAD), Float):
         # A packed copy of the head would double its memory for one prompt.
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
@@ -370,15 +377,18 @@ def _run(
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         cache = np.zeros((1, config.kv_heads, 0, config.head_dim), np.float32)
         feeds: dict[str, NDArray[Any]] = {
-            name: cache for layer in range(layers) for name in past_names(layer)
+            name: cache
+            for layer in range(0 if config.pooling else layers)
+            for name in past_names(layer)
         }
         feeds |= {"input_ids": tokens[None], "attention_mask": np.ones((1, len(tokens)), np.int64)}
-        hidden, logits = session.run([HIDDEN, "logits"], feeds)
+        output = "logits" if config.pooling is None else EMBEDDING
+        hidden, found = session.run([HIDDEN, output], feeds)
     except Exception as error:  # onnxruntime raises types of its own that share no base
         raise ModelError(f"onnxruntime {ort.__version__} cannot run the model: {error}") from error
     finally:
         path.unlink(missing_ok=True)
-    return hidden[0], logits[0]
+    return hidden[0], found[0]
 
 
 def _root_mean_square(arrays: Sequence[Array]) -> float:

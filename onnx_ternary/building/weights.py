@@ -147,7 +147,16 @@ def layer_gains(config: DecoderConfig, layer: int) -> dict[str, int]:
         sizes |= {"self_attn.attn_sub_norm": config.q_size, "mlp.ffn_sub_norm": config.ffn}
     if config.head_norms:
         sizes |= {"self_attn.q_norm": config.head_dim, "self_attn.k_norm": config.head_dim}
-    return {f"model.layers.{layer}.{name}.weight": size for name, size in sizes.items()}
+    gains = {f"model.layers.{layer}.{name}.weight": size for name, size in sizes.items()}
+    if config.input_norms:
+        products = layer_products(config, layer)
+        gains |= {input_norm(name): K for name, (K, _) in products.items()}
+    return gains
+
+
+def input_norm(product: str) -> str:
+    """Name of the RMSNorm weight in front of a product, by the name of the product's weight."""
+    return f"{product.removesuffix('.weight')}.norm.weight"
 
 
 def store_weights(
@@ -200,8 +209,12 @@ class _Writer:
         cosines, sines = config.rope.tables(config.head_dim, config.max_length)
         self._file.add("cos_cache", cosines)
         self._file.add("sin_cache", sines)
-        self._report(HEAD, total)
-        self._head_and_table()
+        self._report(TABLE if config.pooling else HEAD, total)
+        if config.pooling is not None:
+            self._require_shape(TABLE, (config.vocabulary, config.hidden))
+            self._table()
+        else:
+            self._head_and_table()
         if self._progress is not None:
             self._progress("", total, total)
         return self._stored
@@ -311,8 +324,11 @@ class _Writer:
         if self._stored.shared_table is not None:
             self._file.add(LIKE, np.zeros((), np.float32))
         elif not (isinstance(head, Float) and head.tensor == TABLE):
-            self._stored.table = checkpoint.dtype(TABLE)
-            self._store_rows(TABLE, self._stored.table, shape)
+            self._table()
+
+    def _table(self) -> None:
+        self._stored.table = self._checkpoint.dtype(TABLE)
+        self._store_rows(TABLE, self._stored.table, (self._config.vocabulary, self._config.hidden))
 
     def _store_rows(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self._file.add_parts(name, dtype, shape, self._checkpoint.rows(name))

@@ -9,7 +9,7 @@ from typing import get_args
 import click
 
 from onnx_ternary.building import BuildOptions, BuildResult, build
-from onnx_ternary.building.options import BuildActivation, HeadChoice
+from onnx_ternary.building.options import BuildActivation, HeadChoice, PoolingChoice, Task
 from onnx_ternary.cli._options import quiet_and_verbose
 from onnx_ternary.cli._output import Output, print_table
 from onnx_ternary.reports.report import format_size
@@ -40,6 +40,20 @@ from onnx_ternary.reports.report import format_size
     help="Store a float head in 8 or 4 bits (MatMulNBits): smaller and faster, logits change.",
 )
 @click.option(
+    "--task",
+    type=click.Choice(get_args(Task)),
+    default="generation",
+    show_default=True,
+    help="embedding builds a model that gives a vector per text (BitNet-embedding on Qwen3).",
+)
+@click.option(
+    "--pooling",
+    type=click.Choice(get_args(PoolingChoice)),
+    default="auto",
+    show_default=True,
+    help="Of an embedding: the mean over its tokens, or the last one; auto asks modules.json.",
+)
+@click.option(
     "--function-body/--no-function-body",
     default=True,
     show_default=True,
@@ -66,6 +80,8 @@ def build_command(
     tokenizer: Path | None,
     activation: BuildActivation,
     head: HeadChoice,
+    task: Task,
+    pooling: PoolingChoice,
     function_body: bool,
     run_verify: bool,
     dry_run: bool,
@@ -86,7 +102,7 @@ def build_command(
         result = build(
             checkpoint,
             None if dry_run else out,
-            BuildOptions(activation=activation, head=head, function_body=function_body),
+            BuildOptions(activation, head, function_body, task, pooling),
             verify_result=run_verify,
             report_path=report_path,
             progress=progress,
