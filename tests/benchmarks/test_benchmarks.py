@@ -15,11 +15,15 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
+import onnx_ternary
+from onnx_ternary.options import OptimizeOptions
+
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import bench_kernel  # noqa: E402
+import bench_limits  # noqa: E402
 import bench_model  # noqa: E402
 import bench_paper  # noqa: E402
 from measure import bandwidth, session_memory  # noqa: E402
@@ -401,3 +405,23 @@ def test_paper_page_is_what_the_results_say() -> None:
     results = json.loads((BENCHMARKS / "results" / "paper.json").read_text(encoding="utf-8"))
     text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
     assert parts.fill(text, paper_pages.tables(results)) == text
+
+
+def test_limits_measure_a_process_of_its_own() -> None:
+    """The peak is that of the command, not of the process that starts it."""
+    ballast = np.ones(1 << 26)
+    source = ROOT / "examples" / "digits_mlp.onnx"
+    row = bench_limits.run("digits", "nothing", [sys.executable, "-c", "pass"], source)
+    assert row.file_bytes == source.stat().st_size
+    assert 0 < row.peak_bytes < ballast.nbytes // 2
+    with pytest.raises(subprocess.CalledProcessError):
+        bench_limits.run("digits", "fails", [sys.executable, "-c", "raise SystemExit(3)"], source)
+
+
+@pytest.mark.parametrize("case", ["weight", "products", "nodes", "folder"])
+def test_limits_make_models_that_convert(case: str, tmp_path: Path) -> None:
+    source = bench_limits.CASES[case](tmp_path, 0.0005)
+    first = min(source.iterdir()) if source.is_dir() else source
+    report = onnx_ternary.optimize(first, OptimizeOptions(min_elements=0)).report
+    assert bool(report.rewrites) == (case != "nodes")
+    assert report.rewrites or report.rejections
