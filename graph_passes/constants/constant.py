@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.index.levels import NotTernary, TernaryWeight, ternarize
+from onnx_ternary.index.rows import ternarize_rows
 from onnx_ternary.model_files.tensors import release
 
 INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
@@ -193,10 +194,15 @@ class Constant:
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"Tensor '{self.name}' cannot be read: {error}") from error
         if isinstance(found, TernaryWeight) or (
-            found is not None and (found.final or not tolerance)
+            found is not None and (found.final or not (tolerance or found.has_row_scales))
         ):
             return found
-        return ternarize(self.numpy(), tolerance=tolerance)
+        numbers = self.numpy()
+        if found is None or tolerance:
+            found = ternarize(numbers, tolerance=tolerance)
+        if isinstance(found, TernaryWeight) or self.dtype == ir.DataType.DOUBLE:
+            return found
+        return ternarize_rows(numbers) or found
 
     def release(self) -> None:
         """Let go of the mapped file, if the tensor is external."""

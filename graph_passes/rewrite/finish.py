@@ -15,6 +15,7 @@ from onnx_ternary.op.nodes import (
     DIGEST_KEY,
     METADATA_OPTIONS,
     METADATA_VERSION,
+    ROWS_KEY,
     index_digest,
     node_label,
     read_attributes,
@@ -182,8 +183,18 @@ def _refreshed(done: tuple[Rewrite, ir.Node]) -> Rewrite:
         storage=attributes.storage,
         alphabet=attributes.alphabet,
         # Not the bias of a product, nor what gives a gather its type.
-        bytes_after=sum(stored_tensor(value).nbytes for value in node.inputs[1:-1]),
+        bytes_after=sum(
+            stored_tensor(value).nbytes for value in (*node.inputs[1:-1], *_rows(node))
+        ),
     )
+
+
+def _rows(node: ir.Node) -> list[ir.Value]:
+    """The scale of the weight's rows, if a Mul in front of a product brings it in."""
+    scaling = None if node.inputs[0] is None else node.inputs[0].producer()
+    if scaling is None or ROWS_KEY not in scaling.metadata_props:
+        return []
+    return [value for value in scaling.inputs[1:] if value is not None]
 
 
 def _kept_note(root: ir.Value) -> str | None:

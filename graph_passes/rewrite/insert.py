@@ -1,6 +1,6 @@
 """The nodes that take a product's place, and the value behind them.
 
-[Transpose ->] [Reshape ->] TernaryIndexedMatMul
+[Transpose ->] [Reshape ->] [Mul ->] TernaryIndexedMatMul
   [-> (Mul ->) Add] [-> Reshape] [-> Transpose] [-> activation]
 """
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnx_ternary.op.nodes import AXES_KEY, CHANGE_KEY, node_label
+from onnx_ternary.op.nodes import AXES_KEY, CHANGE_KEY, ROWS_KEY, node_label
 from onnx_ternary.schema import DOMAIN, OP_TYPE, OpAttributes
 
 from ..match import Addend, Elementwise, TernaryMatMul
@@ -42,6 +43,8 @@ def insert(
         inputs = [new.transposed_x(match.perm_x), *inputs[1:]]
     if match.split_x:
         inputs = [new.merged_x(inputs[0], attributes.K), *inputs[1:]]
+    if match.levels.row_scale is not None:
+        inputs = [new.scaled_x(inputs[0], match.levels.row_scale), *inputs[1:]]
     shape = output_shape(inputs[0].shape, attributes.N, match.rank)
     output = new.output(shape)
     values = [*new.between(shape, output), output]
@@ -130,6 +133,16 @@ class _NewNodes:
         merged = self.temporary("merged", kept)
         self.reshape(x, (K,), merged, "reshape", split)
         return merged
+
+    def scaled_x(self, x: ir.Value, row_scale: NDArray[np.float32]) -> ir.Value:
+        """X times the scale of the weight's rows."""
+        match = self._match
+        array = row_scale.astype(self._dtype.numpy())
+        factor = self._editor.shared_constant(match.product, match.weight, "row_scale", array)
+        scaled = self.temporary("scaled", x.shape)
+        name = self._name("scale_rows")
+        self._add("Mul", [x, factor], scaled, name=name, metadata_props={ROWS_KEY: "scale"})
+        return scaled
 
     def reshape(
         self,

@@ -110,6 +110,8 @@ class Replacer:
             shares_index_with=shared_with,
             max_relative_change=match.levels.max_relative_change,
         )
+        if match.levels.row_scale is not None:
+            row = dataclasses.replace(row, scale=f"{row.scale} and row")
         self._found.done.append((row, node))
         if match.note:
             self._found.notes.setdefault(match.note, []).append(f"'{name}'")
@@ -202,7 +204,8 @@ class Replacer:
             max_relative_change=levels.max_relative_change,
         )
         self._indices[id(product.graph), weight.key] = stored
-        self._by_root.setdefault((id(product.graph), id(weight.root)), []).append(stored)
+        if levels.row_scale is None:  # a gather would have to multiply by it
+            self._by_root.setdefault((id(product.graph), id(weight.root)), []).append(stored)
         return stored
 
     def _bias(self, match: TernaryMatMul, name: str) -> ir.Value:

@@ -93,7 +93,9 @@ def index_of(
         if stored.weight.shape != weight.shape or stored.attributes.index_format != "packed":
             continue
         levels = context.ternarize(weight)
-        if isinstance(levels, TernaryWeight) and _packs_alike(levels, stored):
+        if not isinstance(levels, TernaryWeight) or levels.row_scale is not None:
+            continue
+        if _packs_alike(levels, stored):
             group_size = levels.group_size
             return Found(stored, levels.scale, group_size, levels.max_relative_change)
     return None

@@ -16,6 +16,10 @@ ends with an activation (FusedGemm).
 
 Factors must be finite and positive, and the scale they lead to a normal float32; other ones stay
 where they are. Factors are multiplied in float64, so scale and bias are rounded once.
+
+Where W has a scale per row besides (index/rows.py), ``X @ W = (X * r) @ W'``: a Mul of X by r goes
+in front of the op. Activations are then not fused, because what the graph quantizes is X without r;
+bfloat16 is refused, for which onnxruntime's CPU provider has no Mul, and products of integers are.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from .activation_quantization import ONE, NotFused, Quantized, Term, limits, rea
 from .product import Product, check_weight, is_finite_bias, per_column, small_constant
 
 _TINY = float(np.finfo(np.float32).tiny)
+_ROW_NOTE = "the weight has a scale per row besides, by which a Mul in front multiplies the input"
 
 
 def finish(
@@ -55,9 +60,13 @@ def finish(
         return Rejection(
             node, f"alpha takes the scale of weight '{weight.name}' out of float32", weight.name
         )
+    if levels.row_scale is not None and (reason := _no_row_scale(product, required)):
+        return Rejection(node, reason, weight.name)
     if required is not None or context.options.fuse_activation:
         found = required or read(product.x, weight.dtype, context)
-        if isinstance(found, Quantized):
+        if isinstance(found, Quantized) and levels.row_scale is not None:
+            found = NotFused(f"weight '{weight.name}' has a scale per row, which comes behind that")
+        elif isinstance(found, Quantized):
             found = fuse(product, found, levels, context)
         if isinstance(found, NotFused):
             if required is not None:
@@ -70,6 +79,8 @@ def finish(
     _absorb_after(product, levels.scale, context)
     scale = _scaled(levels.scale, product.factor)
     assert scale is not None  # kept true by every absorption
+    if levels.row_scale is not None:
+        product.note = "; ".join(filter(None, (product.note, _ROW_NOTE)))
     nodes = [*product.before, node, *product.after]
     pattern = " -> ".join(each.op_type for each in nodes)
     if product.quantized is not None:
@@ -95,6 +106,22 @@ def finish(
         note=product.note,
         activation=None if product.quantized is None else product.quantized.attributes,
     )
+
+
+def _no_row_scale(product: Product, required: Quantized | None) -> str:
+    """Why a weight with a scale per row is refused; empty if a Mul of X can take the scale."""
+    name = product.weight.name
+    if required is not None:
+        return (
+            f"weight '{name}' is ternary with a scale per row, and its activations are integers, "
+            "which such scales cannot be multiplied into"
+        )
+    if product.weight.dtype == ir.DataType.BFLOAT16:
+        return (
+            f"weight '{name}' is ternary with a scale per row, and bfloat16, for which ONNX "
+            "Runtime's CPU provider has no Mul; convert the model to float32 or float16"
+        )
+    return ""
 
 
 def fuse(

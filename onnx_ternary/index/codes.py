@@ -55,7 +55,8 @@ def ternarize_codes(
             every = "row" if group_size == 1 else f"{group_size} rows"
             return NotTernary(
                 f"weight has one scale every {every} along K, expected one for the matrix, a "
-                f"column, or a group of {_MIN_GROUP_SIZE} or more rows"
+                f"column, or a group of {_MIN_GROUP_SIZE} or more rows",
+                has_row_scales=group_size == 1,
             )
         scale, zero_point = scale[:1], zero_point[:1]
     num_groups = len(scale)

@@ -38,6 +38,8 @@ class TernaryWeight:
         group_size: rows per scale group; 0 unless `scale` is (num_groups, N).
         alphabet: "binary_pm" if no level is 0, else "binary_01" if none is -1, else "ternary".
         max_relative_change: largest ``|levels * scale - w| / scale``; 0.0 for an exact match.
+        row_scale: float32 (K,), in (0, 1], where row i of W is row i of levels * scale times
+            ``row_scale[i]`` (rows.py); else None.
     """
 
     levels: NDArray[np.int8]
@@ -45,13 +47,15 @@ class TernaryWeight:
     group_size: int
     alphabet: Alphabet
     max_relative_change: float
+    row_scale: NDArray[np.float32] | None = None
 
     def dense(self) -> NDArray[np.float32]:
-        """The (K, N) float32 matrix levels * scale, without rounding."""
+        """The (K, N) float32 matrix levels * scale; rounded only where rows have scales."""
         scale = self.scale
         if self.group_size:
             scale = np.repeat(scale, self.group_size, axis=0)[: self.levels.shape[0]]
-        return np.multiply(self.levels, scale, dtype=np.float32)
+        product = np.multiply(self.levels, scale, dtype=np.float32)
+        return product if self.row_scale is None else product * self.row_scale[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +65,12 @@ class NotTernary:
     Attributes:
         reason: a clause: "weight contains NaN".
         final: whether a tolerance must not make it ternary, because its magnitudes are wrong.
+        has_row_scales: whether it is stored with scales for rows, so that rows.py may take it.
     """
 
     reason: str
     final: bool = False
+    has_row_scales: bool = False
 
 
 @dataclass(frozen=True, slots=True)

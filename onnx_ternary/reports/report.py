@@ -27,11 +27,12 @@ class Rewrite:
         index_format: of the new index.
         storage: of the new index.
         alphabet: of the new index.
-        scale: ``tensor``, ``column``, or ``group of 128``.
+        scale: ``tensor``, ``column``, or ``group of 128``, with `` and row`` behind where a Mul in
+            front multiplies the input by a scale per row of the weight.
         activation: ``float`` or ``int8``.
         bytes_before: size of the tensors the weight came from: floats, or codes, scales and zero
             points.
-        bytes_after: size of codes, segment offsets and scale.
+        bytes_after: size of codes, segment offsets and scales.
         shares_index_with: the node whose index this one uses too, or None.
         max_relative_change: largest change made to a weight, relative to its scale.
     """

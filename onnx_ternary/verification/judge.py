@@ -148,6 +148,10 @@ class _Columns:
             bound += weight_tolerance * (np.abs(x.astype(np.float64)) @ weights)
         return bound
 
+    def magnitudes(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums of magnitudes times magnitudes of weights, in float64."""
+        return self._products(x, np.ones((len(x), 1)), np.abs(self.levels))
+
     def _products(
         self, q: NDArray[np.float64], factor: NDArray[np.float64], levels: NDArray[np.int8]
     ) -> NDArray[np.float64]:
@@ -227,6 +231,8 @@ class ComparedRows:
         originals: (M, N) of the original's product.
         quantized: the rows as the op quantizes them; None where it does not.
         is_body: whether the function body computed them, whose sums are float32.
+        x_error: (M, K), what each x is off from what the original's weights multiply; None where
+            both are given the same.
     """
 
     x: NDArray[Any]
@@ -234,6 +240,7 @@ class ComparedRows:
     originals: NDArray[Any]
     quantized: QuantizedRows | None
     is_body: bool = False
+    x_error: NDArray[np.float64] | None = None
 
     def judge(
         self,
@@ -251,6 +258,8 @@ class ComparedRows:
             values = self.found[:, columns].astype(np.float64)
         if self.quantized is None:
             bound = part.float_bound(self.x, originals, weight_tolerance)
+            if self.x_error is not None:
+                bound = bound + part.magnitudes(self.x_error)
             return values, originals, originals, *_compare(values, originals, bound)
         wanted, bound = part.quantized_expected(self.x, self.quantized)
         if self.is_body:

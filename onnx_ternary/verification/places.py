@@ -21,7 +21,7 @@ from onnx import (
     helper,
 )
 
-from onnx_ternary.op.nodes import AXES_KEY, CHANGE_KEY, is_own
+from onnx_ternary.op.nodes import AXES_KEY, CHANGE_KEY, ROWS_KEY, is_own
 from onnx_ternary.schema import DOMAIN, GATHER_TYPE, OP_TYPE, OpAttributes
 
 # No tolerance of a conversion is larger.
@@ -244,6 +244,8 @@ class Place:
         perm_y: permutation of the Transpose from Y to target; None if there is no Transpose.
         split_x: lengths of the source's axes, transposed, that are X's last one; empty if one is.
         split_y: lengths of the target's axes, transposed, that are Y's last one; empty if one is.
+        row_scale: name of the constant (K,) that a Mul right in front multiplies X by; empty if
+            there is no such Mul. What `x_of` gives, and `source_of` takes, is X without it.
     """
 
     source: str
@@ -252,6 +254,7 @@ class Place:
     perm_y: tuple[int, ...] | None = None
     split_x: tuple[int, ...] = ()
     split_y: tuple[int, ...] = ()
+    row_scale: str = ""
 
     @property
     def rank(self) -> int | None:
@@ -297,15 +300,18 @@ def _joined(array: NDArray[Any], split: tuple[int, ...]) -> NDArray[Any]:
 def find_places(graph: GraphProto, nodes: Sequence[NodeProto], known: set[str]) -> dict[int, Place]:
     """Where nodes stand, by their id; conversion leaves a Transpose and a Reshape on either side.
 
-    A Reshape says in its metadata what axes it joins or splits.
+    A Reshape says in its metadata what axes it joins or splits. A Mul may stand right in front.
     """
     moving = [node for node in graph.node if node.domain == "" and node.op_type in _MOVING]
+    scaling = {node.output[0]: node for node in graph.node if _scales_rows(node)}
     before = {node.output[0]: node for node in moving}
     behind = {node.input[0]: node for node in moving}
     places: dict[int, Place] = {}
     for node in nodes:
         source, target = node.input[0], node.output[0]
-        found: dict[str, tuple[int, ...]] = {}
+        found: dict[str, Any] = {}
+        if source not in known and source in scaling:
+            source, found["row_scale"] = scaling[source].input
         for _ in _MOVING:
             if source not in known and source in before:
                 found.update(_moved(before[source], "x"))
@@ -315,6 +321,13 @@ def find_places(graph: GraphProto, nodes: Sequence[NodeProto], known: set[str]) 
                 target = behind[target].output[0]
         places[id(node)] = Place(source, target, **found)
     return places
+
+
+def _scales_rows(node: NodeProto) -> bool:
+    """Whether a node is the Mul that brings in the scale of a weight's rows."""
+    if (node.domain, node.op_type, len(node.input)) != ("", "Mul", 2):
+        return False
+    return any(each.key == ROWS_KEY for each in node.metadata_props)
 
 
 def _moved(node: NodeProto, side: str) -> dict[str, tuple[int, ...]]:

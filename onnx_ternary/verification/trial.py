@@ -6,6 +6,7 @@ then the converted ones, then every product is judged.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -53,26 +54,28 @@ class Trial:
     Attributes:
         scope: the graph both products stand in.
         node: the converted product.
-        x: (.., K), what it is given.
+        given: (.., K), what the original's product is given.
         y: (.., N), what the original makes of it.
         attributes: of the node.
         tensors: its codes, aux, scale and bias.
+        row_scale: (K,), what a Mul in front of the node multiplies `given` by; None without one.
         problem: why it fails without being run; empty if it does not.
         probe: sparse rows (.., R, K) besides; None where X is a vector.
         probed: what the original makes of them; None where it does not run on them.
-        found: what the op makes of x.
+        found: what the op makes of `x`.
         answered: what it makes of the probe; None where the original alone tells.
         by_body: what the function body makes of x; None where it did not run.
     """
 
     scope: Scope
     node: NodeProto
-    x: NDArray[Any]
+    given: NDArray[Any]
     y: NDArray[Any]
     attributes: OpAttributes
     tensors: Sequence[NDArray[Any]]
     rounds: bool
     exact_sums: bool
+    row_scale: NDArray[Any] | None = None
     problem: str = ""
     probe: NDArray[Any] | None = None
     probed: NDArray[Any] | None = None
@@ -111,10 +114,26 @@ class Trial:
             rounds=bool(op_types & ROUNDING_OPS),
             exact_sums=bool(op_types & INTEGER_PRODUCTS.keys()),
         )
+        if place.row_scale:
+            (trial.row_scale,) = after.constants(
+                scope.constants, [place.row_scale], node_name(node)
+            )
         trial.problem = trial._why_incomparable()
         if not trial.problem:
-            trial.probe = _probe(attributes.K, trial.x.ndim, trial.x.dtype)
+            trial.probe = _probe(attributes.K, trial.given.ndim, trial.given.dtype)
         return trial
+
+    @property
+    def x(self) -> NDArray[Any]:
+        """What the converted node is given, (.., K)."""
+        return self._scaled(self.given)
+
+    def _scaled(self, rows: NDArray[Any]) -> NDArray[Any]:
+        if self.row_scale is None:
+            return rows
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            scaled: NDArray[Any] = rows * self.row_scale
+        return scaled
 
     @property
     def place(self) -> Place:
@@ -125,10 +144,10 @@ class Trial:
     def num_bytes(self) -> int:
         """Roughly what sessions of both products hold."""
         weight = 4 * self.attributes.K * self.attributes.N
-        return weight + 2 * (self.x.nbytes + self.y.nbytes)
+        return weight + 2 * (self.given.nbytes + self.y.nbytes)
 
     def _why_incomparable(self) -> str:
-        x, y, K, N = self.x, self.y, self.attributes.K, self.attributes.N
+        x, y, K, N = self.given, self.y, self.attributes.K, self.attributes.N
         if x.ndim == 0 or x.shape[-1] != K or y.shape != (*x.shape[:-1], N):
             return (
                 f"the original multiplies {x.shape} to {y.shape}, the converted node takes "
@@ -136,6 +155,12 @@ class Trial:
             )
         if x.dtype != y.dtype or x.dtype not in (np.float32, np.float16):
             return f"the original has dtypes {x.dtype} and {y.dtype}, expected float32 or float16"
+        scale = self.row_scale
+        if scale is not None and (scale.shape, scale.dtype) != ((K,), x.dtype):
+            return (
+                f"the scale of the weight's rows is {scale.dtype.name} of shape {scale.shape}, "
+                f"expected {x.dtype.name} of shape ({K},)"
+            )
         return ""
 
     def take_probed(self, answer: NDArray[Any] | None) -> None:
@@ -151,7 +176,7 @@ class Trial:
         # A float original shows the weights, whatever rule the op was asked to follow.
         asked = self.rounds or self.attributes.activation == "float"
         if self.probe is not None and self.probed is not None and asked:
-            feeds["P"] = self.probe
+            feeds["P"] = self._scaled(self.probe)
             nodes.append(self._node("P", "Q"))
         outputs = [node.output[0] for node in nodes]
         return Piece(nodes, self._constants(), feeds, outputs)
@@ -180,16 +205,18 @@ class Trial:
         if self.problem:
             return ProductCheck(name, self.node.output[0], (K, N), "failed", reason=self.problem)
         x, y = self.x.reshape(-1, K), self.y.reshape(-1, N)
+        given = self.given.reshape(-1, K)
         most = min(len(x), max_rows, max(MIN_ROWS, _PRODUCT_WORK // (K * N)))
         chosen = np.unique(np.linspace(0, len(x) - 1, most).round().astype(int))
         integer = attributes.activation != "float"
         quantized = QuantizedRows.of(x, chosen, attributes) if integer else None
         found = self.found.reshape(-1, N)[chosen]
-        compared = [ComparedRows(x[chosen], found, y[chosen], quantized)]
+        off = self._roundings(given[chosen])
+        compared = [ComparedRows(x[chosen], found, y[chosen], quantized, x_error=off)]
         places = [("rows", int(row)) for row in chosen]
         if self.by_body is not None:
             found = self.by_body.reshape(-1, N)[chosen]
-            compared.append(ComparedRows(x[chosen], found, y[chosen], quantized, is_body=True))
+            compared.append(dataclasses.replace(compared[0], found=found, is_body=True))
             places += [("body", int(row)) for row in chosen]
         num_probes = 0
         if self.probe is not None and self.probed is not None:
@@ -229,7 +256,8 @@ class Trial:
     def _compared_probe(self) -> ComparedRows:
         assert self.probe is not None
         assert self.probed is not None
-        rows = self.probe.reshape(-1, self.attributes.K)
+        given = self.probe.reshape(-1, self.attributes.K)
+        rows, off = self._scaled(given), self._roundings(given)
         probed = self.probed.reshape(-1, self.attributes.N)
         answered = self.answered
         if answered is not None:
@@ -237,7 +265,15 @@ class Trial:
         quantized = None
         if self.rounds:
             quantized = QuantizedRows.of(rows, np.arange(len(rows)), self.attributes)
-        return ComparedRows(rows, answered, probed, quantized)
+        return ComparedRows(rows, answered, probed, quantized, x_error=off)
+
+    def _roundings(self, given: NDArray[Any]) -> NDArray[np.float64] | None:
+        """What each x is off because its scale was multiplied in before the product."""
+        if self.row_scale is None:
+            return None
+        exact = given.astype(np.float64) * self.row_scale.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return np.abs(self._scaled(given).astype(np.float64) - exact)
 
 
 @lru_cache(maxsize=4)  # products in a row often have the same shape
@@ -266,8 +302,10 @@ def run_trials(
     for batch in batches(running, [trial.num_bytes for trial in running]):
         # ONNX Runtime computes around float16 operators it lacks in float32, and may hand a
         # product an x that was never rounded; on its own the product gets the x seen here.
-        half = [trial for trial in batch if trial.x.dtype == np.float16]
-        for trial, answer in zip(half, _originals(before, half, [t.x for t in half]), strict=True):
+        half = [trial for trial in batch if trial.given.dtype == np.float16]
+        for trial, answer in zip(
+            half, _originals(before, half, [t.given for t in half]), strict=True
+        ):
             if answer is not None and answer.shape == trial.y.shape:
                 trial.y = answer
         probes = [trial.probe for trial in batch]
@@ -279,7 +317,7 @@ def run_trials(
             trial.found = values[0]
             trial.answered = values[1] if len(values) > 1 else None
         for trial in batch:
-            function = bodies.take(trial.attributes, trial.tensors, trial.x.dtype)
+            function = bodies.take(trial.attributes, trial.tensors, trial.given.dtype)
             if function is not None:
                 trial.by_body = run_body(after, trial, function)
 

@@ -20,6 +20,7 @@ from tests.catalogue import (
     matmul_integer,
     matmul_nbits,
     qonnx,
+    row_scales,
     straight_through,
     unhandled,
 )
@@ -39,6 +40,7 @@ FILES = (
     activations,
     functions,
     straight_through,
+    row_scales,
 )
 HITS: dict[str, Callable[[], Case]] = {
     name: made for each in FILES for name, made in each.HITS.items()

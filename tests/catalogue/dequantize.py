@@ -445,7 +445,9 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
         "weight has 16 different codes in column 0, expected at most 3",
     ),
     "dequantized_rows": lambda: Miss(
-        dequantized(codes(), np.linspace(1, 2, K, dtype=F32), axis=0, steps=()).model,
+        dequantized(
+            np.eye(K, N, dtype=np.int8), np.linspace(1, 2, K, dtype=F32), axis=0, steps=()
+        ).model,
         "weight has one scale every row along K, expected one for the matrix, a column, or a group "
         "of 16 or more rows",
     ),

@@ -13,7 +13,7 @@ from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import LibraryError
 from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.verification.inputs import InputsError
-from tests.catalogue import cones, conv, einsum, functions, gemm
+from tests.catalogue import cones, conv, einsum, functions, gemm, row_scales
 from tests.catalogue import matmul as matmuls
 from tests.catalogue.case import F32, K, matmul, model, node, ternary
 from tests.support.checks import options_of, skip_where_too_new
@@ -26,6 +26,7 @@ HITS = {
     **{name: made for name, made in gemm.HITS.items() if name.startswith("fused_gemm")},
     **conv.HITS,
     **functions.HITS,
+    **row_scales.HITS,
 }
 del HITS["fused_gemm_runtime_c"]  # sums without C are no value of the original
 del HITS["cone_bfloat16"]  # onnxruntime's CPU provider multiplies no bfloat16 matrices
