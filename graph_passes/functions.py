@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from onnx_ternary.op.nodes import local_functions, node_label
@@ -17,7 +19,23 @@ _MAX_STEPS = 64
 class Functions:
     """What products inside local functions may not have: what differs from call to call."""
 
-    def __init__(self, site: Site, context: Context, *, with_body: bool) -> None:
+    def __init__(
+        self,
+        site: Site,
+        context: Context,
+        tried: Mapping[ir.OperatorIdentifier, str],
+        *,
+        with_body: bool,
+    ) -> None:
+        """What is known of a model's functions.
+
+        Args:
+            site: of the model.
+            context: of the conversion.
+            tried: by function, why its product stays float with the weight a call gives.
+            with_body: whether the op's function body is written.
+        """
+        self._tried = tried
         self._site, model = site, site.model
         self._context = context
         self._with_body = with_body
@@ -70,11 +88,12 @@ class Functions:
             if source not in function.inputs:
                 continue
             if call := self._constant_call(function, function.inputs.index(source)):
-                return Rejection(
-                    node,
-                    f"weight '{source.name}' is an input of local function {name}, and every call "
-                    f"gives its own ({call}); {INLINE}",
-                )
+                given = f"weight '{source.name}' is an input of local function {name}, and"
+                if tried := self._tried.get(function.identifier()):
+                    return Rejection(
+                        node, f"{given} no call that is left gives a ternary one ({call}): {tried}"
+                    )
+                return Rejection(node, f"{given} every call gives its own ({call}); {INLINE}")
         return rejection
 
     def _constant_call(self, function: ir.Function, position: int) -> str:

@@ -21,9 +21,10 @@ from .converted_before import stored_indices
 from .functions import Functions
 from .local_calls import set_apart
 from .match import Context, Rejection, TernaryMatMul
+from .parameters import inline_ternary_calls
 from .rewrite import remaining
 from .rewrite.constant_inputs import FIRST_WITHOUT_INPUTS, held_constant
-from .rewrite.finish import Replaced
+from .rewrite.finish import Replaced, first_three
 from .rewrite.renamed import Restored, restore
 from .rewrite.replace import Replacer
 from .rules import table
@@ -80,6 +81,7 @@ def run(
     """
     check_attributes(model)
     restored = restore(model)
+    inlined = inline_ternary_calls(model, options)
     budget = Budget(options, constant_bytes(model))
     site = Site.of(model)
     cones = Cones(site, budget, fold=options.fold)
@@ -87,33 +89,37 @@ def run(
     with held_constant(model, options) as held, set_apart(model), Ahead(options) as ahead:
         replacer = Replacer(site, options, spool, cones, restored)
         context = Context(options, site.opset, ahead, cones)
-        done = _run(site, context, replacer, ahead, _Charges(budget), restored, progress)
+        functions = Functions(site, context, inlined.refusals, with_body=options.function_body)
+        done = _run(site, context, replacer, functions, ahead, _Charges(budget), restored, progress)
         held.keep = bool(done.replaced.rewrites or done.requantised)
-    if not held.keep:
-        return done
-    model.ir_version = max(model.ir_version, FIRST_WITHOUT_INPUTS)
-    if note := held.note(ir_version, model.ir_version):
-        notes = (*done.replaced.notes, note)
-        return replace(done, replaced=replace(done.replaced, notes=notes))
-    return done
+    notes = [*done.replaced.notes]
+    if inlined.labels:
+        names = first_three([f"'{label}'" for label in inlined.labels])
+        notes.append(
+            f"calls of local functions were written out, for the weights they give: {names}"
+        )
+    if held.keep:
+        model.ir_version = max(model.ir_version, FIRST_WITHOUT_INPUTS)
+        notes += filter(None, [held.note(ir_version, model.ir_version)])
+    return replace(done, replaced=replace(done.replaced, notes=tuple(notes)))
 
 
 def _run(
     site: Site,
     context: Context,
     replacer: Replacer,
+    functions: Functions,
     ahead: Ahead,
     charges: _Charges,
     restored: Restored,
     progress: Progress | None,
 ) -> PassResult:
-    model, options = site.model, context.options
+    model = site.model
     whole_model = _refusal_of_model(model)
     rejections: list[Kept] = []
     requantised: list[str] = []
     indices = tuple(stored_indices(model))
     products = list(_nodes(model, product_types(), restored.others))
-    functions = Functions(site, context, with_body=options.function_body)
     choice = Choice(context)
     for position, product in enumerate(products):
         node, where = product.node, product.where

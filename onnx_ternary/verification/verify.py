@@ -21,6 +21,7 @@ from onnx_ternary.errors import ModelError, NotComparedError, RequirementError
 from onnx_ternary.op.nodes import METADATA_OPTIONS
 from onnx_ternary.options import VerificationOptions
 from onnx_ternary.verification.body import Bodies, run_without_library
+from onnx_ternary.verification.inlined import with_inlined_calls
 from onnx_ternary.verification.inputs import (
     ChosenInputs,
     InputOptions,
@@ -183,7 +184,7 @@ def compare_models(
 
 def _comparison(exact: LoadedModel, after: LoadedModel, settings: VerifySettings) -> Comparison:
     """How products are compared; ``exact`` is the original with sums in float32."""
-    exact = with_separate_activations(with_unsigned_weights(exact))
+    exact = with_inlined_calls(with_separate_activations(with_unsigned_weights(exact)), after)
     allowed = settings.weight_tolerance
     return Comparison(
         exact,

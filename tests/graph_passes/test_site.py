@@ -27,8 +27,12 @@ def test_a_conversion_looks_once(case: Case, monkeypatch: pytest.MonkeyPatch) ->
         return owning_functions(model)
 
     monkeypatch.setattr(site, "owning_functions", counting)
-    assert optimize(case.model, options_of(case)).report.rewrites
-    assert len(looks) == 1
+    result = optimize(case.model, options_of(case))
+    assert result.report.rewrites
+    # Calls that give weights are tried in a copy.
+    assert len([model for model in looks if model is result.model]) == 1
+    if not any("written out" in note for note in result.report.notes):
+        assert len(looks) == 1
 
 
 def test_names_and_owners(case: Case) -> None:

@@ -34,6 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "graph_passes.match",
         "graph_passes.rules graph_passes.rewrite graph_passes.functions graph_passes.choice "
         "graph_passes.converted_before",
+        "graph_passes.parameters",
         "graph_passes graph_passes.pipeline",
         "conversion",
         "exporting",
