@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from onnx_ternary._walk import nodes_in
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.cycles import DOMAINS_OF_OPERATORS
 from onnx_ternary.op.nodes import local_functions, node_label
@@ -47,7 +48,7 @@ def check_attributes(model: ir.Model) -> None:
         ModelError: naming the node and the attribute.
     """
     for graph in (model.graph, *(each.graph for each in local_functions(model))):
-        for node in ir.traversal.RecursiveGraphIterator(graph):
+        for node in nodes_in(graph):
             reason = _wrong(node) if node.op_type in _OPERATORS else ""
             if node.domain in DOMAINS_OF_OPERATORS and not node.outputs:
                 reason = "has no result"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from onnx_ternary._walk import nodes_in
 from onnx_ternary.op.nodes import local_functions, node_label
 
 from .constants.constant import INLINE, Constant
@@ -43,7 +44,7 @@ class Functions:
             function.identifier(): [] for function in local_functions(model)
         }
         for graph in (model.graph, *(each.graph for each in local_functions(model))):
-            for node in graph.all_nodes():
+            for node in nodes_in(graph):
                 function = called(model, node)
                 if function is not None and function.identifier() in self._calls:
                     self._calls[function.identifier()].append(node)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import onnx
 import onnx_ir as ir
 
+from onnx_ternary._walk import nodes_in
 from onnx_ternary.op.nodes import local_functions
 
 _PREFIX = "local function of "
@@ -26,7 +27,7 @@ def set_apart(model: ir.Model) -> Iterator[None]:
     calls: list[tuple[ir.Node, str]] = []
     if functions:
         for graph in (model.graph, *(each.graph for each in local_functions(model))):
-            for node in ir.traversal.RecursiveGraphIterator(graph):
+            for node in nodes_in(graph):
                 if node.op_identifier() in functions:
                     calls.append((node, node.domain))
                     node.domain = f"{_PREFIX}{node.domain}"

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from onnx_ternary._walk import nodes_in
 from onnx_ternary.model_files.inlining import CallKey, calls, can_inline, inline_calls
 from onnx_ternary.model_files.tensors import constant_bytes
 from onnx_ternary.op.nodes import is_own, local_functions
@@ -89,7 +90,7 @@ def _write_out(trial: ir.Model, options: OptimizeOptions) -> list[list[CallKey]]
         taken: list[CallKey] = []
         for key, node in _candidates(trial, options):
             function = trial.functions[node.op_identifier()]
-            num_nodes += sum(1 for _ in function.all_nodes())
+            num_nodes += sum(1 for _ in nodes_in(function))
             if num_nodes > MAX_NODES:
                 break
             before = node.metadata_props.get(_CALLS, "")
@@ -130,7 +131,7 @@ def _identifier(parts: list[str]) -> ir.OperatorIdentifier | None:
 def _appeared(trial: ir.Model) -> Iterator[ir.Node]:
     """Products of calls that were written out."""
     for graph in (trial.graph, *(each.graph for each in local_functions(trial))):
-        for node in list(ir.traversal.RecursiveGraphIterator(graph)):
+        for node in list(nodes_in(graph)):
             if (node.domain, node.op_type) in product_types() and _CALLS in node.metadata_props:
                 yield node
 
@@ -166,7 +167,7 @@ def _calls_apart(model: ir.Model) -> Iterator[tuple[CallKey, ir.Node]]:
     owners = [(None, model.graph)]
     owners += [(each.identifier(), each) for each in local_functions(model)]
     for owner, graph in owners:
-        for node in ir.traversal.RecursiveGraphIterator(graph):
+        for node in nodes_in(graph):
             if called(model, node) is not None and node.outputs and node.outputs[0].name:
                 yield (owner, node.outputs[0].name), node
 
@@ -195,7 +196,7 @@ def _needs(model: ir.Model) -> Mapping[ir.OperatorIdentifier, frozenset[int]]:
         if key in found:
             waiting.pop()
             continue
-        inner = {called(model, node) for node in function.all_nodes()} - {None}
+        inner = {called(model, node) for node in nodes_in(function)} - {None}
         unknown = [each for each in inner if each and each.identifier() not in found]
         if unknown:
             waiting += unknown
@@ -213,7 +214,7 @@ def _needs_of(
     masks = {value: 1 << at for at, value in enumerate(function.inputs)}
     attributes = 1 << len(function.inputs)
     found: set[int] = set()
-    for node in ir.traversal.RecursiveGraphIterator(function.graph):
+    for node in nodes_in(function.graph):
         operands = [0 if value is None else masks.get(value, 0) for value in node.inputs]
         own = attributes if any(attr.is_ref() for attr in node.attributes.values()) else 0
         whole = own

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnx_ternary._walk import graphs_in, nodes_in
 from onnx_ternary.op.nodes import local_functions, owning_functions
 
 _DIGEST_LENGTH = 8
@@ -44,7 +45,7 @@ class Site:
             model.opset_imports.get("", 0),
             owning_functions(model),
             value_names,
-            {node.name or "" for graph in graphs for node in graph.all_nodes()},
+            {node.name or "" for graph in graphs for node in nodes_in(graph)},
             _digest(value_names),
         )
 
@@ -59,7 +60,7 @@ def _digest(names: set[str]) -> str:
 
 
 def _value_names(whole: ir.Graph) -> Iterator[str]:
-    for graph in (whole, *whole.subgraphs()):
+    for graph in graphs_in(whole):
         yield from graph.initializers
         outputs = (output for node in graph for output in node.outputs)
         yield from (value.name or "" for value in (*graph.inputs, *outputs))

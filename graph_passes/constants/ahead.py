@@ -49,6 +49,8 @@ class Ahead:
         self._pool = ThreadPoolExecutor(num_threads, "onnx-ternary")
         # By the tensor's value: of two products that share one, the second finds what is known.
         self._started: dict[int, _Started] = {}
+        # Products are looked at again and again while they come nearer.
+        self._weights: dict[ir.Node, Constant | None] = {}
 
     def __enter__(self) -> Ahead:
         return self
@@ -65,7 +67,9 @@ class Ahead:
         """
         num_bytes = 0
         for product in products[: self.num_products]:
-            weight = _weight(product)
+            if product not in self._weights:
+                self._weights[product] = _weight(product)
+            weight = self._weights[product]
             if weight is None or weight.size < max(_MIN_ELEMENTS, self._options.min_elements):
                 continue
             num_bytes += weight.stored_bytes
@@ -90,6 +94,7 @@ class Ahead:
 
     def drop(self, product: ir.Node) -> None:
         """Let go of what was started for a product that is done with."""
+        self._weights.pop(product, None)
         for key, started in [*self._started.items()]:
             if started.product is product:
                 _end(self._started.pop(key))

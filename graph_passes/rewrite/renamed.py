@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
+from onnx_ternary._walk import nodes_in
 from onnx_ternary.errors import IndexFormatError
 from onnx_ternary.op.body_nodes import MIN_IR_VERSION, NoBody
 from onnx_ternary.op.nodes import constant_tensor, node_label
@@ -76,12 +77,7 @@ def restore(model: ir.Model) -> Restored:
 
 def _calls(model: ir.Model, key: ir.OperatorIdentifier) -> list[ir.Node]:
     owners = (model.graph, *(each.graph for each in model.functions.values()))
-    return [
-        node
-        for owner in owners
-        for node in ir.traversal.RecursiveGraphIterator(owner)
-        if node.op_identifier() == key
-    ]
+    return [node for owner in owners for node in nodes_in(owner) if node.op_identifier() == key]
 
 
 def _is_body(function: ir.Function, calls: list[ir.Node], model: ir.Model) -> bool:

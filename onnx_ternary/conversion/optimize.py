@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ternary import _onnxruntime
 from onnx_ternary._machine import cpu_name
 from onnx_ternary._version import __version__
+from onnx_ternary._walk import graphs_in, nodes_in, owners_in
 from onnx_ternary.errors import ModelError, OnnxTernaryError
 from onnx_ternary.model_files.load import AnyModel, any_model, why_invalid
 from onnx_ternary.model_files.messages import why
@@ -189,11 +190,12 @@ def _with_weights(model: ir.Model, rejections: Iterable[Kept]) -> tuple[Kept, ..
     """The products that stay with the sizes of their weights, which are still in the model."""
     stored = {
         value.name: value.const_value
-        for graph in model.graphs()
+        for owner in owners_in(model)
+        for graph in graphs_in(owner)
         for value in graph.initializers.values()
         if value.const_value is not None
     }
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+    for node in nodes_in(model.graph):
         if (tensor := constant_tensor(next(iter(node.outputs), None))) is not None:
             stored[node.outputs[0].name] = tensor
     return tuple(

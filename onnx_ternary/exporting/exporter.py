@@ -32,6 +32,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_ternary._walk import nodes_in
 from onnx_ternary.errors import ModelError
 from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.index.levels import TernaryWeight
@@ -43,6 +44,7 @@ from onnx_ternary.op.nodes import (
     DIGEST_KEY,
     METADATA_OPTIONS,
     METADATA_VERSION,
+    ROWS_KEY,
     check_digest,
     index_tensors,
     is_own,
@@ -149,7 +151,7 @@ class Exporter:
         found = [
             (node, owner.opset_imports)
             for owner in owners
-            for node in ir.traversal.RecursiveGraphIterator(owner)
+            for node in nodes_in(owner)
             if is_own(node.domain, node.op_type)
         ]
         products = []
@@ -160,8 +162,9 @@ class Exporter:
             products.append(export(node, opsets))
         for owner in owners:
             owner.opset_imports.pop(DOMAIN, None)
-            for each in ir.traversal.RecursiveGraphIterator(owner):
-                each.metadata_props.pop(AXES_KEY, None)  # of Reshapes beside products
+            for each in nodes_in(owner):
+                for own in (AXES_KEY, ROWS_KEY):  # of Reshapes and Muls beside products
+                    each.metadata_props.pop(own, None)
         for name in (METADATA_VERSION, METADATA_OPTIONS):
             self._model.metadata_props.pop(name, None)
         return products

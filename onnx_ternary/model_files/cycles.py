@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
+from onnx_ternary._walk import nodes_in, subgraphs_of
+
 DOMAINS_OF_OPERATORS = ("", "com.microsoft")
 """Where an operator and a local function share a name, runtimes choose differently."""
 
@@ -31,7 +33,7 @@ def find_cycle(model: ir.Model) -> str:
     calls = {
         key: {
             node.op_identifier()
-            for node in ir.traversal.RecursiveGraphIterator(function.graph)
+            for node in nodes_in(function.graph)
             if node.op_identifier() in model.functions
         }
         for key, function in model.functions.items()
@@ -64,13 +66,8 @@ def _collect(whole: ir.Graph, waits: dict[int, set[int]], nodes: dict[int, ir.No
         for node in graph:
             nodes[id(node)] = node
             waits.setdefault(id(node), set()).update(_makers(node.inputs))
-            for attr in node.attributes.values():
-                if attr.is_ref():
-                    continue
-                if attr.type == ir.AttributeType.GRAPH:
-                    open_graphs.append((attr.as_graph(), node))
-                elif attr.type == ir.AttributeType.GRAPHS:
-                    open_graphs += [(each, node) for each in attr.as_graphs()]
+            if node.attributes:
+                open_graphs += [(each, node) for each in subgraphs_of(node)]
 
 
 def _makers(values: Iterable[ir.Value | None]) -> set[int]:

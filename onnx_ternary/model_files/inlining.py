@@ -13,6 +13,8 @@ from typing import TypeAlias
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnx_ternary._walk import nodes_in
+
 _DOMAIN = "onnx_ternary.inlined"
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
@@ -41,7 +43,7 @@ def calls(model: ir.Model) -> Iterator[tuple[CallKey, ir.Node]]:
     owners: list[tuple[ir.OperatorIdentifier | None, ir.Graph | ir.Function]]
     owners = [(None, model.graph), *model.functions.items()]
     for owner, graph in owners:
-        for node in ir.traversal.RecursiveGraphIterator(graph):
+        for node in nodes_in(graph):
             if node.op_identifier() in model.functions and node.outputs and node.outputs[0].name:
                 yield (owner, node.outputs[0].name), node
 
@@ -77,7 +79,7 @@ def _named_after(function: ir.Function, call: ir.Node, name: str) -> ir.Function
     copy = function.clone()
     copy.domain, copy.name, copy.overload = _DOMAIN, name, ""
     values, nodes = call.outputs[0].name, call.name or call.outputs[0].name
-    for node in ir.traversal.RecursiveGraphIterator(copy.graph):
+    for node in nodes_in(copy.graph):
         inner = node.name or (node.outputs[0].name if node.outputs else "") or node.op_type
         node.name = f"{nodes}/{inner}"
         for output in node.outputs:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 # The package ships no types, and its stubs are not among our development tools.
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from onnx_ternary._walk import nodes_in
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.cycles import find_cycle
 from onnx_ternary.model_files.external_data import external_protos, locate_external_data
@@ -165,7 +166,7 @@ def _undecodable(model: ir.Model) -> object | None:
     for graph in (model.graph, *(each.graph for each in model.functions.values())):
         names += [value.name for value in (*graph.inputs, *graph.outputs)]
         names += graph.initializers
-        for node in ir.traversal.RecursiveGraphIterator(graph):
+        for node in nodes_in(graph):
             names += [node.name, node.domain, node.op_type, node.overload, *node.attributes]
             names += [None if value is None else value.name for value in node.inputs]
             names += [value.name for value in node.outputs]

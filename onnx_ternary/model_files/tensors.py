@@ -14,6 +14,7 @@ import onnx_ir as ir
 # The package ships no types, and its stubs are not among our development tools.
 from numpy.typing import NDArray
 
+from onnx_ternary._walk import graphs_in, nodes_in, owners_in
 from onnx_ternary.errors import ModelError
 
 _MIN_SPOOLED_BYTES = 1 << 16
@@ -21,14 +22,14 @@ _MIN_SPOOLED_BYTES = 1 << 16
 
 def constant_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Every initializer and every tensor attribute, in all graphs and functions."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-    owners: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
-    for owner in owners:
-        for node in ir.traversal.RecursiveGraphIterator(owner):
-            for attr in node.attributes.values():
+    for owner in owners_in(model):
+        for graph in graphs_in(owner):
+            for value in graph.initializers.values():
+                if value.const_value is not None:
+                    yield value.const_value
+    for owner in owners_in(model):
+        for node in nodes_in(owner):
+            for attr in node.attributes.values() if node.attributes else ():
                 yield from _tensors_of(attr)
 
 
@@ -133,7 +134,8 @@ def replace_external(
     """
     values = [
         (value, held)
-        for graph in model.graphs()
+        for owner in owners_in(model)
+        for graph in graphs_in(owner)
         for value in graph.initializers.values()
         if initializers and isinstance(held := value.const_value, ir.ExternalTensor)
     ]
@@ -141,7 +143,8 @@ def replace_external(
     attributes = [
         (node, attr)
         for owner in owners
-        for node in ir.traversal.RecursiveGraphIterator(owner)
+        for node in nodes_in(owner)
+        if node.attributes
         for attr in node.attributes.values()
         if any(isinstance(each, ir.ExternalTensor) for each in _tensors_of(attr))
     ]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnx_ternary._walk import graphs_in, nodes_in
 from onnx_ternary.errors import IndexFormatError, ModelError
 from onnx_ternary.index import decode_index, validate_index
 from onnx_ternary.schema import (
@@ -61,7 +62,7 @@ def gather_nodes(model: ir.Model) -> Iterator[ir.Node]:
 def own_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The nodes of both operators, in graph order."""
     for graph in (model.graph, *(each.graph for each in local_functions(model))):
-        for node in ir.traversal.RecursiveGraphIterator(graph):
+        for node in nodes_in(graph):
             if is_own(node.domain, node.op_type):
                 yield node
 
@@ -69,9 +70,7 @@ def own_nodes(model: ir.Model) -> Iterator[ir.Node]:
 def owning_functions(model: ir.Model) -> dict[int, ir.Function]:
     """The local function each graph inside one belongs to, by the graph's id."""
     return {
-        id(graph): function
-        for function in local_functions(model)
-        for graph in (function.graph, *function.subgraphs())
+        id(graph): function for function in local_functions(model) for graph in graphs_in(function)
     }
 
 

@@ -131,6 +131,15 @@ def requests_to_quantize(count: int) -> onnx.ModelProto:
     return made([*nodes, *products(count, f"x{count}")], outputs(count))
 
 
+def nothing_ternary(count: int) -> onnx.ModelProto:
+    """Nodes that are no products, and float products among them."""
+    nodes = [node("Relu", ["x"], "x1")]
+    for at in range(1, count):
+        operator, operands = ("Relu", [f"x{at}"]) if at % 10 else ("MatMul", [f"x{at}", "dense"])
+        nodes.append(node(operator, operands, f"x{at + 1}"))
+    return made(nodes, [f"x{count}"])
+
+
 MODELS: dict[str, Callable[[int], onnx.ModelProto]] = {
     "identities on the weight": chain_on_the_weight("Identity"),
     "transposes on the weight": chain_on_the_weight("Transpose", perm=[1, 0]),
@@ -144,7 +153,10 @@ MODELS: dict[str, Callable[[int], onnx.ModelProto]] = {
     "function of functions": function_of_functions,
     "calls of one function": calls_of_one_function,
     "rounded activations": requests_to_quantize,
+    "nothing ternary": nothing_ternary,
 }
+CALLS_PER_NODE = 400
+"""Of functions, where every tenth node is a product; reading a node takes onnx_ir 50 of them."""
 
 
 def num_calls(proto: onnx.ModelProto, **options: Any) -> int:
@@ -171,6 +183,12 @@ def test_work_grows_with_the_model(name: str, options: dict[str, Any]) -> None:
     half = num_calls(build(COUNT), **options)
     whole = num_calls(build(2 * COUNT), **options)
     assert whole < 2.3 * half
+
+
+def test_node_that_is_no_product_costs_little() -> None:
+    """A model of 100,000 nodes is converted in the time it takes to read it, a few times over."""
+    calls = [num_calls(nothing_ternary(count)) for count in (10, 500, 1500)]
+    assert calls[2] - calls[1] < CALLS_PER_NODE * 1000
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if " on the " in name])

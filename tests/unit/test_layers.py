@@ -22,7 +22,7 @@ PASSES = "onnx_ternary.graph_passes"
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(rooms.split())
     for rooms in (
-        "errors _version _machine _source_tree _onnxruntime _paired _genai_process",
+        "errors _version _machine _source_tree _onnxruntime _paired _genai_process _walk",
         "schema _logs",
         "options native",
         "index",
