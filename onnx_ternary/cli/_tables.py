@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from onnx_ternary.cli._output import Output, print_table
 from onnx_ternary.reports.markdown import verdict
 from onnx_ternary.reports.outcome import Outcome
-from onnx_ternary.reports.report import Report, format_size
+from onnx_ternary.reports.report import FEW_ALIKE, Report, Row, alike, format_size
 from onnx_ternary.verification.report import VerificationReport
-
-# So many rows more for one reason are told in one.
-_FEW = 3
 
 
 def print_rewrites(out: Output, report: Report) -> None:
     headings = ["node", "operator", "K x N", "weights", "before", "after"]
     headings += ["graph", "index", "changed by"] if out.verbose else []
     headings += ["result"]
+    products = report.rows()
     rows: list[dict[str, str]] = [
         {
             "node": row.node,
@@ -29,7 +26,7 @@ def print_rewrites(out: Output, report: Report) -> None:
             "after": format_size(row.bytes_after) if row.bytes_after else "",
             "result": row.result,
         }
-        for row in report.rows()
+        for row in products
     ]
     for shown, rewrite in zip(rows, report.rewrites, strict=False):
         shown["graph"] = rewrite.graph
@@ -43,27 +40,23 @@ def print_rewrites(out: Output, report: Report) -> None:
     if sentence := report.nothing_ternary():
         out.console.print(sentence, markup=False, highlight=False)
     if not out.verbose:
-        rows = _grouped(rows)
+        rows = _grouped(products, rows)
     # A narrow terminal gets what matters most; the report has the rest.
     print_table(out.console, headings, rows, narrow=["node", "K x N", "before", "after", "result"])
 
 
-def _grouped(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Rows that stay for one reason, whatever names and numbers are in it, as one row."""
-    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for row in rows:
-        stays = row["result"].startswith("stays: ")
-        kind = re.sub(r"'[^']*'|[0-9.]+", "", row["result"]) if stays else str(len(groups))
-        groups.setdefault((row["operator"] if stays else "", kind), []).append(row)
+def _grouped(products: Sequence[Row], rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows that stay for one reason as one row."""
+    shown = {id(product): row for product, row in zip(products, rows, strict=True)}
     grouped: list[dict[str, str]] = []
-    for alike in groups.values():
-        first, *others = alike
-        if len(others) < _FEW:
-            grouped += alike
+    for group in alike(products):
+        first, *others = group
+        if len(group) <= FEW_ALIKE:
+            grouped += [shown[id(each)] for each in group]
             continue
         more = f"{len(others)} more for such a reason; --verbose lists them"
-        row = {"node": first["node"], "operator": first["operator"]}
-        grouped.append({**row, "result": f"{first['result']} (and {more})"})
+        row = {"node": first.node, "operator": first.pattern}
+        grouped.append({**row, "result": f"{first.result} (and {more})"})
     return grouped
 
 

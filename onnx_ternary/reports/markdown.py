@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import MAX_NAME, visible
 from onnx_ternary.reports.outcome import Batch, Conversion, Outcome
-from onnx_ternary.reports.report import Row, format_size
+from onnx_ternary.reports.report import FEW_ALIKE, Row, alike, format_size
 
 # GitHub refuses comments of more than 65536 characters. Tables get most of them; titles, messages
 # and the verification the rest.
@@ -115,7 +115,7 @@ def _section(outcome: Outcome, max_characters: int) -> str:
     if (done := outcome.conversion) is not None:
         report = done.report
         notes = _notes(report.notes, max_characters // 4)
-        lines = [_product_line(row) for row in report.rows()]
+        lines = [line for rows in alike(report.rows()) for line in _product_lines(rows)]
         parts.append(
             _table(_PRODUCTS_HEAD, lines, max_characters - len("\n\n".join(notes)), "products")
             if lines
@@ -154,6 +154,24 @@ def _table(head: str, lines: Sequence[str], max_characters: int, what: str) -> s
             shown = "".join(lines[:position])
             return f"{head}{shown}\n{len(lines) - position} more {what} are in the JSON report."
     return (head + "".join(lines)).rstrip()
+
+
+def _product_lines(rows: Sequence[Row]) -> list[str]:
+    """One line per product, or one for all that stay for one reason."""
+    if len(rows) <= FEW_ALIKE:
+        return [_product_line(row) for row in rows]
+    reason, more = f"{rows[0].status}: {code(rows[0].reason)}", len(rows) - 1
+    before = sum(row.bytes_before for row in rows)
+    cells = (
+        f"{code(rows[0].node)} and {more} more",
+        code(rows[0].pattern),
+        "",
+        "",
+        format_size(before) if before else "",
+        "",
+        f"{reason} (and {more} more for such a reason, which the JSON report lists)",
+    )
+    return [f"| {' | '.join(cells)} |\n"]
 
 
 def _product_line(row: Row) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -139,6 +140,24 @@ class Row:
     def result(self) -> str:
         """Status and reason."""
         return f"{self.status}: {self.reason}" if self.reason else self.status
+
+
+FEW_ALIKE = 3
+"""So many rows that stay for one reason are told one by one."""
+
+
+def alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows in the order of their first, where those that stay for one reason are together.
+
+    Names and numbers in a reason make no difference, the operator does. Other rows are alone.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for at, row in enumerate(rows):
+        kind = (str(at), "")
+        if row.status == "stays":
+            kind = (f"stays {row.pattern}", re.sub(r"'[^']*'|[0-9.]+", "", row.reason))
+        groups.setdefault(kind, []).append(row)
+    return [*groups.values()]
 
 
 @dataclass(frozen=True, slots=True)

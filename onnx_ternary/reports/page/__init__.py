@@ -1,4 +1,4 @@
-"""A report as one web page that needs no network.
+"""A report as one web page that needs no network; what stays for one reason stands together.
 
 Names and reasons come from model files: all of them are escaped, and the page's content security
 policy lets no other script or style than its own run.
@@ -16,7 +16,7 @@ from string import Template
 
 from onnx_ternary._version import __version__
 from onnx_ternary.errors import visible
-from onnx_ternary.reports.report import Report, Row, format_size
+from onnx_ternary.reports.report import Report, Row, alike, format_size
 
 _NUM_COLORS = 10  # style.css has as many
 _NUM_BAR_UNITS = 1000
@@ -29,7 +29,7 @@ def render_page(name: str, report: Report) -> str:
         name: of the model.
         report: what would be rewritten, and what stays.
     """
-    rows = report.rows()
+    rows = [row for rows in alike(report.rows()) for row in rows]
     groups = Counter(_group(row) for row in rows)
     numbers = {group: number for number, (group, _) in enumerate(groups.most_common())}
     largest = max((max(row.bytes_before, row.bytes_after) for row in rows), default=0)

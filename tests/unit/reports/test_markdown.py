@@ -46,6 +46,28 @@ def plain(cell: list[Token]) -> str:
     return "".join(token.content for token in cell if token.type in ("text", "code_inline"))
 
 
+def kept_products(*reasons: str) -> tuple[Kept, ...]:
+    return tuple(
+        Kept(f"n{at}", "MatMul", "main graph", f"w{at}", reason, (4, 5), 80)
+        for at, reason in enumerate(reasons)
+    )
+
+
+def test_equal_reasons_are_told_once() -> None:
+    reasons = [f"weight 'w{at}' has {at} levels" for at in range(4)]
+    kept = kept_products(*reasons[:2], "no constant weight: 'v' is computed", *reasons[2:])
+    cells = [plain(cell) for cell in table_cells(summarize(outcome(REWRITE, kept=kept)))]
+    assert cells[7:] == [
+        *("n0 and 3 more", "MatMul", "", "", "320 B", ""),
+        "stays: weight 'w0' has 0 levels (and 3 more for such a reason, which the JSON report "
+        "lists)",
+        *("n2", "MatMul", "stored 4 x 5", "", "80 B", "80 B"),
+        "stays: no constant weight: 'v' is computed",
+    ]
+    few = [plain(cell) for cell in table_cells(summarize(outcome(REWRITE, kept=kept[:4])))]
+    assert [text for text in few if text.startswith("n")] == ["n0", "n1", "n3", "n2"]
+
+
 def test_summary_names_every_product() -> None:
     kept = Kept("down", "Gemm", "main graph", "w2", "weight has 3 levels", (4, 5), 80)
     text = summarize(outcome(REWRITE, kept=(kept,)))
