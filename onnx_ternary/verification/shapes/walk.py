@@ -19,6 +19,7 @@ from onnx_ternary.verification.shapes import (
     elementwise,
     layout,
     lookup,
+    loops,
     products,
 )
 from onnx_ternary.verification.shapes.facts import Origin, Scope, Shape, Traced, copy_facts
@@ -39,6 +40,8 @@ HANDLERS: Mapping[str, Handler] = {
     **attention.HANDLERS,
     **constants.HANDLERS,
 }
+
+LOOPS = {"Loop": loops.loop, "Scan": loops.scan}
 
 
 def trace(model: ModelProto, inputs: Mapping[str, Shape], sizes: Sizes) -> Traced:
@@ -97,6 +100,8 @@ class _Tracer:
         node = Node(proto, scope, self.found)
         if proto.op_type == "If":
             self.branch(node, depth)
+        elif proto.op_type in LOOPS and depth < _MAX_DEPTH:
+            LOOPS[proto.op_type](node, lambda body: self.walk(body, scope, depth + 1))
         elif proto.op_type in HANDLERS:
             HANDLERS[proto.op_type](node)
         elementwise.track_elements(node)

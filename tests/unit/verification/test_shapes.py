@@ -144,3 +144,105 @@ def test_a_damaged_node_ends_what_is_known_and_nothing_else(op_type: str) -> Non
         node = damaged(rng, op_type)
         HANDLERS[op_type](node)
         elementwise.track_elements(node)
+
+
+def body(
+    nodes: Sequence[onnx.NodeProto], inputs: Sequence[str], outputs: Sequence[str]
+) -> onnx.GraphProto:
+    values = [
+        [helper.make_tensor_value_info(each, 1, None) for each in s] for s in (inputs, outputs)
+    ]
+    return helper.make_graph(list(nodes), "body", *values)
+
+
+def loop(*, results: Sequence[str] = ("z",), turns: str = "turns") -> onnx.NodeProto:
+    nodes = [
+        helper.make_node("Identity", ["going"], ["still"]),
+        helper.make_node("MatMul", ["h", "w"], ["p"]),
+        helper.make_node("Relu", ["p"], ["r"]),
+    ]
+    inner = body(nodes, ["turn", "going", "h"], ["still", "p", "r"])
+    return helper.make_node("Loop", [turns, "", "x"], list(results), body=inner)
+
+
+def scan(**attributes: Any) -> onnx.NodeProto:
+    nodes = [
+        helper.make_node("MatMul", ["t", "w"], ["p"]),
+        helper.make_node("Add", ["h", "p"], ["s"]),
+    ]
+    inner = body(nodes, ["h", "t"], ["s", "p"])
+    attributes = {"num_scan_inputs": 1, **attributes}
+    return helper.make_node("Scan", ["h0", "x"], ["last", "y"], body=inner, **attributes)
+
+
+def test_product_in_a_loop_decides_what_the_loop_starts_with() -> None:
+    weights = {"w": np.ones((8, 8), np.float32), "turns": np.array(3)}
+    found, _ = solved([loop()], {"x": (None, None)}, weights)
+    assert found == {"x": [None, 8]}
+
+
+def test_results_of_a_loop_have_shapes() -> None:
+    """The last value as the loop began, and what all turns made, one behind the other."""
+    nodes = [
+        loop(results=("z", "all")),
+        helper.make_node("Add", ["z", "v"], ["sum"]),
+        helper.make_node("Add", ["all", "u"], ["others"]),
+    ]
+    weights = {"w": np.ones((8, 8), np.float32), "turns": np.array(3)}
+    shapes = {"x": (4, None), "v": (None, 8), "u": (None, None, 8)}
+    found, _ = solved(nodes, shapes, weights)
+    assert found == {"x": [4, 8], "v": [4, 8], "u": [3, 4, 8]}
+
+
+def test_carried_value_of_another_shape_ends_what_is_known() -> None:
+    nodes = [loop(), helper.make_node("Add", ["z", "v"], ["sum"])]
+    weights = {"w": np.ones((8, 5), np.float32), "turns": np.array(1)}
+    found, _ = solved(nodes, {"x": (4, 8), "v": (None, None)}, weights)
+    assert found["v"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected", "result"),
+    [
+        ({}, [5, 8], [5, 3]),
+        ({"scan_input_axes": [1]}, [8, 5], [5, 3]),
+        ({"scan_input_axes": [-1], "scan_output_axes": [-1]}, [8, 5], [3, 5]),
+    ],
+)
+def test_body_of_a_scan_decides_its_sequence(
+    attributes: dict[str, Any], expected: list[int], result: list[int]
+) -> None:
+    length = [each if each == 5 else None for each in expected]
+    weights = {"w": np.ones((8, 3), np.float32)}
+    nodes = [scan(**attributes), helper.make_node("Add", ["y", "v"], ["sum"])]
+    shapes = {"x": length, "h0": (None,), "v": (None, None)}
+    found, _ = solved(nodes, shapes, weights)
+    assert found == {"x": expected, "h0": [3], "v": result}
+
+
+@pytest.mark.parametrize("op_type", ["Loop", "Scan"])
+def test_damaged_loop_ends_what_is_known_and_nothing_else(op_type: str) -> None:
+    rng = random.Random(7)
+    for _ in range(300):
+        whole = loop() if op_type == "Loop" else scan()
+        del whole.input[rng.randint(0, 3) :]
+        del whole.output[rng.randint(0, 2) :]
+        for attribute in whole.attribute:
+            if attribute.name == "body":
+                del attribute.g.input[rng.randint(0, 3) :]
+                del attribute.g.output[rng.randint(0, 3) :]
+            else:
+                attribute.i = rng.randint(-3, 5)
+        if rng.random() < 0.3:
+            whole.attribute.append(helper.make_attribute("scan_input_axes", [rng.randint(-9, 9)]))
+        if rng.random() < 0.2:
+            del whole.attribute[0]
+        shapes = {"x": (None,) * rng.randint(0, 3), "h0": (None,)}
+        weights = {
+            "w": np.ones((8, 8), np.float32),
+            "turns": np.ones((2,) * rng.randint(0, 2), int),
+        }
+        nodes = [whole, helper.make_node("MatMul", ["x", "w"], ["last"])]
+        found, _ = solved(nodes, shapes, weights)
+        if shapes["x"]:
+            assert found["x"][-1] == 8
