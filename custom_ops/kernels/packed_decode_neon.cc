@@ -10,6 +10,20 @@ namespace onnx_ternary {
 namespace neon {
 namespace {
 
+// For blocks of 16 and 32 inputs, whose sums are lanes of an accumulator: a lane is four inputs
+// side by side.
+struct NeighborsOps : OneColumnOps {
+  static OTN_ALWAYS_INLINE void Dot(int, int32x4_t* acc, int8x16_t q, const int8x16_t* codes) {
+    OTN_UNROLL
+    for (int c = 0; c < kTile; ++c) {
+      const int16x8_t low = vmull_s8(vget_low_s8(codes[c]), vget_low_s8(q));
+      acc[c] = vpadalq_s16(acc[c], vpaddq_s16(low, vmull_high_s8(codes[c], q)));
+      OTN_IN_REGISTER(acc[c]);
+    }
+  }
+};
+
+// A lane is inputs i, i + 1, i + 8 and i + 9, with an instruction less.
 struct WideningOps : OneColumnOps {
   static constexpr int64_t kInt8Rows = 4;
   static constexpr int64_t kFloatRows = 1;
@@ -44,12 +58,12 @@ struct WideningOps : OneColumnOps {
           ComputeRows<Ops, 1, 1>, ComputeRows<Ops, 1, 2>, ComputeRows<Ops, 1, 3>,
           ComputeRows<Ops, 1, 4>};
       static constexpr ComputeFunction kGroups[] = {
-          ComputeRowsGroups<Ops, 1, 1>, ComputeRowsGroups<Ops, 1, 2>, ComputeRowsGroups<Ops, 1, 3>,
-          ComputeRowsGroups<Ops, 1, 4>};
+          ComputeRowsGroups<Ops, 1, 1, NeighborsOps>, ComputeRowsGroups<Ops, 1, 2, NeighborsOps>,
+          ComputeRowsGroups<Ops, 1, 3, NeighborsOps>, ComputeRowsGroups<Ops, 1, 4, NeighborsOps>};
       return per_group ? kGroups : kFunctions;
     } else {
       static constexpr ComputeFunction kFunctions[] = {ComputeRows<Ops, 3, 1>};
-      static constexpr ComputeFunction kGroups[] = {ComputeRowsGroups<Ops, 3, 1>};
+      static constexpr ComputeFunction kGroups[] = {ComputeRowsGroups<Ops, 3, 1, NeighborsOps>};
       return per_group ? kGroups : kFunctions;
     }
   }

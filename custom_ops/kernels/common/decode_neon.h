@@ -475,13 +475,14 @@ void ComputeRows(const Place& place) {
   }
 }
 
-template <typename Ops, int kDigits, int kRows>
+// SmallBlockOps: for blocks smaller than a span, where lanes of accumulators go to several blocks.
+template <typename Ops, int kDigits, int kRows, typename SmallBlockOps = Ops>
 void ComputeRowsGroups(const Place& place) {
   const Layer* layer = place.layer;
   Wide totals[kRows];
   for (int r = 0; r < kRows; ++r) totals[r].low = totals[r].high = vdupq_n_f64(0.0);
   const auto dot = layer->block_size == kSpan ? DotTileGroups<Ops, kDigits, kRows, true>
-                                              : DotTileGroups<Ops, kDigits, kRows, false>;
+                                              : DotTileGroups<SmallBlockOps, kDigits, kRows, false>;
   dot(layer, place.codes, place.q, place.sums, place.scales, totals);
   for (int64_t r = 0; r < place.rows; ++r) {
     const float32x4_t y = kDigits == 1
