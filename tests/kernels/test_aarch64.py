@@ -27,6 +27,29 @@ CORES = {
     "max": "0x000f0510",
 }
 ORYON = 0x511F0011
+# Kernels by activation and rows, where no instruction set is forced.
+SELECTED = {
+    "cortex-a72": {
+        ("float", 1): "packed_gemv_float_1x4_neon",
+        ("float", 2): "packed_gemm_float_8x4_neon",
+        ("int8", 4): "packed_gemm_int8_4x4_neon",
+        ("int8", 5): "packed_gemm_int8_16x4_neon",
+    },
+    "neoverse-n1": {
+        ("float", 1): "packed_gemv_float_1x4_neon_dotprod",
+        ("float", 3): "packed_gemm_float_4x4_neon_dotprod",
+        ("float", 4): "packed_gemm_float_8x4_neon",
+        ("int8", 1): "packed_gemv_int8_1x4_neon_dotprod",
+        ("int8", 16): "packed_gemm_int8_16x4_neon_dotprod",
+    },
+    "max": {
+        ("float", 1): "packed_gemv_float_1x4_neon_dotprod",
+        ("float", 2): "packed_gemm_float_8x4_neon_i8mm",
+        ("int8", 1): "packed_gemv_int8_1x4_neon_dotprod",
+        ("int8", 16): "packed_gemm_int8_16x4_neon_i8mm",
+    },
+}
+SELECTED["cortex-a76"] = SELECTED["neoverse-n1"]
 EMULATED = os.environ.get("EMULATED_CPU", "")
 
 pytestmark = pytest.mark.skipif(
@@ -59,10 +82,27 @@ def test_core_of_the_processor_is_found() -> None:
     }
 
 
+def test_kernels_of_the_processor_are_selected() -> None:
+    rng = np.random.default_rng(0)
+    for (activation, rows), expected in SELECTED[EMULATED].items():
+        node = make_node(rng, "packed", activation, 256, 12)
+        assert node.run(rng.normal(size=(rows, 256)).astype(np.float32), None)[1] == expected
+
+
+def test_rows_that_fixed_point_cannot_hold_are_looked_up() -> None:
+    rng = np.random.default_rng(0)
+    node = make_node(rng, "packed", "float", 256, 12)
+    x = np.full((4, 256), 1e-9, np.float32)
+    x[:, 0] = 1e9
+    assert node.run(x, None)[1] == "packed_gemm_float_8x4_neon"
+
+
 @pytest.mark.parametrize("activation", ["float", "int8"])
-def test_core_with_slow_matrix_products_runs_dot_products(activation: str) -> None:
+def test_core_with_slow_matrix_products_runs_without(activation: str) -> None:
+    """Dot products for int8 batches, lookup for float ones."""
     if "neon_i8mm" not in ISAS[EMULATED]:
         pytest.skip("a processor without i8mm")
+    instead = {"float": {"neon"}, "int8": {"neon_dotprod"}}[activation]
     rng = np.random.default_rng(0)
     node = make_node(rng, "packed", activation, 256, 12)
     x = rng.normal(size=(8, 256)).astype(np.float32)
@@ -72,7 +112,7 @@ def test_core_with_slow_matrix_products_runs_dot_products(activation: str) -> No
 
     assert isas() == {"neon_i8mm"}
     with core(midr=ORYON):
-        assert isas() == {"neon_dotprod"}
+        assert isas() == instead
         listed = {entry["kernel"] for entry in kernels.list_kernels()["selection"]}
         assert "neon_i8mm" not in {BY_NAME[name]["isa"] for name in listed}
         with kernels.forced(isa="neon_i8mm"):

@@ -18,8 +18,8 @@ from tests.support.kernel_node import BUILT, BY_NAME, LIST, SUPPORTED, Node, che
 
 SUPPORTED_ISAS = {kernel["isa"] for kernel in SUPPORTED}
 # avx512bw and avx512vbmi have no kernels of their own for few rows or int8, neon_i8mm none for one
-# row, neon none for batches of float rows.
-VECTOR_ISAS = ("avx2", "avxvnni", "avx512vnni", "neon_dotprod")
+# row.
+VECTOR_ISAS = ("avx2", "avxvnni", "avx512vnni", "neon", "neon_dotprod")
 LEFT_TO_OTHERS = [("avxvnni", 20)]  # batches, to avx2
 each_kernel = pytest.mark.parametrize("name", [kernel["name"] for kernel in SUPPORTED])
 each_packed_kernel = pytest.mark.parametrize(

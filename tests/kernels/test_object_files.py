@@ -131,7 +131,7 @@ def test_every_kernel_file_has_a_row() -> None:
     assert all(flags for flags in isa_flags("x86_64").values())
     assert len(isa_flags("aarch64")) >= 3
     without = [name for name, flags in isa_flags("aarch64").items() if not flags]
-    assert without == ["packed_decode_neon.cc"]
+    assert without == ["packed_decode_neon.cc", "packed_lookup_neon.cc"]
 
 
 def test_only_kernels_and_their_dispatch_name_an_instruction_set() -> None:

@@ -40,23 +40,6 @@
 #include "fixed_point.h"
 #include "span_neon.h"
 
-// Keeps an accumulator of a long loop in its register, and its additions in their order.
-#if defined(__GNUC__)
-#define OTN_IN_REGISTER(v) __asm__ volatile("" : "+w"(v))
-#else
-#define OTN_IN_REGISTER(v) (void)(v)
-#endif
-#if defined(__clang__)
-#define OTN_UNROLL _Pragma("unroll")
-#define OTN_UNROLL4 _Pragma("unroll 4")
-#elif defined(__GNUC__)
-#define OTN_UNROLL _Pragma("GCC unroll 32")
-#define OTN_UNROLL4 _Pragma("GCC unroll 4")
-#else
-#define OTN_UNROLL
-#define OTN_UNROLL4
-#endif
-
 namespace onnx_ternary {
 namespace neon {
 namespace {

@@ -14,6 +14,25 @@
 #include "quantize_row.h"
 #include "span.h"
 
+// Keeps a value of a long loop in its register, and what is done with it in its order.
+#if defined(__GNUC__)
+#define OTN_IN_REGISTER(v) __asm__ volatile("" : "+w"(v))
+#define OTN_IN_GENERAL_REGISTER(v) __asm__ volatile("" : "+r"(v))
+#else
+#define OTN_IN_REGISTER(v) (void)(v)
+#define OTN_IN_GENERAL_REGISTER(v) (void)(v)
+#endif
+#if defined(__clang__)
+#define OTN_UNROLL _Pragma("unroll")
+#define OTN_UNROLL4 _Pragma("unroll 4")
+#elif defined(__GNUC__)
+#define OTN_UNROLL _Pragma("GCC unroll 32")
+#define OTN_UNROLL4 _Pragma("GCC unroll 4")
+#else
+#define OTN_UNROLL
+#define OTN_UNROLL4
+#endif
+
 namespace onnx_ternary {
 namespace neon {
 namespace {
