@@ -44,7 +44,7 @@ class Loops:
         source: its file in custom_ops/kernels.
         march: what the file is compiled for.
         function: a regular expression for the mangled function.
-        multiply: the instruction that multiplies.
+        multiply: how the instruction that multiplies, or adds rows of tables, begins.
         macs: products of one of those, of activations and weights.
         cores: where it can run.
     """
@@ -62,6 +62,7 @@ class Loops:
 DOTPROD = ("packed_decode_neon_dotprod.cc", "armv8.2-a+dotprod")
 I8MM = ("packed_decode_neon_i8mm.cc", "armv8.2-a+dotprod+i8mm")
 NEON = ("packed_decode_neon.cc", "armv8-a")
+LOOKUP = ("packed_lookup_neon.cc", "armv8-a")
 
 
 def _rows(count: int) -> str:
@@ -134,6 +135,18 @@ def _decode() -> Iterator[Loops]:
     )
 
 
+def _lookups() -> Iterator[Loops]:
+    """Loops that add rows of tables: an addition is four weights of a register of rows."""
+    for name, rows, register_rows, add in (
+        ("packed_gemm_float_8x4_neon", "FloatRows", 4, "fadd"),
+        ("packed_gemm_int8_16x4_neon", "Int16Rows", 8, "add\tv"),
+    ):
+        for vectors in (1, 2):
+            function = rf"10LookupStepINS1_\d+{rows}ELi{vectors}ELb0ELNS1_6FinishE0ELi8E"
+            case = f"{vectors * register_rows} rows, without tables and transcoding"
+            yield Loops(name, case, *LOOKUP, function, add, 4 * register_rows)
+
+
 # The shape of ONNX Runtime's 2-bit product as its authors describe it, written here from that
 # description: a vector is one column, the zero point is subtracted from every code inside the loop,
 # and each block of 64 inputs ends in a horizontal sum, a conversion and its scale. Four columns
@@ -184,7 +197,7 @@ def function_lines(text: str, name: str) -> list[str]:
     return [line.strip() for line in found[0][1].splitlines()]
 
 
-def innermost_loops(lines: list[str], multiply: str) -> list[list[str]]:
+def innermost_loops(lines: list[str], multiply: str | tuple[str, ...]) -> list[list[str]]:
     """Instructions of the loops that multiply and hold no loop of their own that does."""
     labels = {line[:-1]: at for at, line in enumerate(lines) if line.endswith(":")}
     spans = []
@@ -243,7 +256,7 @@ def count(loops: Loops, folder: Path) -> dict[str, Any]:
     bound = {
         core: 1000 / (loops.macs * VECTORS_A_CYCLE[core])
         for core in loops.cores
-        if core in VECTORS_A_CYCLE and loops.multiply != "sadalp"
+        if core in VECTORS_A_CYCLE and loops.multiply in ("sdot", "smmla")
     }
     taken = {
         core: 1000 * sum(cycles(body, core, loops.march) for body in bodies) / macs
@@ -266,7 +279,7 @@ def count(loops: Loops, folder: Path) -> dict[str, Any]:
 
 def _sources_first(folder: str) -> list[Loops]:
     """All loops; their sources are compiled by then."""
-    kernels = list(_decode())
+    kernels = [*_decode(), *_lookups()]
     for loops in kernels:
         assembly(loops.source, loops.march, Path(folder))
     return kernels
