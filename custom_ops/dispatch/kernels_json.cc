@@ -5,6 +5,7 @@
 #include "dispatch/core_type.h"
 #include "dispatch/kernel_registry.h"
 #include "dispatch/select.h"
+#include "dispatch/tile_permission.h"
 
 namespace onnx_ternary {
 namespace {
@@ -21,6 +22,8 @@ std::string Hexadecimal(uint32_t value) {
   std::snprintf(text, sizeof text, "0x%08x", static_cast<unsigned>(value));
   return text;
 }
+
+bool CanRun(Isa isa) { return IsaSupported(isa) && IsaPermitted(isa); }
 
 // Of ARM processors; empty elsewhere.
 std::string CoreJson() {
@@ -49,7 +52,7 @@ std::string KernelsJson() {
                          ", \"index_format\": " + Quoted(FormatName(kernel->index_format)) +
                          ", \"activation\": " + Quoted(ActivationName(kernel->activation)) +
                          ", \"isa\": " + Quoted(IsaName(kernel->isa)) +
-                         ", \"supported\": " + (IsaSupported(kernel->isa) ? "true" : "false") +
+                         ", \"supported\": " + (CanRun(kernel->isa) ? "true" : "false") +
                          ", \"max_rows\": " + std::to_string(kernel->max_rows) +
                          ", \"fixed_point\": " + (kernel->fixed_point ? "true" : "false") + "}");
   }
@@ -57,7 +60,7 @@ std::string KernelsJson() {
   const SelectionTable table = Selection();
   for (size_t i = 0; i < table.count; ++i) {
     const SelectionRow& row = table.rows[i];
-    if (row.kernel == nullptr || !IsaSupported(row.kernel->isa)) continue;
+    if (row.kernel == nullptr || !CanRun(row.kernel->isa)) continue;
     if (PassedOver(row.kernel->isa)) continue;
     Append(&selection,
            std::string("{\"index_format\": ") + Quoted(FormatName(row.kernel->index_format)) +
