@@ -3,8 +3,9 @@
 Usage: python benchmarks/pages/update_readme.py [--check]
 
 The pages are README.md and docs/index.md (what a stranger sees first), docs/performance.md
-(kernel.json) and docs/models.md (model.json). Their plots are drawn too (`pip install ".[bench]"`),
-but not by --check, which changes nothing and fails if a page is not what the results say.
+(kernel.json), docs/models.md (model.json) and docs/cluster.md (ray.json). Their plots are drawn
+too (`pip install ".[bench]"`), but not by --check, which changes nothing and fails if a page is not
+what the results say.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 ROOT = BENCHMARKS.parent
@@ -51,6 +54,24 @@ def example_section() -> str:
     )
 
 
+def ray_section(results: dict[str, Any]) -> str:
+    """Workers of Ray Data: rows a second and memory of both models, medians of the rounds."""
+    medians = {
+        name: {key: float(np.median([each[key] for each in rounds])) for key in rounds[0]}
+        for name, rounds in results["rounds"].items()
+    }
+    rows = [
+        [name, f"{found['rows_per_second']:.0f}", f"{found['pss_mb']:.0f} MB"]
+        for name, found in medians.items()
+    ]
+    head = ["model", "rows a second", f"memory of {results['workers']} workers (PSS)"]
+    return (
+        f"{table(head, rows)}\n\nConditions: {conditions_line(results['conditions'])}; "
+        f"{results['rows']} rows, medians of {len(next(iter(results['rounds'].values())))} rounds "
+        "in turns."
+    )
+
+
 def _result(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
     return found
@@ -73,6 +94,9 @@ def main() -> None:
     contents: dict[Path, Callable[[str], str]] = {
         ROOT / "docs" / "performance.md": lambda text: kernel_pages.filled(
             fill(text, {"example": example_section()}), kernel
+        ),
+        ROOT / "docs" / "cluster.md": partial(
+            fill, places={"ray": ray_section(_result("ray.json"))}
         ),
         ROOT / "docs" / "models.md": lambda text: model_pages.filled(text, model),
         ROOT / "docs" / "images" / "front.svg": lambda _: front.picture(model),
