@@ -56,28 +56,31 @@ def inline_calls(model: ir.Model, keys: Collection[CallKey]) -> None:
         keys: of calls that `can_inline` allows.
     """
     used: set[ir.OperatorIdentifier] = set()
+    copies: dict[ir.OperatorIdentifier | None, list[ir.Function]] = {}
     for number, ((owner, output), node) in enumerate(list(calls(model))):
         if (owner, output) not in keys:
             continue
         function = model.functions[node.op_identifier()]
         used.add(function.identifier())
-        copy = _named_after(function, node, str(number))
-        model.functions[copy.identifier()] = copy
+        copy = _named_after(function, node, number)
+        copies.setdefault(owner, []).append(copy)
         node.domain, node.op_type, node.overload = copy.identifier()
-        caller = None if owner is None else model.functions[owner]
-        for domain, version in function.opset_imports.items():
-            if caller is not None:
-                caller.opset_imports.setdefault(domain, version)
-    InlinePass(criteria=lambda function: function.domain == _DOMAIN)(model)
+    for owner, functions in copies.items():
+        graph = model.graph if owner is None else model.functions[owner].graph
+        # The pass takes the square of the functions it sees, unless they share a name.
+        InlinePass()(ir.Model(graph, ir_version=model.ir_version, functions=functions))
+        for copy in functions:
+            for domain, version in copy.opset_imports.items():
+                model.opset_imports.setdefault(domain, version)
     called = {node.op_identifier() for _, node in calls(model)}
     for key in used - called:
         del model.functions[key]
 
 
-def _named_after(function: ir.Function, call: ir.Node, name: str) -> ir.Function:
-    """A copy of a function for one call."""
+def _named_after(function: ir.Function, call: ir.Node, number: int) -> ir.Function:
+    """A copy of a function for one call, in a domain of its own."""
     copy = function.clone()
-    copy.domain, copy.name, copy.overload = _DOMAIN, name, ""
+    copy.domain, copy.name, copy.overload = f"{_DOMAIN}.{number}", "call", ""
     values, nodes = call.outputs[0].name, call.name or call.outputs[0].name
     for node in nodes_in(copy.graph):
         inner = node.name or (node.outputs[0].name if node.outputs else "") or node.op_type
