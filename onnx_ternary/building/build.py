@@ -128,6 +128,7 @@ def build(
 
 
 def _source(checkpoint: Path, tokenizer: str | PathLike[str] | None) -> Source:
+    check_name(checkpoint)
     if is_gguf(checkpoint):
         return GgufFile(checkpoint, tokenizer)
     return Checkpoint(checkpoint, tokenizer)
