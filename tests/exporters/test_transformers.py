@@ -142,6 +142,13 @@ def test_every_product_is_within_its_bound(case: Case) -> None:
     assert report.passed, report.summary()
 
 
+def test_the_whole_decoder_is_compared_with_no_inputs_given(case: Case) -> None:
+    report = onnx_ternary.verify(case.original, case.converted)
+    assert report.passed, report.summary()
+    assert len(report.outputs) == 1 + len(bitnet.PAST)
+    assert {check.status for check in report.products} == {"passed"}
+
+
 def test_network_has_learnt_its_text(case: Case) -> None:
     result = bitnet.quality(_logits(ort.InferenceSession(case.original)), TOKENS)
     # Guessing costs log(64) = 4.16; nobody can be right about one token of ten.
