@@ -45,7 +45,7 @@ class Conv:
         if isinstance(weight, NotConstant):
             return Rejection(node, f"no constant weight: {weight.reason}")
         if reason := _refusal(node, x, weight, allowed=context.options.convolutions):
-            if weight.size and isinstance(levels := _levels(weight, context), NotTernary):
+            if _has_columns(weight) and isinstance(levels := _levels(weight, context), NotTernary):
                 return Rejection(node, levels.reason, weight.name, not_ternary=True)  # case 5
             return Rejection(node, reason, weight.name)
         rank = len(weight.shape)
@@ -62,6 +62,10 @@ class Conv:
             if constant is None or not product.set_bias(constant):
                 return Rejection(node, f"bias '{bias.name}' is no finite constant", weight.name)
         return finish(product, context)
+
+
+def _has_columns(weight: Constant) -> bool:
+    return weight.size > 0 and len(weight.shape) > 1
 
 
 def _levels(weight: Constant, context: Context) -> TernaryWeight | NotTernary:

@@ -189,6 +189,13 @@ def test_unnamed_products_are_called_by_their_output() -> None:
     assert optimize(result.to_proto(), ALL).report.already_converted == ("h",)
 
 
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_kernels_of_no_rank_are_refused(shape: tuple[int, ...]) -> None:
+    made = model([node("Conv", ["x", "w"], "y")], {"w": np.ones(shape, np.float32)})
+    (row,) = optimize(made, ALL).report.rejections
+    assert row.reason == f"weight 'w' has rank {len(shape)}, expected 3 or more"
+
+
 @pytest.mark.parametrize("node_domain", ["", "ai.onnx"])
 def test_default_domain_by_its_other_name(node_domain: str) -> None:
     made = simple(ternary())
