@@ -150,7 +150,7 @@ def _candidates(model: ir.Model, options: OptimizeOptions) -> list[tuple[CallKey
         ]
         for key, node, function in every:
             caller = site.function_of(node)
-            if len(node.inputs) > len(function.inputs) or not can_inline(model, function, caller):
+            if not can_inline(model, node, function, caller):
                 continue
             given = _given(node, len(function.inputs), cones)
             whole = (1 << len(function.inputs)) - 1

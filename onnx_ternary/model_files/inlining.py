@@ -22,11 +22,16 @@ CallKey: TypeAlias = "tuple[ir.OperatorIdentifier | None, str]"
 """The local function a call stands in, None outside of functions, and the call's first result."""
 
 
-def can_inline(model: ir.Model, function: ir.Function, caller: ir.Function | None) -> bool:
-    """Whether calls of a function can be written out in a caller, or in the main graph.
+def can_inline(
+    model: ir.Model, call: ir.Node, function: ir.Function, caller: ir.Function | None
+) -> bool:
+    """Whether a call of a function can be written out in a caller, or in the main graph.
 
-    Opsets have to agree; subgraphs cannot be parameters; results have to be made in the function.
+    Opsets have to agree; subgraphs cannot be parameters; results have to be made in the function, and
+    the call has to take all of them: ONNX Runtime opens no other.
     """
+    if len(call.inputs) > len(function.inputs) or len(call.outputs) != len(function.outputs):
+        return False
     imports = model.opset_imports
     inner = {} if caller is None else caller.opset_imports
     for domain, version in function.opset_imports.items():

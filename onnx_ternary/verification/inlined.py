@@ -38,5 +38,5 @@ def _missing(model: ir.Model, kept: set[CallKey]) -> Iterator[CallKey]:
     for key, node in calls(model):
         caller = None if key[0] is None else owners[key[0]]
         function = owners[node.op_identifier()]
-        if key not in kept and can_inline(model, function, caller):
+        if key not in kept and can_inline(model, node, function, caller):
             yield key

@@ -174,6 +174,13 @@ def test_calls_in_branches() -> None:
     assert verify(made, result.to_proto()).passed
 
 
+@pytest.mark.parametrize("outputs", [["y", "more"], ["y", ""], ["y", "more", ""]])
+def test_a_call_of_more_results_than_there_are_stays(outputs: list[str]) -> None:
+    made = calling([LINEAR], [call("x w0", "y")], {"w0": SQUARE})
+    made.graph.node[0].output[:] = outputs
+    assert optimize(made, ALL).report.rewrites == ()
+
+
 def test_weight_at_run_time_stays() -> None:
     made = calling([LINEAR], [call("x v")])
     made.graph.input.append(helper.make_tensor_value_info("v", TensorProto.FLOAT, (K, K)))
