@@ -27,8 +27,8 @@ def can_inline(
 ) -> bool:
     """Whether a call of a function can be written out in a caller, or in the main graph.
 
-    Opsets have to agree; subgraphs cannot be parameters; results have to be made in the function, and
-    the call has to take all of them: ONNX Runtime opens no other.
+    Opsets have to agree; subgraphs cannot be parameters; results have to be made in the function,
+    and the call has to take all of them: ONNX Runtime opens no other.
     """
     if len(call.inputs) > len(function.inputs) or len(call.outputs) != len(function.outputs):
         return False
