@@ -190,6 +190,7 @@ def _needs(model: ir.Model) -> Mapping[ir.OperatorIdentifier, frozenset[int]]:
         key: frozenset() for key in model.functions if is_own(*key[:2])
     }
     waiting = list(local_functions(model))
+    opened: set[ir.OperatorIdentifier] = set()
     while waiting:
         function = waiting[-1]
         key = function.identifier()
@@ -198,9 +199,12 @@ def _needs(model: ir.Model) -> Mapping[ir.OperatorIdentifier, frozenset[int]]:
             continue
         inner = {called(model, node) for node in nodes_in(function)} - {None}
         unknown = [each for each in inner if each and each.identifier() not in found]
-        if unknown:
+        # Functions of damaged models may call themselves: such a call has no needs.
+        if unknown and key not in opened:
+            opened.add(key)
             waiting += unknown
             continue
+        found |= {each.identifier(): frozenset() for each in unknown}
         found[key] = _needs_of(model, function, found)
         waiting.pop()
     return found

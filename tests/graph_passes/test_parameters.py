@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -179,6 +180,15 @@ def test_a_call_of_more_results_than_there_are_stays(outputs: list[str]) -> None
     made = calling([LINEAR], [call("x w0", "y")], {"w0": SQUARE})
     made.graph.node[0].output[:] = outputs
     assert optimize(made, ALL).report.rewrites == ()
+
+
+def test_functions_that_call_each_other_end() -> None:
+    first = function([call("x w", "y", name="Second")], name="Linear", inputs=("x", "w"))
+    second = function([call("x w", "y")], name="Second", inputs=("x", "w"))
+    made = calling([LINEAR], [call("x w0", "y")], {"w0": SQUARE})
+    del made.functions[:]
+    made.functions.extend([first, second])
+    assert parameters.inline_ternary_calls(ir.from_proto(made), ALL).labels == []
 
 
 def test_weight_at_run_time_stays() -> None:
