@@ -10,8 +10,6 @@
 // only, becomes 0: every index stays inside the table). Everything in prepared and scratch is
 // 64-byte aligned.
 //
-// Longest chain of float32 additions: two per table row, then one per byte of the column.
-//
 // Ranges of int16. q is an int8 in [-128, 127] and levels are -1, 0, 1, so a table row is at most
 // 4 * 128 = 512 in magnitude, and the 32 bytes of a span add up to 32 * 512 = 16384. (64 bytes
 // would not do: -128 * -1 in all of them is 32768.) So int16 sums cover a span, then go to int32,
@@ -28,6 +26,8 @@
 #include <string.h>
 
 #include "common/span_avx2.h"
+// After its macros.
+#include "common/lookup.h"
 #include "kernel_list.h"
 
 #if defined(__clang__)
@@ -42,7 +42,6 @@ namespace onnx_ternary {
 namespace avx2 {
 namespace {
 
-constexpr int64_t kPatterns = 81;
 constexpr int64_t kTables = 8;                    // groups of four inputs in L1 at a time
 constexpr int64_t kSteps = kSpanBytes / kTables;  // per span
 constexpr int64_t kTableSet = 4;                  // tables interleaved
@@ -61,10 +60,8 @@ constexpr int64_t kPrefetchSpans = 2;
 
 static_assert(kTableRowBytes == 1 << kOffsetShift, "an offset is a shifted pattern");
 
-// What the accumulators of a step begin with, and where they go: back to sums; to exact totals; or
-// to totals times the scale of their group.
+// What the accumulators of a step begin with.
 enum class Start { zero, sums };
-enum class Finish { sums, widen, weigh };
 
 struct FloatRows {
   typedef float Input;
@@ -187,31 +184,6 @@ size_t GemmScratchBytes(const Layer* layer, int64_t, int64_t num_columns) {
   // Chunks are even, so those of a narrower range can be wider: one of 4096 columns, two of 2052.
   const int64_t most = Min(num_columns, MostColumns<Rows>(layer));
   return GemmScratchLayout<Rows>(layer, RoundUp(most, kColumns)).bytes;
-}
-
-// Where the lanes of every input of a span stand, in lanes.
-void InputPlaces(const Layer* layer, int32_t* place) {
-  const int64_t quarter = layer->block_size / 4;
-  for (int64_t input = 0; input < kSpan; ++input) {
-    const int64_t block = input / layer->block_size, in_block = input % layer->block_size;
-    const int64_t p = block * quarter + in_block % quarter;
-    place[input] = (int32_t)(p * 4 + in_block / quarter);
-  }
-}
-
-// The nine sums d0 * a + d1 * b, digits d = 0, 1, 2 meaning -1, 0, 1, a's digit first.
-template <typename Rows>
-void PairSums(typename Rows::Vector a, typename Rows::Vector b, typename Rows::Vector* sums) {
-  const typename Rows::Vector zero = Rows::Zero();
-  sums[8] = Rows::Plus(a, b);
-  sums[6] = Rows::Minus(b, a);
-  sums[2] = Rows::Minus(a, b);
-  sums[0] = Rows::Minus(Rows::Minus(zero, a), b);
-  sums[7] = b;
-  sums[5] = a;
-  sums[4] = zero;
-  sums[3] = Rows::Minus(zero, a);
-  sums[1] = Rows::Minus(zero, b);
 }
 
 // Tables of eight bytes from x (8 bytes, 4 fields, lanes): (2 sets, 81 patterns, 4 tables, lanes).
@@ -509,11 +481,6 @@ void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
   }
 }
 
-int64_t LookupDepth(const Layer* layer) {
-  const int64_t inputs = PerGroup(layer) ? layer->group_size : NumSpans(layer) * kSpan;
-  return Min(inputs, NumSpans(layer) * kSpan) / 4 + 2;
-}
-
 // ---------------------------------------------------------------------------------------------
 // packed_gemm_int8_16x8
 
@@ -558,11 +525,7 @@ void PrepareGemmInt8(const Layer* layer, const Call* call, const float* x, int64
   int8_t* in_order = (int8_t*)prepared + layout.in_order_offset;
   for (int64_t row = 0; row < rows; row += kLanes) {
     const int64_t valid_rows = Min(rows - row, kLanes);
-    for (int64_t r = 0; r < valid_rows; ++r) {
-      s[row + r] = QuantizeRow(layer, call, x + (row + r) * layer->K, in_order + r * padded_K);
-      memset(in_order + r * padded_K + layer->K, 0, (size_t)(padded_K - layer->K));
-    }
-    memset(in_order + valid_rows * padded_K, 0, (size_t)((kLanes - valid_rows) * padded_K));
+    QuantizeBlock(layer, call, x + row * layer->K, valid_rows, kLanes, s + row, in_order);
     for (int64_t k = 0; k < padded_K; k += 16) {
       __m128i v[16];
       for (int r = 0; r < 16; ++r) {
@@ -646,7 +609,7 @@ extern const Kernel packed_gemm_float_8x8_avx2 = {
     /*accepts=*/nullptr,
     /*max_rows=*/avx2::kGemmMaxRows,
     /*column_step=*/kTile,
-    avx2::LookupDepth,
+    LookupDepth,
     /*fixed_point=*/false,
     avx2::GemmFloatPreparedBytes,
     avx2::PrepareGemmFloat,

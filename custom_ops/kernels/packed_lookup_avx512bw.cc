@@ -19,6 +19,8 @@
 #include <string.h>
 
 #include "common/span_avx512.h"
+// After its pragmas.
+#include "common/lookup.h"
 #include "kernel_list.h"
 
 namespace onnx_ternary {
@@ -26,7 +28,6 @@ namespace avx512 {
 namespace {
 
 constexpr int64_t kLanes = 16;
-constexpr int64_t kPatterns = 81;
 constexpr int64_t kTables = 8;                     // groups of four inputs at a time
 constexpr int64_t kSteps = kSpanBytes / kTables;   // per span
 constexpr int64_t kTableSet = 4;                   // tables interleaved
@@ -136,19 +137,13 @@ void PrepareGemmFloat(const Layer* layer, const Call*, const float* x, int64_t r
   }
 }
 
-// The nine sums d0 * a + d1 * b, digits d = 0, 1, 2 meaning -1, 0, 1, a's digit first.
-void PairSums(__m512 a, __m512 b, __m512* sums) {
-  const __m512 zero = _mm512_setzero_ps();
-  sums[8] = _mm512_add_ps(a, b);
-  sums[6] = _mm512_sub_ps(b, a);
-  sums[2] = _mm512_sub_ps(a, b);
-  sums[0] = _mm512_sub_ps(_mm512_sub_ps(zero, a), b);
-  sums[7] = b;
-  sums[5] = a;
-  sums[4] = zero;
-  sums[3] = _mm512_sub_ps(zero, a);
-  sums[1] = _mm512_sub_ps(zero, b);
-}
+// What PairSums adds.
+struct FloatRows {
+  typedef __m512 Vector;
+  static Vector Zero() { return _mm512_setzero_ps(); }
+  static Vector Plus(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+  static Vector Minus(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+};
 
 // Tables of kTables bytes from x (bytes, 4 fields, 16 rows): (sets, 81 patterns, 4 tables, 16
 // rows).
@@ -156,8 +151,9 @@ void BuildTables(const float* x, float* tables) {
   for (int64_t t = 0; t < kTables; ++t) {
     const float* inputs = x + t * 4 * kLanes;
     __m512 low[9], high[9];
-    PairSums(_mm512_load_ps(inputs), _mm512_load_ps(inputs + kLanes), low);
-    PairSums(_mm512_load_ps(inputs + 2 * kLanes), _mm512_load_ps(inputs + 3 * kLanes), high);
+    PairSums<FloatRows>(_mm512_load_ps(inputs), _mm512_load_ps(inputs + kLanes), low);
+    PairSums<FloatRows>(_mm512_load_ps(inputs + 2 * kLanes), _mm512_load_ps(inputs + 3 * kLanes),
+                        high);
     float* table = tables + t / kTableSet * kPatterns * kTableRow + t % kTableSet * kLanes;
     OTN_UNROLL16
     for (int h = 0; h < 9; ++h) {
@@ -360,11 +356,6 @@ void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
   }
 }
 
-int64_t LookupDepth(const Layer* layer) {
-  const int64_t inputs = PerGroup(layer) ? layer->group_size : NumSpans(layer) * kSpan;
-  return Min(inputs, NumSpans(layer) * kSpan) / 4 + 2;
-}
-
 }  // namespace
 }  // namespace avx512
 
@@ -376,7 +367,7 @@ extern const Kernel packed_gemm_float_16x8_avx512bw = {
     /*accepts=*/nullptr,
     /*max_rows=*/avx512::kMaxRows,
     /*column_step=*/kTile,
-    avx512::LookupDepth,
+    LookupDepth,
     /*fixed_point=*/false,
     avx512::GemmFloatPreparedBytes,
     avx512::PrepareGemmFloat,

@@ -10,8 +10,6 @@
 // only, becomes 0: every index stays inside the table). Everything in prepared and scratch is
 // 64-byte aligned.
 //
-// Longest chain of float32 additions: two per table row, then one per byte of the column.
-//
 // Ranges of int16. q is an int8 in [-128, 127] and levels are -1, 0, 1, so a table row is at most
 // 4 * 128 = 512 in magnitude, and the 32 bytes of a span add up to 32 * 512 = 16384. (64 bytes
 // would not do: -128 * -1 in all of them is 32768.) So int16 sums cover a span, then go to int32,
@@ -24,13 +22,14 @@
 //           | totals (columns, lanes): float32 with scales per group; int32, or float64 with scales
 //           per group
 #include "common/span_neon.h"
+// After its pragmas and macros.
+#include "common/lookup.h"
 #include "kernel_list.h"
 
 namespace onnx_ternary {
 namespace neon {
 namespace {
 
-constexpr int64_t kPatterns = 81;
 constexpr int kTables = 8;  // groups of four inputs in L1 at a time
 constexpr int64_t kStepInputs = 4 * kTables;
 constexpr int kBlockVectors = 2;  // registers of rows in a row block, except the last
@@ -40,10 +39,6 @@ constexpr int64_t kColumnMultiple = 8;  // of columns of a chunk
 // with four busy cores). The tables are rebuilt for every pass.
 constexpr int64_t kChunkBytes = 192 << 10;
 constexpr int64_t kPrefetchSpans = 2;
-
-// Where the accumulators of a step go: back to sums; to exact totals; or to totals times the scale
-// of their group.
-enum class Finish { sums, widen, weigh };
 
 // The eight or four bytes at p, the first one lowest.
 template <int kCount>
@@ -186,32 +181,6 @@ struct Chunk {
   int64_t begin, num_columns;
   int64_t padded_columns;  // a multiple of what a pass takes
 };
-
-// Where the lanes of every input of a span stand.
-void InputPlaces(const Layer* layer, int32_t* place) {
-  const int64_t quarter = layer->block_size / 4;
-  for (int64_t input = 0; input < kSpan; ++input) {
-    const int64_t block = input / layer->block_size, in_block = input % layer->block_size;
-    const int64_t p = block * quarter + in_block % quarter;
-    place[input] = (int32_t)(p * 4 + in_block / quarter);
-  }
-}
-
-// The nine sums d0 * a + d1 * b, digits d = 0, 1, 2 meaning -1, 0, 1, a's digit first.
-template <typename Rows>
-OTN_ALWAYS_INLINE void PairSums(typename Rows::Vector a, typename Rows::Vector b,
-                                typename Rows::Vector* sums) {
-  const typename Rows::Vector zero = Rows::Zero();
-  sums[8] = Rows::Plus(a, b);
-  sums[6] = Rows::Minus(b, a);
-  sums[2] = Rows::Minus(a, b);
-  sums[0] = Rows::Minus(Rows::Minus(zero, a), b);
-  sums[7] = b;
-  sums[5] = a;
-  sums[4] = zero;
-  sums[3] = Rows::Minus(zero, a);
-  sums[1] = Rows::Minus(zero, b);
-}
 
 // Tables of eight bytes from x (8 bytes, 4 fields, lanes): (8, 81 patterns, lanes).
 template <typename Rows, int kVectors>
@@ -534,11 +503,6 @@ void GemmFloat(const Layer* layer, const float*, int64_t rows, const void* prepa
                         });
 }
 
-int64_t LookupDepth(const Layer* layer) {
-  const int64_t inputs = PerGroup(layer) ? layer->group_size : NumSpans(layer) * kSpan;
-  return Min(inputs, NumSpans(layer) * kSpan) / 4 + 2;
-}
-
 // ---------------------------------------------------------------------------------------------
 // packed_gemm_int8_16x4
 
@@ -602,11 +566,7 @@ void PrepareGemmInt8(const Layer* layer, const Call* call, const float* x, int64
   int8_t* in_order = (int8_t*)prepared + layout.in_order_offset;
   for (int64_t row = 0; row < rows; row += kBlock) {
     const int64_t valid_rows = Min(rows - row, kBlock);
-    for (int64_t r = 0; r < valid_rows; ++r) {
-      s[row + r] = QuantizeRow(layer, call, x + (row + r) * layer->K, in_order + r * padded_K);
-      memset(in_order + r * padded_K + layer->K, 0, (size_t)(padded_K - layer->K));
-    }
-    memset(in_order + valid_rows * padded_K, 0, (size_t)((kBlock - valid_rows) * padded_K));
+    QuantizeBlock(layer, call, x + row * layer->K, valid_rows, kBlock, s + row, in_order);
     SpreadRows(in_order, padded_K, place,
                BlockVectors<Int16Rows>(valid_rows) * Int16Rows::kVectorRows,
                (int8_t*)prepared + row * padded_K);
@@ -658,7 +618,7 @@ extern const Kernel packed_gemm_float_8x4_neon = {
     /*accepts=*/nullptr,
     /*max_rows=*/neon::kGemmMaxRows,
     /*column_step=*/kTile,
-    neon::LookupDepth,
+    LookupDepth,
     /*fixed_point=*/false,
     neon::GemmFloatPreparedBytes,
     neon::PrepareGemmFloat,

@@ -8,15 +8,10 @@
 // C headers and intrinsics only, internal linkage only.
 #pragma once
 
-#if defined(__GNUC__) && !defined(__clang__)
-// gcc 12's own AVX-512 headers warn (gcc bug 105593).
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "intrinsics_avx512.h"
 #include "scalar.h"
 
 namespace onnx_ternary {
