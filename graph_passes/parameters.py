@@ -11,8 +11,7 @@ where they stand, and nothing else is: calls of float weights stay calls.
 2. Such calls are written out in a copy of the model, round after round, and the rules are asked
    about the products that appear. The calls on the way to a product they take are then written out
    in the model itself.
-3. No more nodes are written than `MAX_NODES`, and no more than `_MAX_ROUNDS` calls deep: calls of
-   calls can double at every level.
+3. No more nodes are written than `MAX_NODES`, and no more than `MAX_ROUNDS` calls deep.
 """
 
 from __future__ import annotations
@@ -23,7 +22,14 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnx_ternary._walk import nodes_in
-from onnx_ternary.model_files.inlining import CallKey, calls, can_inline, inline_calls
+from onnx_ternary.model_files.inlining import (
+    MAX_NODES,
+    MAX_ROUNDS,
+    CallKey,
+    calls,
+    can_inline,
+    inline_calls,
+)
 from onnx_ternary.model_files.tensors import constant_bytes
 from onnx_ternary.op.nodes import is_own, local_functions
 from onnx_ternary.options import OptimizeOptions
@@ -38,8 +44,6 @@ from .rewrite.constant_inputs import held_constant
 from .rules.catalogue import match_product, product_types
 from .site import Site
 
-MAX_NODES = 200_000
-_MAX_ROUNDS = 32
 _MAX_NEEDS = 64
 _CALLS = "onnx_ternary.calls"
 
@@ -86,7 +90,7 @@ def _write_out(trial: ir.Model, options: OptimizeOptions) -> list[list[CallKey]]
     """Write out every call of case 1; their keys, round by round."""
     rounds: list[list[CallKey]] = []
     num_nodes = 0
-    for _ in range(_MAX_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         taken: list[CallKey] = []
         for key, node in _candidates(trial, options):
             function = trial.functions[node.op_identifier()]

@@ -15,6 +15,12 @@ from onnx_ir.passes.common import InlinePass
 
 from onnx_ternary._walk import nodes_in
 
+MAX_NODES = 200_000
+"""Nodes that calls are written out to at most: calls of calls can double at every level."""
+
+MAX_ROUNDS = 32
+"""Calls that are written out one inside the other at most."""
+
 _DOMAIN = "onnx_ternary.inlined"
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
@@ -62,13 +68,17 @@ def inline_calls(model: ir.Model, keys: Collection[CallKey]) -> None:
     """
     used: set[ir.OperatorIdentifier] = set()
     copies: dict[ir.OperatorIdentifier | None, list[ir.Function]] = {}
-    for number, ((owner, output), node) in enumerate(list(calls(model))):
+    redirected: list[tuple[ir.Node, ir.Function]] = []
+    for number, ((owner, output), node) in enumerate(calls(model)):
         if (owner, output) not in keys:
             continue
         function = model.functions[node.op_identifier()]
         used.add(function.identifier())
         copy = _named_after(function, node, number)
         copies.setdefault(owner, []).append(copy)
+        redirected.append((node, copy))
+    # Not before all copies are made: what they call are functions of the model.
+    for node, copy in redirected:
         node.domain, node.op_type, node.overload = copy.identifier()
     for owner, functions in copies.items():
         graph = model.graph if owner is None else model.functions[owner].graph

@@ -316,3 +316,16 @@ NEAR_MISSES: dict[str, Callable[[], Miss]] = {
         "serves one opset",
     ),
 }
+
+
+def doubling(levels: int) -> onnx.ModelProto:
+    """Functions of two calls of the one below: 2**levels products, written out."""
+    functions = [function([matmul()], inputs=("x", "w"))]
+    for at in range(levels):
+        inner = "Linear" if at == 0 else f"Level{at - 1}"
+        body = [
+            call("a w", "h", name=inner, label="one"),
+            call("h w", "y", name=inner, label="two"),
+        ]
+        functions.append(function(body, name=f"Level{at}", inputs=("a", "w")))
+    return calling(functions, [call("x weight", name=f"Level{levels - 1}")], {"weight": SQUARE})

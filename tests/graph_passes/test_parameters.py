@@ -26,6 +26,8 @@ from tests.catalogue.functions import (
     branching,
     call,
     calling,
+    constant,
+    doubling,
     function,
 )
 from tests.catalogue.straight_through import absmean
@@ -164,6 +166,24 @@ def test_call_inside_a_function_is_written_out_there() -> None:
     assert verify(made, result.to_proto()).passed
 
 
+def test_calls_of_several_levels_at_once() -> None:
+    """A call in a function whose own calls are written out too gives the other weight."""
+    body = [
+        constant(ternary(K, K, scale=0.25, seed=5), "v"),
+        call("x v", "h", label="first"),
+        call("h w", "y", label="second"),
+    ]
+    inner = function(body, name="Inner", inputs=("x", "w"))
+    outer = function([constant(SQUARE, "c"), call("x c", name="Inner", label="in")], name="Outer")
+    made = calling([LINEAR, inner, outer], [call("x", name="Outer")])
+    result = optimize(made, ALL)
+    assert len(result.report.rewrites) == 2
+    same_answers(made, result.to_proto())
+    report = verify(made, result.to_proto())
+    assert report.passed, report.summary()
+    assert len(report.products) == 2
+
+
 def test_calls_in_branches() -> None:
     branches = branching({each: call(f"x w_{each}", f"y_{each}", label=each) for each in BRANCHES})
     weights = {f"w_{each}": ternary(seed=at) for at, each in enumerate(BRANCHES)}
@@ -200,15 +220,7 @@ def test_weight_at_run_time_stays() -> None:
 
 
 def test_calls_that_double_at_every_level_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    functions = [LINEAR]
-    for at in range(20):
-        inner = "Linear" if at == 0 else f"Level{at - 1}"
-        body = [
-            call("a w", "h", name=inner, label="one"),
-            call("h w", "y", name=inner, label="two"),
-        ]
-        functions.append(function(body, name=f"Level{at}", inputs=("a", "w")))
-    made = calling(functions, [call("x weight", name="Level19")], {"weight": SQUARE})
+    made = doubling(14)
     written: list[int] = []
     original = parameters.inline_calls
 
