@@ -11,9 +11,12 @@ number with 2 * P(Binomial(rounds, 1/2) <= k) <= `MAX_CHANCE`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
 
 MAX_CHANCE = 1e-4
 """Chance that the interval of two equal things leaves out the ratio 1."""
@@ -27,6 +30,11 @@ when their weights happen to lie differently in memory."""
 
 MAX_SPREAD = 0.25
 """An interval wider than this says little about things that may be alike."""
+
+# onnxruntime's idle pool threads spin for a while after a run and would slow the other model.
+_SPIN_DOWN_SECONDS = 0.2
+# Models are loaded anew in as many rounds as fit; one of gigabytes is loaded twice in all.
+_LOADING_SECONDS = 10.0
 
 Answer = Literal["faster", "slower", "no difference", "too noisy", "too few rounds"]
 
@@ -100,3 +108,45 @@ def _outside(count: int) -> int | None:
             break
         outside = number
     return outside
+
+
+class Entry(Protocol):
+    """What takes part in rounds."""
+
+    threads: int
+
+
+_Entry = TypeVar("_Entry", bound=Entry)
+
+
+def take_turns(
+    entries: Sequence[_Entry],
+    rounds: int,
+    seed: int,
+    *,
+    loading_seconds: float,
+    load: Callable[[Sequence[_Entry]], None],
+    run: Callable[[_Entry], None],
+) -> None:
+    """Let entries run in rounds, each in an order drawn by a coin.
+
+    Args:
+        entries: one or two.
+        rounds: how often each runs.
+        seed: of the coin.
+        loading_seconds: what loading all of them once took.
+        load: loads all of them anew, in this order; called in the first rounds only.
+        run: runs one of them and keeps its time.
+    """
+    coin = np.random.default_rng(seed)
+    num_loads = max(1, int(_LOADING_SECONDS / max(loading_seconds, 1e-9)))
+    last = None
+    for number in range(rounds):
+        order = list(entries) if coin.random() < 0.5 else list(reversed(entries))
+        if number < num_loads:
+            load(order)
+        for entry in order:
+            if entry.threads > 1 and entry is not last:
+                time.sleep(_SPIN_DOWN_SECONDS)
+            run(entry)
+            last = entry

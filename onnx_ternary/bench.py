@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from onnx_ternary import _onnxruntime as ort
 from onnx_ternary import runtime
-from onnx_ternary._paired import Comparison, compare
+from onnx_ternary._paired import Comparison, compare, take_turns
 from onnx_ternary.conversion.convert import convert
 from onnx_ternary.errors import ModelError, OnnxTernaryError, VerificationError
 from onnx_ternary.model_files.load import file_bytes
@@ -28,11 +28,6 @@ from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.reports.report import format_size
 from onnx_ternary.verification.generated import Feeds
 from onnx_ternary.verification.inputs import InputOptions, Inputs, choose_inputs
-
-# onnxruntime's idle pool threads spin for a while after a run and would slow the other model.
-_SPIN_DOWN_SECONDS = 0.2
-# Sessions are made anew in as many rounds as fit; a model of gigabytes is loaded twice in all.
-_LOADING_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +240,15 @@ def time_models(original: Path, converted: Path | None, settings: BenchSettings)
         feeds, used = _feeds(entries[0], settings.inputs, settings.seed)
         difference = _check_outputs(entries, feeds, settings.max_difference)
         operators = [_operators(entry.path) for entry in entries]
-        # The last round's sessions stay, so a model that loads slowly is loaded in the first only.
-        num_loads = min(settings.rounds, max(1, int(_LOADING_SECONDS / loading)))
-        _take_turns(entries, feeds, settings, num_loads)
+        names = [value.name for value in entries[0].session.get_outputs()]
+        take_turns(
+            entries,
+            settings.rounds,
+            settings.seed,
+            loading_seconds=loading,
+            load=_load_anew,
+            run=lambda entry: entry.time_runs(names, feeds, settings.seconds_a_round),
+        )
         speeds = [entry.speed() for entry in entries]
     same = operators[0] == operators[1]
     return Benchmark(speeds[0], speeds[1], settings.threads, difference, used, same)
@@ -285,8 +286,8 @@ class _Entry:
             return error
         return None
 
-    def time_runs(self, names: Sequence[str], feeds: Feeds, at_least: float) -> float:
-        """Median seconds of runs that together take ``at_least`` seconds, after one not counted.
+    def time_runs(self, names: Sequence[str], feeds: Feeds, at_least: float) -> None:
+        """Keep the median seconds of runs that together take ``at_least``, after one not counted.
 
         How many there are must depend on time alone: a mean or median of another number of skewed
         times would be another quantity.
@@ -299,34 +300,17 @@ class _Entry:
             now = time.perf_counter()
             times.append(now - before)
             before = now
-        return float(np.median(times))
+        self.seconds.append(float(np.median(times)))
 
     def speed(self) -> Speed:
         return Speed(tuple(self.seconds), tuple(self.load_seconds), file_bytes(self.path))
 
 
-def _take_turns(
-    entries: Sequence[_Entry],
-    feeds: Feeds,
-    settings: BenchSettings,
-    num_loads: int,
-) -> None:
-    """Times of each entry, one per round; the first ``num_loads`` rounds make the sessions anew."""
-    coin = np.random.default_rng(settings.seed)
-    names = [value.name for value in entries[0].session.get_outputs()]
-    last = None
-    for number in range(settings.rounds):
-        order = list(entries) if coin.random() < 0.5 else list(reversed(entries))
-        if number < num_loads:
-            for entry in entries:
-                entry.session = None
-            for entry in order:
-                entry.load_seconds.append(entry.load())
-        for entry in order:
-            if entry.threads > 1 and entry is not last:
-                time.sleep(_SPIN_DOWN_SECONDS)
-            entry.seconds.append(entry.time_runs(names, feeds, settings.seconds_a_round))
-            last = entry
+def _load_anew(entries: Sequence[_Entry]) -> None:
+    for entry in entries:
+        entry.session = None
+    for entry in entries:
+        entry.load_seconds.append(entry.load())
 
 
 def _check_outputs(entries: Sequence[_Entry], feeds: Feeds, max_difference: float) -> float:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -18,16 +17,13 @@ from typing import Any
 import numpy as np
 
 from onnx_ternary import _genai_process
-from onnx_ternary._paired import Comparison, compare
+from onnx_ternary._paired import Comparison, compare, take_turns
 from onnx_ternary.bench import comparison_as_json, format_seconds
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.targets import check_name
 from onnx_ternary.reports.report import format_size
 
 _CONFIG = "genai_config.json"
-# As in `bench`: idle pool threads spin for a while, and slow models are not loaded every round.
-_SPIN_DOWN_SECONDS = 0.2
-_LOADING_SECONDS = 10.0
 _CLOSING_SECONDS = 10.0
 _MAX_CONFIG_BYTES = 1 << 24
 
@@ -191,8 +187,14 @@ def bench_folders(
         loading = sum(entry.load() for entry in entries)
         for entry in entries:
             entry.run(prompt, settings.new_tokens, timed=False)
-        num_loads = min(settings.rounds, max(1, int(_LOADING_SECONDS / max(loading, 1e-9))))
-        _take_turns(entries, prompt, settings, num_loads, rng)
+        take_turns(
+            entries,
+            settings.rounds,
+            settings.seed,
+            loading_seconds=loading,
+            load=_load_anew,
+            run=lambda entry: entry.run(prompt, settings.new_tokens, timed=True),
+        )
         speeds = [entry.speed() for entry in entries]
         tokens = [entry.tokens for entry in entries]
     if against is None:
@@ -317,24 +319,9 @@ class _Entry:
         return f"its process ended with code {code}; {lines[-1] if lines else 'it said nothing'}"
 
 
-def _take_turns(
-    entries: Sequence[_Entry],
-    prompt: Sequence[int],
-    settings: GenaiBenchSettings,
-    num_loads: int,
-    coin: np.random.Generator,
-) -> None:
-    last = None
-    for number in range(settings.rounds):
-        order = list(entries) if coin.random() < 0.5 else list(reversed(entries))
-        if number < num_loads:
-            for entry in order:
-                entry.loads.append(entry.load())
-        for entry in order:
-            if entry.threads > 1 and entry is not last:
-                time.sleep(_SPIN_DOWN_SECONDS)
-            entry.run(prompt, settings.new_tokens, timed=True)
-            last = entry
+def _load_anew(entries: Sequence[_Entry]) -> None:
+    for entry in entries:
+        entry.loads.append(entry.load())
 
 
 def _num_equal(one: Sequence[int], other: Sequence[int]) -> int:

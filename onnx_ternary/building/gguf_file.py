@@ -288,7 +288,10 @@ class GgufFile(Source):
         }
         for key, (found, allowed) in refused.items():
             if found not in allowed:
-                raise ModelError(f"'{self.folder}': {key} = {found!r} is not implemented.")
+                raise ModelError(
+                    f"'{self.folder}': {key} = {found!r} is not implemented, expected "
+                    f"{allowed[-1]!r} or none; build from the safetensors checkpoint."
+                )
         if "rope_freqs.weight" in self._header.tensors:
             raise ModelError(
                 f"'{self.folder}': rope_freqs.weight, the RoPE scaling of Llama 3, is not "

@@ -161,16 +161,8 @@ def test_kernel_every_number_of_rows(
 ) -> None:
     """Kernels have loops of their own for few rows, and share what is left over."""
     rng = np.random.default_rng(21)
-    node = make_node(
-        rng,
-        "packed",
-        BY_NAME[name]["activation"],
-        655,
-        21,
-        storage=storage,
-        alphabet=alphabet,
-        block_size=block_size,
-    )
+    stored = {"storage": storage, "alphabet": alphabet, "block_size": block_size}
+    node = make_node(rng, "packed", BY_NAME[name]["activation"], 655, 21, **stored)
     for rows in (*range(1, 13), 17, 33, 43, 64):
         x = rng.normal(size=(rows, 655)).astype(np.float32)
         check(node, x, node.run(x, name)[0], name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnx_ternary.conversion.optimize import optimize
 from onnx_ternary.errors import ModelError
+from onnx_ternary.options import OptimizeOptions
 from onnx_ternary.verification.inputs import (
     MAX_ATTEMPTS,
     ChosenInputs,
@@ -15,6 +18,7 @@ from onnx_ternary.verification.inputs import (
     InputsError,
     choose_inputs,
 )
+from onnx_ternary.verification.verify import verify
 from tests.support import decoders
 from tests.support.decoders import (
     CACHES,
@@ -208,6 +212,28 @@ def test_both_branches_of_a_merged_decoder_are_offered() -> None:
     assert found.feeds["use_cache_branch"].tolist() == [True]
     assert other["use_cache_branch"].tolist() == [False]
     assert Runs(model)(other) is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        decoders.cached_decoder,
+        pytest.param(
+            decoders.grouped_query_decoder,
+            marks=pytest.mark.skipif(not ATTENTION_IN_PROVIDER, reason="needs onnxruntime 1.20"),
+        ),
+        decoders.static_cache_decoder,
+        decoders.merged_decoder,
+    ],
+)
+def test_decoders_are_compared_as_a_whole_by_default(make: Callable[[], ModelProto]) -> None:
+    model = make()
+    result = optimize(model, OptimizeOptions(min_elements=0))
+    assert result.report.rewrites
+    report = verify(model, result.to_proto())
+    assert report.passed, report.summary()
+    assert report.outputs
+    assert {check.status for check in report.products} == {"passed"}
 
 
 def test_index_of_a_table_stays_inside_it() -> None:
