@@ -82,7 +82,13 @@ def model_table(results: Mapping[str, Any]) -> str:
             sizes,
             int8,
         ],
-        ["BitNet, Falcon-E, TriLM, Bonsai", "a checkpoint (safetensors or GGUF)", "`build`", "", ""],
+        [
+            "BitNet, Falcon-E, TriLM, Bonsai",
+            "a checkpoint (safetensors or GGUF)",
+            "`build`",
+            "",
+            "",
+        ],
         ["BitNet exported by torch", "packed in uint8", optimize, "1/16 of float32", ""],
         ["Ternary-Bonsai, Bonsai", "`MatMulNBits`, 2 bits", optimize, "as before", ""],
         [
