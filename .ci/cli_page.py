@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from onnx_ternary.cli import COMMANDS
 from onnx_ternary.cli import main as group
 
 PAGE = Path(__file__).parents[1] / "docs/cli.md"
@@ -32,8 +33,8 @@ def page(text: str) -> str:
 def _commands() -> str:
     context = click.Context(group, info_name="onnx-ternary")
     return "\n".join(
-        _command(click.Context(command, parent=context, info_name=name))
-        for name, command in group.commands.items()
+        _command(click.Context(group.get_command(context, name), parent=context, info_name=name))
+        for name in COMMANDS
     )
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from onnx_ternary.building.config import DecoderConfig
 from onnx_ternary.building.graph import past_names, present_names
+from onnx_ternary.building.model_folder import CONFIG
 from onnx_ternary.building.source import Source
 from onnx_ternary.errors import ModelError
 from onnx_ternary.native.library_path import get_library_path
 
-CONFIG = "genai_config.json"
 MODEL = "model.onnx"
 TOKENIZER_FILES = (
     "added_tokens.json",

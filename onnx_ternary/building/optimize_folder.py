@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper
 
 from onnx_ternary.building.build import staged_folder
-from onnx_ternary.building.genai_folder import CONFIG, copy_library
+from onnx_ternary.building.genai_folder import copy_library
+from onnx_ternary.building.model_folder import CONFIG
 from onnx_ternary.conversion.convert import convert_file
 from onnx_ternary.conversion.settings import ConversionSettings
 from onnx_ternary.errors import ModelError
@@ -23,11 +24,6 @@ from onnx_ternary.model_files.load import load
 from onnx_ternary.reports.outcome import Conversion
 
 _LENGTH, _PAST_LENGTH = 8, 4
-
-
-def is_model_folder(path: str | PathLike[str]) -> bool:
-    """Whether a folder is one for onnxruntime-genai."""
-    return (Path(path) / CONFIG).is_file()
 
 
 def optimize_folder(

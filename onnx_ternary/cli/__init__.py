@@ -7,27 +7,24 @@ are written with 1, 3 and 4 too. SIGTERM gives 143, as from a shell.
 
 from __future__ import annotations
 
+import io
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
 import click
 
-import onnx_ternary
 from onnx_ternary import _onnxruntime
 from onnx_ternary._logs import show_names_in_logs
-from onnx_ternary.cli._output import take_every_character
-from onnx_ternary.cli.bench import bench_command
-from onnx_ternary.cli.build import build_command
-from onnx_ternary.cli.export import export_command
-from onnx_ternary.cli.info import info_command
-from onnx_ternary.cli.inspect import inspect_command
-from onnx_ternary.cli.optimize import optimize_command
-from onnx_ternary.cli.verify import verify_command
+from onnx_ternary._version import __version__
 from onnx_ternary.errors import OnnxTernaryError, visible
+
+COMMANDS = ("build", "optimize", "inspect", "verify", "export", "bench", "info")
 
 
 @contextmanager
@@ -49,14 +46,36 @@ def _cleaned_up_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _take_every_character() -> None:
+    """Streams that cannot write a character (``LANG=C``) write its escape instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class Group(click.Group):
-    """A group of commands that turns this package's errors into messages and exit codes."""
+    """A group of commands that turns this package's errors into messages and exit codes.
+
+    The module of a command is imported where the command is asked for, and no other.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of their help."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by its name; None if there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"{__name__}.{cmd_name}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of this package becomes its exit code."""
         _onnxruntime.without_telemetry()
         show_names_in_logs()
-        take_every_character()
+        _take_every_character()
         try:
             with _cleaned_up_on_sigterm():
                 return super().invoke(ctx)
@@ -70,19 +89,6 @@ class Group(click.Group):
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(onnx_ternary.__version__, prog_name="onnx-ternary")
+@click.version_option(__version__, prog_name="onnx-ternary")
 def main() -> None:
     """Make ONNX models with ternary weights smaller and faster, with the same answers."""
-
-
-_COMMANDS = (
-    build_command,
-    optimize_command,
-    inspect_command,
-    verify_command,
-    export_command,
-    bench_command,
-    info_command,
-)
-for _command in _COMMANDS:
-    main.add_command(_command)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -31,13 +29,6 @@ _STYLES = {
     "stays": "yellow",
     "quantized": "yellow",
 }
-
-
-def take_every_character() -> None:
-    """Streams that cannot write a character (``LANG=C``) write its escape instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 class Output:

@@ -8,8 +8,14 @@ from typing import get_args
 
 import click
 
-from onnx_ternary.building import BuildOptions, BuildResult, build
-from onnx_ternary.building.options import BuildActivation, HeadChoice, PoolingChoice, Task
+from onnx_ternary.building.build import BuildResult, build
+from onnx_ternary.building.options import (
+    BuildActivation,
+    BuildOptions,
+    HeadChoice,
+    PoolingChoice,
+    Task,
+)
 from onnx_ternary.cli._options import quiet_and_verbose
 from onnx_ternary.cli._output import Output, print_table
 from onnx_ternary.reports.report import format_size

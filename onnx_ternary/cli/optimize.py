@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from onnx_ternary.building import is_model_folder, optimize_folder
+from onnx_ternary.building.model_folder import is_model_folder
 from onnx_ternary.cli._options import quiet_and_verbose, rewrite_options, verification_options
 from onnx_ternary.cli._output import Output
 from onnx_ternary.cli._tables import (
@@ -152,6 +152,8 @@ def optimize_command(
             if output is not None and target is not None:
                 _check_not_itself(model, output)
             if is_model_folder(model):
+                from onnx_ternary.building.optimize_folder import optimize_folder
+
                 conversion = optimize_folder(model, output, settings)
             else:
                 conversion = convert_file(model, output, settings)

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator
 from typing import TypeAlias
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from onnx_ternary._walk import nodes_in
 
@@ -66,6 +65,8 @@ def inline_calls(model: ir.Model, keys: Collection[CallKey]) -> None:
         model: without functions that call themselves.
         keys: of calls that `can_inline` allows.
     """
+    from onnx_ir.passes.common import InlinePass  # imports every pass; few models need one
+
     used: set[ir.OperatorIdentifier] = set()
     copies: dict[ir.OperatorIdentifier | None, list[ir.Function]] = {}
     redirected: list[tuple[ir.Node, ir.Function]] = []

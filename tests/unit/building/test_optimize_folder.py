@@ -14,8 +14,7 @@ import onnx
 import pytest
 
 from onnx_ternary import build, export_file, get_library_path
-from onnx_ternary.building import optimize_folder
-from onnx_ternary.building.optimize_folder import decoder_inputs
+from onnx_ternary.building.optimize_folder import decoder_inputs, optimize_folder
 from onnx_ternary.conversion.accepted import Verifying
 from onnx_ternary.conversion.settings import ConversionSettings
 from onnx_ternary.errors import ModelError
