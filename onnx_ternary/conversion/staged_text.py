@@ -32,6 +32,10 @@ def staged_text(path: Path | None, what: str) -> Iterator[Callable[[str], None]]
         yield lambda text: None
         return
     check_name(path)
+    if not path.parent.is_dir():
+        raise ModelError(
+            f"The {what} '{path}' cannot be written: there is no folder '{path.parent}'."
+        )
     # A pipe or a terminal is written to, not replaced.
     ordinary = path.is_file() or not path.exists()
     try:

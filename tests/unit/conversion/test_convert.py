@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -305,6 +306,18 @@ def test_report_directory_is_refused_before_anything_is_written(tmp_path: Path) 
     onnx.save(two_products(), path)
     with pytest.raises(ModelError, match=r"report .* cannot be written: Is a directory"):
         convert(path, out, report_path=tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["report_path", "summary_path", "annotations_path"])
+def test_a_missing_folder_of_a_report_is_named_before_anything_is_written(
+    name: str, tmp_path: Path
+) -> None:
+    path, out, absent = tmp_path / "model.onnx", tmp_path / "out.onnx", tmp_path / "absent"
+    onnx.save(two_products(), path)
+    expected = f"cannot be written: there is no folder '{re.escape(str(absent))}'"
+    with pytest.raises(ModelError, match=expected):
+        convert(path, out, **{name: absent / "file"})  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == [path]
 
 
