@@ -8,17 +8,8 @@
 # make, and a C++ compiler are on the PATH.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-candidates=("${VIRTUAL_ENV:-/nonexistent}/bin/python" "${here}/../../.venv/bin/python" python3)
-if (($#)); then candidates=("$1"); fi
-python=""
-for candidate in "${candidates[@]}"; do
-  if "${candidate}" -c "import onnx_ternary" 2>/dev/null; then python="${candidate}"; break; fi
-done
-if [[ -z "${python}" ]]; then
-  echo "run.sh: onnx-ternary is not installed for ${candidates[*]}; give the Python that has it:" \
-    "examples/cpp/run.sh PYTHON" >&2
-  exit 1
-fi
+# shellcheck source=../find_python.sh
+source "${here}/../find_python.sh"
 work="$(mktemp -d)"
 trap 'rm -rf "${work}"' EXIT
 

@@ -2,12 +2,15 @@
 # Converts the digits model, exports it to operators of ONNX Runtime's own and runs it in Node on the
 # 450 test images.
 #
-#   examples/node/run.sh PYTHON
+#   examples/node/run.sh [PYTHON]
 #
-# PYTHON has onnx-ternary installed; node and npm are on the PATH.
+# PYTHON has onnx-ternary installed; by default that of the active environment, of .venv in the
+# checkout (README's first command makes it) or python3, whichever has it first. node and npm are on
+# the PATH.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-python="${1:?usage: examples/node/run.sh PYTHON}"
+# shellcheck source=../find_python.sh
+source "${here}/../find_python.sh"
 work="$(mktemp -d)"
 trap 'rm -rf "${work}"' EXIT
 
