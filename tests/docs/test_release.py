@@ -64,3 +64,15 @@ def test_nothing_changes_on_other_arguments(checkout: Path, arguments: tuple[str
     before = (checkout / "README.md").read_bytes()
     assert change(checkout, *arguments).returncode == 1
     assert (checkout / "README.md").read_bytes() == before
+
+
+def test_no_page_installs_from_an_index_that_has_no_release() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.*")]
+    promise = re.compile(r"pip install [^\n`]*(?<![/\w])onnx-ternary\b(?!@)")
+    found = [
+        f"{page.relative_to(ROOT)}: {match[0]}"
+        for page in pages
+        if page.suffix in {".md", ".py", ".sh", ".mjs"}
+        for match in promise.finditer(page.read_text(encoding="utf-8"))
+    ]
+    assert found == []
