@@ -1,17 +1,19 @@
 """Peak memory and seconds of conversions that are large in one way each.
 
-python benchmarks/bench_limits.py [--only weight products nodes folder] [--scale 1.0] [--json FILE]
+python benchmarks/bench_limits.py [--only weight products nodes folder] [--scale 1.0]
+    [--longest SECONDS] [--json FILE]
 
 One 2 GB weight, 10,000 small products, 100,000 nodes of which none is ternary (beside onnxslim on
 the same file, where onnxslim is installed), and a folder of 1,000 models. Each command runs in a
-process of its own; its peak is that of its largest process, and processor seconds are those of all
-its processes.
+process of its own, and is ended after ``--longest``; its peak is that of its largest process, and
+processor seconds are those of all its processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,9 +35,11 @@ SLIM = [sys.executable, "-c", "import onnxslim.cli; onnxslim.cli.main()"]
 NOTHING_TERNARY = 4
 # A process starts with the peak of the one it is forked from: this one is small.
 LAUNCHER = """
-import os, sys, time
+import os, signal, sys, time
 start = time.perf_counter()
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+pid = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
+signal.signal(signal.SIGALRM, lambda *_: os.kill(pid, signal.SIGKILL))
+signal.alarm(int(sys.argv[1]))
 _, status, usage = os.wait4(pid, 0)
 seconds = time.perf_counter() - start
 print(os.waitstatus_to_exitcode(status), seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
@@ -53,6 +57,7 @@ class Measured:
         seconds: until the command ended.
         processor_seconds: of all its processes.
         peak_bytes: resident, of its largest process.
+        ended: whether the command did by itself.
     """
 
     case: str
@@ -61,6 +66,7 @@ class Measured:
     seconds: float
     processor_seconds: float
     peak_bytes: int
+    ended: bool
 
 
 def levels(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
@@ -145,12 +151,15 @@ def make_folder(folder: Path, scale: float) -> Path:
     return models
 
 
-def run(case: str, command: str, arguments: list[str], source: Path) -> Measured:
-    """Run a command; raise CalledProcessError where it fails."""
-    launcher = [sys.executable, "-IS", "-c", LAUNCHER, *arguments]
+def run(
+    case: str, command: str, arguments: list[str], source: Path, longest: int = 600
+) -> Measured:
+    """Run a command for so many seconds at most; raise CalledProcessError where it fails."""
+    launcher = [sys.executable, "-IS", "-c", LAUNCHER, str(longest), *arguments]
     done = subprocess.run(launcher, capture_output=True, text=True, check=True)
     code, seconds, processor_seconds, peak_kilobytes = done.stdout.splitlines()[-1].split()
-    if int(code) not in (0, NOTHING_TERNARY):
+    ended = int(code) != -signal.SIGKILL or float(seconds) < longest
+    if ended and int(code) not in (0, NOTHING_TERNARY):
         raise subprocess.CalledProcessError(int(code), arguments, stderr=done.stderr)
     files = source.rglob("*") if source.is_dir() else source.parent.glob(f"{source.name}*")
     return Measured(
@@ -160,6 +169,7 @@ def run(case: str, command: str, arguments: list[str], source: Path) -> Measured
         float(seconds),
         float(processor_seconds),
         int(peak_kilobytes) * 1024,
+        ended,
     )
 
 
@@ -171,7 +181,7 @@ CASES: dict[str, Callable[[Path, float], Path]] = {
 }
 
 
-def measure_case(case: str, scale: float) -> Iterator[Measured]:
+def measure_case(case: str, scale: float, longest: int) -> Iterator[Measured]:
     """Make a case in a folder of its own, and measure every command on it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -182,9 +192,9 @@ def measure_case(case: str, scale: float) -> Iterator[Measured]:
                 continue  # verification holds the original in memory: a model of 2 GB is not
             if source.is_dir():
                 target.mkdir(exist_ok=True)
-            yield run(case, command, [*OPTIMIZE, *extra, str(source), str(target)], source)
+            yield run(case, command, [*OPTIMIZE, *extra, str(source), str(target)], source, longest)
         if case == "nodes" and find_spec("onnxslim") is not None:
-            yield run(case, "onnxslim", [*SLIM, str(source), str(target)], source)
+            yield run(case, "onnxslim", [*SLIM, str(source), str(target)], source, longest)
 
 
 def main() -> None:
@@ -192,9 +202,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=[*CASES], default=[*CASES])
     parser.add_argument("--scale", type=float, default=1.0, help="of every size: 0.01 to try it")
+    parser.add_argument("--longest", type=int, default=600, help="seconds of one command")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = [each for case in arguments.only for each in measure_case(case, arguments.scale)]
+    found = []
+    for case in arguments.only:
+        for each in measure_case(case, arguments.scale, arguments.longest):
+            print(each, file=sys.stderr)
+            found.append(each)
     about = {**conditions(), "scale": arguments.scale}
     console = Console()
     console.print(", ".join(f"{name}: {value}" for name, value in about.items()), markup=False)
@@ -204,7 +219,7 @@ def main() -> None:
             each.case,
             each.command,
             f"{each.file_bytes / 1e6:,.1f} MB",
-            f"{each.seconds:.1f}",
+            f"{each.seconds:.1f}" if each.ended else f"ended after {each.seconds:.0f}",
             f"{each.processor_seconds:.1f}",
             f"{each.peak_bytes / 1e6:,.0f} MB",
         )

@@ -43,14 +43,17 @@ class ModelEditor:
         self._spool = spool
         self._folder = folder
         self._tensors: dict[Hashable, ir.Value] = {}
+        # The last number behind a name. No name becomes free, so none below is.
+        self._value_numbers: dict[str, int] = {}
+        self._node_numbers: dict[str, int] = {}
 
     def value_name(self, name: str) -> str:
         """``name``, or it with a number behind, for a new value; from then on taken."""
-        return _unique(name, self.site.value_names)
+        return _unique(name, self.site.value_names, self._value_numbers)
 
     def node_name(self, name: str) -> str:
         """``name``, or it with a number behind, for a new node; from then on taken."""
-        return _unique(name, self.site.node_names)
+        return _unique(name, self.site.node_names, self._node_numbers)
 
     def shared_constant(
         self, product: ir.Node, weight: Constant, role: str, array: NDArray[Any]
@@ -135,12 +138,12 @@ class ModelEditor:
             remove_unused(value)
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def _unique(name: str, taken: set[str], numbers: dict[str, int]) -> str:
     """``name``, or it with a number behind; from then on taken."""
-    unique, count = name, 1
+    unique = name
     while unique in taken:
-        count += 1
-        unique = f"{name}_{count}"
+        numbers[name] = numbers.get(name, 1) + 1
+        unique = f"{name}_{numbers[name]}"
     taken.add(unique)
     return unique
 

@@ -416,6 +416,9 @@ def test_limits_measure_a_process_of_its_own() -> None:
     assert 0 < row.peak_bytes < ballast.nbytes // 2
     with pytest.raises(subprocess.CalledProcessError):
         bench_limits.run("digits", "fails", [sys.executable, "-c", "raise SystemExit(3)"], source)
+    assert row.ended
+    endless = [sys.executable, "-c", "while True: pass"]
+    assert not bench_limits.run("digits", "endless", endless, source, longest=1).ended
 
 
 @pytest.mark.parametrize("case", ["weight", "products", "nodes", "folder"])

@@ -26,7 +26,7 @@ SMALL = 40
 # Of the growth from twice to four times the size to the growth from once to twice it. Linear work
 # gives 2, quadratic work 4; sorted containers and maps that grow are above 2.
 MOST = 2.4
-LONG = 4_000
+LONG = 2_100
 # onnx.checker takes calls within calls to this depth, four times.
 LEVELS = 24
 LOCAL = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
