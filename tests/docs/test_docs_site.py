@@ -87,3 +87,12 @@ def test_api_title_can_be_typed(title: str) -> None:
 def test_api_page_has_every_public_name() -> None:
     missing = {f"onnx_ternary.{name}" for name in onnx_ternary.__all__} - set(api_titles())
     assert missing == {"onnx_ternary.__version__"}
+
+
+def test_a_page_names_a_section_of_its_own_that_is_there() -> None:
+    page = (ROOT / "docs/index_format.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (\d+)\. (.*)$", page, re.MULTILINE))
+    named = set(re.findall(r"\b[Ss]ection (\d+)", page))
+    assert named <= sections.keys()
+    (number,) = re.findall(r"Section (\d+) writes two small matrices out", page)
+    assert sections[number] == "Worked examples"
