@@ -8,6 +8,7 @@ are written with 1, 3 and 4 too. SIGTERM gives 143, as from a shell.
 from __future__ import annotations
 
 import io
+import shlex
 import signal
 import sys
 import threading
@@ -70,6 +71,19 @@ class Group(click.Group):
         module = import_module(f"{__name__}.{cmd_name}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named; of a model in its place the error says what to type."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if not args[0].endswith(".onnx"):
+                raise
+            command = shlex.join(["onnx-ternary", "optimize", *args])
+            message = f"{error.format_message()} To convert a model: {command}"
+            raise click.UsageError(message, ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of this package becomes its exit code."""

@@ -144,6 +144,13 @@ def test_optimize_unwritable_targets(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_in_the_place_of_a_command_gets_the_command_to_type() -> None:
+    done = run("in\x1b.onnx", "my out.onnx", check=2)
+    assert "No such command 'in\\x1b.onnx'. To convert a model: " in done.stderr
+    assert "onnx-ternary optimize 'in\\x1b.onnx' 'my out.onnx'\n" in done.stderr
+    assert "To convert" not in run("convert", "in.onnx", check=2).stderr
+
+
 def test_optimize_usage_error_is_2() -> None:
     run("optimize", "--format", "nonsense", DIGITS, check=2)
     run("optimize", check=2)
