@@ -16,29 +16,34 @@ Row = dict[str, Any]
 CASE = ("decode 128", 2)
 LAYER, LAYER_ROWS, LAYER_THREADS = "4096x14336", 1, 1
 CANDIDATES = (BASELINE, NBITS, FLOAT)
-# What people would use instead: the benchmark's name, how it is got, where it runs, a source.
+# What people would use instead: the benchmark's name, how it is got, bits per weight by its format
+# (None: of the file that was measured), where it runs, a source.
 RIVALS = (
     (
         "MatMulNBits 2-bit",
         "ONNX Runtime's `MatMulNBits`, 2 bits",
+        None,
         "ONNX Runtime on CPU and GPU",
         "[operator](https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md)",
     ),
     (
         "DynamicQuantizeMatMul int8",
         "`onnxruntime.quantization`, dynamic, 8 bits",
+        8.0,
         "ONNX Runtime everywhere",
         "[guide](https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html)",
     ),
     (
         "onnxsim quantize_ternary",
         "onnxsim's ternary quantization",
+        8.0,
         "ONNX Runtime everywhere",
         "[onnxsim](https://github.com/daquexian/onnx-simplifier)",
     ),
     (
         "ggml TQ2_0",
         "llama.cpp, `TQ2_0`",
+        66 * 8 / 256,  # a block of 256 weights and its float16 scale
         "GGUF models",
         "[llama.cpp](https://github.com/ggml-org/llama.cpp)",
     ),
@@ -114,16 +119,27 @@ def rival_table(results: Mapping[str, Any]) -> str:
     }
     base = found["MatMul float32"]["rounds_us"]
 
-    def cells(name: str) -> list[str]:
+    def cells(name: str, bits: float) -> list[str]:
         row = found[name]
-        return [f"{row['error']:.0e}", f"{ratio(row['rounds_us'], base):.1f}"]
+        return [f"{row['error']:.0e}", f"{bits:.2g}", f"{ratio(row['rounds_us'], base):.1f}"]
 
-    rows = [[text, *cells(name), "ONNX Runtime on CPU", ""] for name, text in OURS]
-    rows += [[text, *cells(name), where, source] for name, text, where, source in RIVALS]
+    own = _bits_per_weight(results, "onnx-ternary 2bit")
+    rows = [[text, *cells(name, own), "ONNX Runtime on CPU", ""] for name, text in OURS]
+    rows += [
+        [text, *cells(name, bits or _bits_per_weight(results, name)), where, source]
+        for name, text, bits, where, source in RIVALS
+    ]
     bitnet = "[BitNet](https://github.com/microsoft/BitNet)"
-    rows.append(["bitnet.cpp", "not measured", "not measured", "its own models, GGUF", bitnet])
-    head = ["one row, one thread", "error", "times faster than float32", "runs", "source"]
-    return table(head, rows)
+    rows.append(["bitnet.cpp", *["not measured"] * 3, "its own models, GGUF", bitnet])
+    head = ["one row, one thread", "error", "bits per weight", "times faster than float32"]
+    return table([*head, "runs", "source"], rows)
+
+
+def _bits_per_weight(results: Mapping[str, Any], model: str) -> float:
+    """Of the file of one layer that `bench_kernel.memory` wrote, its whole graph counted."""
+    sizes = {row["model"]: row["file"] for row in results["memory"] if not row["external data"]}
+    # The float32 file holds 4 bytes per weight and little else.
+    return 32 * float(sizes[model] / sizes["MatMul float32"])
 
 
 def first(results: Mapping[str, Any], images: str) -> str:
