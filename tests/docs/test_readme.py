@@ -96,6 +96,9 @@ def test_readme_command_runs(name: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     run(*commands("README.md")[name], tmp_path)
     assert (tmp_path / "digits.onnx").stat().st_size < 200_000
+    # In a checkout git ignores what the commands write, and so does the sdist.
+    ignored = set((ROOT / ".gitignore").read_text(encoding="utf-8").splitlines())
+    assert {f"/{path.name}" for path in tmp_path.iterdir()} - {"/examples"} <= ignored
 
 
 def test_quickstart_runs_from_top_to_bottom(tmp_path: Path) -> None:
