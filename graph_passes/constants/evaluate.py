@@ -6,6 +6,7 @@
 2. Small expressions whose sizes are known run in one session. Everything else runs step by step:
    what is held at any time is then known, and sizes that are computed are known in their turn.
 3. Optimizations are off, so results are those of the operators as they are written.
+4. What would end the process inside onnx or onnxruntime does not run (faults.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from onnx_ternary import _onnxruntime as ort
 from onnx_ternary._machine import session_threads
 
 from .budget import Budget
+from .faults import bad_attribute, bad_operands, may_divide_badly
 from .steps import Step
 
 WHOLE_BYTES = 1 << 26
@@ -144,9 +146,12 @@ class Evaluation:
         """Hand every wanted result to `keep`.
 
         Raises:
-            Refusal: if the size of a result is unknown, or onnxruntime cannot run a step.
+            Refusal: if the size of a result is unknown, or onnxruntime cannot run a step or must
+                not.
             OverBudget: if a limit is met.
         """
+        if reason := next(filter(None, map(bad_attribute, self._steps)), ""):
+            raise Refusal(reason)
         uses = Counter(name for step in self._steps for name in set(step.proto.input))
         # Tried again when as many steps have run as had before: linear in the number of steps.
         next_try = 0
@@ -179,6 +184,8 @@ class Evaluation:
             for name, size in zip(filter(None, step.proto.output), sizes, strict=True):
                 assert size is not None
                 shapes[name] = size[0]
+                if may_divide_badly(step, self._operands, size[2]):
+                    return False
             made = sum(size[1] for size in sizes if size is not None)
             num_bytes += made * _factor(step)
             work += _work(step, [shapes.get(name, ()) for name in step.proto.input], made)
@@ -198,6 +205,8 @@ class Evaluation:
 
     def _run_step(self, step: Step) -> None:
         names = [name for name in step.proto.input if name]
+        if reason := bad_operands(step, self._operands):
+            raise Refusal(reason)
         model, feeds = self._model([step], set(names))
         shapes = [self._operands[name].shape if name else () for name in step.proto.input]
         known = _known_sizes(model)

@@ -1,0 +1,84 @@
+"""Steps that end the process inside onnx or onnxruntime, where others end in an error.
+
+Found by running single operators with extreme operands and attributes (onnx 1.23, ONNX Runtime
+1.32), each in a process of its own:
+1. GatherND with negative batch dimensions: shape inference reads what lies in front of a shape.
+2. Integer division of the lowest number by -1, and by zero in earlier versions: the processor stops
+   the program.
+3. Unique along an axis of a tensor without elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .steps import Step
+
+
+class _Operand(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def numpy(self) -> NDArray[Any]: ...
+
+
+def bad_attribute(step: Step) -> str:
+    """Why not even the sizes of a step may be asked for (case 1); empty if they may."""
+    if step.proto.domain == "" and step.proto.op_type == "GatherND":
+        dims = next((each.i for each in step.proto.attribute if each.name == "batch_dims"), 0)
+        if dims < 0:
+            return f"{step.label} has batch_dims = {dims}, expected 0 or more"
+    return ""
+
+
+def bad_operands(step: Step, operands: Mapping[str, _Operand]) -> str:
+    """Why a step must not run (cases 2 and 3); empty if it may.
+
+    Args:
+        step: whose operands are all there.
+        operands: by name.
+    """
+    if step.proto.op_type == "Unique" and any(each.name == "axis" for each in step.proto.attribute):
+        if 0 in operands[step.proto.input[0]].shape:
+            return f"{step.label} looks for slices of a tensor without elements"
+        return ""
+    if not _divides(step):
+        return ""
+    dividend, divisor = (operands[name].numpy() for name in step.proto.input)
+    if dividend.dtype.kind not in "iu":
+        return ""
+    if not divisor.all():
+        return f"{step.label} divides by zero"
+    # Narrower integers are widened first.
+    if dividend.dtype.kind == "i" and dividend.itemsize >= 4:
+        lowest = np.iinfo(dividend.dtype).min
+        if (divisor == -1).any() and (dividend == lowest).any():
+            return f"{step.label} may divide {lowest} by -1, which leaves {dividend.dtype}"
+    return ""
+
+
+def may_divide_badly(step: Step, operands: Mapping[str, _Operand], dtype: ir.DataType) -> bool:
+    """Whether `bad_operands` has to look at a division before it runs.
+
+    Args:
+        step: of which not all operands need to be there.
+        operands: what is there, by name.
+        dtype: of the result.
+    """
+    if not _divides(step) or not dtype.is_integer():
+        return False
+    divisor = operands.get(step.proto.input[1])
+    if divisor is None:
+        return True
+    numbers = divisor.numpy()
+    return not numbers.all() or bool((numbers == -1).any())
+
+
+def _divides(step: Step) -> bool:
+    known = step.proto.domain == "" and step.proto.op_type in ("Div", "Mod")
+    return known and len(step.proto.input) == 2 and all(step.proto.input)
