@@ -21,6 +21,7 @@
 
 #include "common/decode_avx2.h"
 #include "kernel_list.h"
+#include "packed_decode_avx2_bits.h"
 
 namespace onnx_ternary {
 namespace avx2 {
@@ -151,6 +152,7 @@ Int8Row Int8RowLayout(const Layer* layer) {
 }
 
 size_t GemvInt8PreparedBytes(const Layer* layer, int64_t rows) {
+  if (IsBits(layer)) return BitsInt8PreparedBytes(layer, rows);
   return Int8RowLayout(layer).bytes * (size_t)rows + (size_t)(NumSpans(layer) * kSpan);
 }
 
@@ -170,6 +172,7 @@ float QuantizeAndSum(const Layer* layer, const Call* call, const float* x, int8_
 
 void PrepareGemvInt8(const Layer* layer, const Call* call, const float* x, int64_t rows,
                      void* prepared) {
+  if (IsBits(layer)) return PrepareBitsInt8(layer, call, x, rows, prepared);
   const Int8Row layout = Int8RowLayout(layer);
   int8_t* in_order = (int8_t*)prepared + (size_t)rows * layout.bytes;
   for (int64_t row = 0; row < rows; ++row) {
@@ -226,6 +229,7 @@ inline __m128i DotInt8(const uint8_t* tile_codes, const int8_t* q, int64_t begin
 
 void GemvInt8(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
               int64_t end, float* y, void* scratch) {
+  if (IsBits(layer)) return GemvBitsInt8(layer, rows, prepared, begin, end, y);
   const Int8Row layout = Int8RowLayout(layer);
   const DecodeScratch memory = DecodeScratchLayout(layer);
   const int64_t num_spans = NumSpans(layer);
@@ -286,11 +290,13 @@ FixedRow FixedRowLayout(const Layer* layer) {
 }
 
 size_t GemvFloatPreparedBytes(const Layer* layer, int64_t rows) {
+  if (IsBits(layer)) return BitsFloatPreparedBytes(layer, rows);
   return FixedRowLayout(layer).bytes * (size_t)rows;
 }
 
 void PrepareGemvFloat(const Layer* layer, const Call*, const float* x, int64_t rows,
                       void* prepared) {
+  if (IsBits(layer)) return PrepareBitsFloat(layer, x, rows, prepared);
   const FixedRow layout = FixedRowLayout(layer);
   const int64_t K = layer->K;
   const int64_t span_units = SpanUnits(layer);
@@ -410,6 +416,7 @@ inline __m256d DotFixedPointGroups(const Layer* layer, const uint8_t* tile_codes
 
 void GemvFloat(const Layer* layer, const float*, int64_t rows, const void* prepared, int64_t begin,
                int64_t end, float* y, void* scratch) {
+  if (IsBits(layer)) return GemvBitsFloat(layer, rows, prepared, begin, end, y);
   const FixedRow layout = FixedRowLayout(layer);
   const DecodeScratch memory = DecodeScratchLayout(layer);
   const int64_t num_spans = NumSpans(layer);

@@ -365,6 +365,36 @@ def test_kernel_groups_of_any_size_and_magnitude(
         np.testing.assert_array_equal(y, node.run(x, name, num_parts=5)[0])
 
 
+@each_packed_kernel
+@pytest.mark.parametrize("alphabet", ["binary_pm", "binary_01"])
+@pytest.mark.parametrize("scale_kind", ["tensor", "group"])
+def test_kernel_largest_sums_of_bits(name: str, alphabet: str, scale_kind: str) -> None:
+    """Largest magnitudes everywhere, weights that agree with their signs, and that do not."""
+    K = 128 * 3
+    rng = np.random.default_rng(15)
+    sign = np.resize([[1, 1, -1, 1, -1, -1, -1], [1] * 7, [-1] * 7], (3, K)).astype(np.int8)
+    agreeing = sign[:, :, np.newaxis] * np.array([1, -1], np.int8)
+    levels = np.concatenate([*agreeing, rng.choice([-1, 1], (K, 11)).astype(np.int8)], axis=1)
+    if alphabet == "binary_01":
+        levels = np.maximum(levels, np.int8(0))
+    node = make_node(
+        rng,
+        "packed",
+        BY_NAME[name]["activation"],
+        K,
+        17,
+        storage="1bit",
+        alphabet=alphabet,
+        scale_kind=scale_kind,
+        with_bias=False,
+        levels=levels,
+    )
+    x = sign * np.float32(8355711.0)  # 127 in each digit of fixed point
+    y, used = node.run(x, name)
+    assert used == name
+    check(node, x, y, name)
+
+
 @each_float_kernel
 def test_float_kernel_integers_are_exact(name: str) -> None:
     rng = np.random.default_rng(5)

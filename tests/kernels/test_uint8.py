@@ -18,7 +18,7 @@ from onnx_ternary.native import binding, kernels, layer, packers
 from onnx_ternary.op.activations import quantize_tensor
 from onnx_ternary.op.bounds import uint8_error_bound
 from onnx_ternary.op.reference import ternary_indexed_matmul
-from onnx_ternary.schema import MAX_UINT8_K, OpAttributes
+from onnx_ternary.schema import MAX_UINT8_K, Alphabet, OpAttributes, Storage
 from tests.support.single_node import (
     Node,
     attribute_variants,
@@ -89,10 +89,21 @@ def test_kernel_same_bits_as_the_rule(name: str, attributes: OpAttributes) -> No
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("packed")])
-@pytest.mark.parametrize("level", [-1, 1])
-def test_lowest_activations_and_largest_sums_exact(name: str, level: int) -> None:
+@pytest.mark.parametrize(
+    ("level", "storage", "alphabet"),
+    [
+        (-1, "2bit", "ternary"),
+        (1, "2bit", "ternary"),
+        (-1, "1bit", "binary_pm"),
+        (1, "1bit", "binary_pm"),
+        (1, "1bit", "binary_01"),
+    ],
+)
+def test_lowest_activations_and_largest_sums_exact(
+    name: str, level: int, storage: Storage, alphabet: Alphabet
+) -> None:
     """Kernels see -128 in every place, and more of them than 2^16."""
-    attributes = uint8(OpAttributes(K=65537, N=5))
+    attributes = uint8(OpAttributes(K=65537, N=5, storage=storage, alphabet=alphabet))
     levels = np.full((65537, 5), level, np.int8)
     codes = packers.pack(
         levels,
