@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import bench_bits  # noqa: E402
 import bench_kernel  # noqa: E402
 import bench_limits  # noqa: E402
 import bench_model  # noqa: E402
@@ -158,6 +159,22 @@ def test_a_wrong_answer_is_not_timed(layer: Layer) -> None:
         bench_kernel.checked(peer, lambda given: run(given) * np.float32(1.001), x, exact)
     with pytest.raises(SystemExit, match="relative error"):
         bench_kernel.checked(peer, lambda given: run(given) * np.float32(np.nan), x, exact)
+
+
+def test_bits_are_compared_with_two_bits_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ratio for each activation; an answer further off than is right ends the benchmark."""
+    monkeypatch.setattr(bench_bits, "COPIES_BYTES", 1)
+    found = bench_bits.rows("256x36", threads=1, rounds=1)
+    assert [(each["activation"], each["storage"]) for each in found] == [
+        ("float", "2bit"),
+        ("float", "1bit"),
+        ("int8", "2bit"),
+        ("int8", "1bit"),
+    ]
+    assert all(each["of 2bit"] == 1 for each in found if each["storage"] == "2bit")
+    monkeypatch.setattr(bench_bits, "ACTIVATIONS", {"int8": 1e-7})
+    with pytest.raises(SystemExit, match="2bit, int8: wrong by"):
+        bench_bits.rows("256x36", threads=1, rounds=1)
 
 
 def test_random_layers_are_ternary() -> None:
