@@ -122,13 +122,28 @@ def product(a: Interval, b: Interval) -> Interval:
     unit, step = ERRORS[a.dtype.name], STEPS[a.dtype.name]
     radius = radius + (K + K // 16 + EXTRA_ROUNDINGS) * unit * 1.01 * terms
     # Either side may be the activations.
-    rows = size_a.max(axis=-1, keepdims=True, initial=0) * size_b.sum(axis=-2, keepdims=True)
-    columns = size_a.sum(axis=-1, keepdims=True) * size_b.max(axis=-2, keepdims=True, initial=0)
-    radius = radius + 2.0**-22.99 * np.maximum(rows, columns)
+    turned = np.swapaxes(_digits(np.swapaxes(size_b, -1, -2), np.swapaxes(size_a, -1, -2)), -1, -2)
+    radius = radius + 2.0**-22.99 * np.maximum(_digits(size_a, size_b), turned)
     radius = radius + 4 * K * step * (1 + size_a.max(initial=0) + size_b.max(initial=0))
     # A partial sum may leave the range though the sum does not.
     unknown |= terms >= LIMITS[a.dtype.name] / 4
     return rounded(value, np.where(unknown, np.inf, radius), a.dtype, terms)
+
+
+def _digits(x: Array, w: Array) -> Array:
+    """What fixed point may lose, in units of its last digit: the largest input times the weights.
+
+    Where W has a scale per row (docs/patterns.md), the largest input is one of X times that scale.
+    """
+    found = x.max(axis=-1, keepdims=True, initial=0) * w.sum(axis=-2, keepdims=True)
+    gain = w.max(axis=-1, keepdims=True, initial=0)
+    levels = w / np.where(gain > 0, gain, 1)
+    scale = levels.max(axis=-2, keepdims=True, initial=0)
+    # A zero has a radius of a subnormal number.
+    if not np.isclose(levels, np.where(levels > 1e-30, scale, 0), rtol=1e-3, atol=1e-30).all():
+        return found
+    largest = (x * np.swapaxes(gain, -1, -2)).max(axis=-1, keepdims=True, initial=0)
+    return np.maximum(found, largest * levels.sum(axis=-2, keepdims=True))
 
 
 def matmul(a: Interval, b: Interval) -> Interval:

@@ -49,6 +49,19 @@ def test_a_weight_that_conversion_changes_is_noticed(monkeypatch: pytest.MonkeyP
         graphs.check(model, feeds, graphs.OptimizeOptions(min_elements=0))
 
 
+def test_fixed_point_of_a_scale_per_row_counts_inputs_behind_it() -> None:
+    levels = np.random.default_rng(0).integers(-1, 2, (4, 48)).astype(np.float32)
+    levels[:, 0] = [0, 0, 0, 1]
+    gains = np.array([[4], [1], [1], [0.125]], np.float32)
+    weight = numpy_helper.from_array(levels * gains, "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, None]) for name in "xy")
+    made = helper.make_graph([node], "g", [x], [y], [weight])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feeds = {"x": np.array([[-0.19151902, 0, 0, -0.047879755]], np.float32)}
+    assert graphs.check(model, feeds, graphs.OptimizeOptions(min_elements=0)) == "converted"
+
+
 def interpreted(model: onnx.ModelProto, feeds: dict[str, Array]) -> Values:
     return Interpreter(KERNELS, model.functions).run(model, feeds)
 
