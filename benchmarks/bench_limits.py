@@ -77,28 +77,28 @@ def levels(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.floa
 
 
 def save(
-    nodes: list[onnx.NodeProto],
-    tensors: list[onnx.TensorProto],
-    size: int,
-    path: Path,
-    *,
-    external: bool = False,
+    nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto], size: int, path: Path
 ) -> None:
     """A model from ``x`` (batch, size) to ``y``."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", size])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", None])
     graph = helper.make_graph(nodes, "large", [x], [y], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data")
+    onnx.save(model, path)
 
 
 def make_weight(folder: Path, scale: float) -> Path:
     """One product with a float32 weight of 2 GB."""
     rng, rows = np.random.default_rng(0), 16384
     columns = max(4, int(32768 * scale))
-    tensor = numpy_helper.from_array(levels(rng, rows, columns), "w")
     path = folder / "weight.onnx"
-    save([helper.make_node("MatMul", ["x", "w"], ["y"])], [tensor], rows, path, external=True)
+    data = path.with_suffix(".onnx.data")
+    levels(rng, rows, columns).tofile(data)
+    # No tensor of protobuf's holds 2 GB, so it is external from the start.
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[rows, columns])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=data.name)
+    save([helper.make_node("MatMul", ["x", "w"], ["y"])], [tensor], rows, path)
     return path
 
 
