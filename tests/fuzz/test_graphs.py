@@ -62,6 +62,15 @@ def test_fixed_point_of_a_scale_per_row_counts_inputs_behind_it() -> None:
     assert graphs.check(model, feeds, graphs.OptimizeOptions(min_elements=0)) == "converted"
 
 
+def test_an_original_that_ends_the_process_is_told_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not graphs.original_ends_the_process(np.random.default_rng(0))
+    ended = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n"
+    monkeypatch.setattr(graphs, "_OPEN", ended + graphs._OPEN)
+    assert graphs.original_ends_the_process(np.random.default_rng(0))
+
+
 def interpreted(model: onnx.ModelProto, feeds: dict[str, Array]) -> Values:
     return Interpreter(KERNELS, model.functions).run(model, feeds)
 
