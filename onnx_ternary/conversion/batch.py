@@ -167,9 +167,9 @@ def convert_models(
         convert_all(tasks, jobs, finish)
         batch = Batch(tuple(outcomes[task.source] for task in tasks))
         write(
-            json_text(batch.to_dict()) + "\n",
-            summarize_batch(batch),
-            annotate(batch.outcomes),
+            lambda: json_text(batch.to_dict()) + "\n",
+            lambda: summarize_batch(batch),
+            lambda: annotate(batch.outcomes),
         )
     return batch
 

@@ -101,7 +101,7 @@ def convert_file(
     with settings.files.staged() as write_texts:
 
         def write(outcome: Outcome) -> None:
-            write_texts(outcome.to_json(), summarize(outcome), annotate([outcome]))
+            write_texts(outcome.to_json, lambda: summarize(outcome), lambda: annotate([outcome]))
 
         try:
             with _scratch_folder(target) as scratch:

@@ -7,10 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
 from onnx_ternary.conversion.staged_text import staged_text
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.targets import check_name
+
+_Text: TypeAlias = Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +40,26 @@ class ReportFiles:
         return {"report": self.report, "summary": self.summary, "annotations": self.annotations}
 
     @contextmanager
-    def staged(self) -> Iterator[Callable[[str, str, str], None]]:
+    def staged(self) -> Iterator[Callable[[_Text, _Text, _Text], None]]:
         """Open the files before the work, so that the work is not lost to a bad name.
 
         Yields:
-            A function that writes the three texts, in the order of the attributes. Nothing stays
-            behind where it is not called.
+            A function that writes what three others make, in the order of the attributes; the
+            text of no file is not made. Nothing stays behind where it is not called.
 
         Raises:
             ModelError: if a file cannot be written.
         """
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(staged_text(path, what))
+                None if path is None else stack.enter_context(staged_text(path, what))
                 for what, path in self.by_name().items()
             ]
 
-            def write(*texts: str) -> None:
+            def write(*texts: _Text) -> None:
                 for writer, text in zip(writers, texts, strict=True):
-                    writer(text)
+                    if writer is not None:
+                        writer(text())
 
             yield write
 
