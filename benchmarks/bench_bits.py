@@ -72,7 +72,7 @@ def bytes_read(layer: Layer, storage: Storage) -> int:
 
 
 def sessions(layer: Layer, storage: Storage, activation: Activation, threads: int) -> list[Run]:
-    """Copies that share no memory."""
+    """Make copies that share no memory."""
     peer = onnx_peer(
         storage,
         partial(model, storage=storage, activation=activation),
