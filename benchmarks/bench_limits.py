@@ -103,13 +103,17 @@ def make_weight(folder: Path, scale: float) -> Path:
 
 
 def make_products(folder: Path, scale: float) -> Path:
-    """A chain of 10,000 products of 32 x 32, each with a weight of its own."""
+    """A chain of 10,000 products of 32 x 32, each with a weight of its own.
+
+    Its numbers stay near 1: a bias is added, and weights are small.
+    """
     rng, count = np.random.default_rng(0), max(1, int(10_000 * scale))
-    nodes, tensors, last = [], [], "x"
+    nodes, tensors, last = [], [numpy_helper.from_array(np.ones(32, np.float32), "b")], "x"
     for at in range(count):
-        tensors.append(numpy_helper.from_array(levels(rng, 32, 32), f"w{at}"))
+        weight = levels(rng, 32, 32) / np.float32(8)
+        tensors.append(numpy_helper.from_array(weight, f"w{at}"))
         made = "y" if at == count - 1 else f"h{at}"
-        nodes.append(helper.make_node("MatMul", [last, f"w{at}"], [made], name=f"product{at}"))
+        nodes.append(helper.make_node("Gemm", [last, f"w{at}", "b"], [made], name=f"product{at}"))
         last = made
     path = folder / "products.onnx"
     save(nodes, tensors, 32, path)
