@@ -13,7 +13,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -23,12 +22,8 @@ import numpy as np
 from measure.bandwidth import read_bandwidth
 from measure.harness import Candidate, Timing, conditions, measure
 from numpy.typing import NDArray
-from onnx import helper
-from peers import Layer, Run, onnx_peer, serialize, share_threads
+from peers import Layer, Run, onnx_peer, onnx_ternary_op, share_threads
 
-from onnx_ternary.index import build_index
-from onnx_ternary.index.levels import TernaryWeight
-from onnx_ternary.options import INT8_RULE
 from onnx_ternary.schema import Activation, Storage
 
 SHAPES = "2560x6912,6912x2560,4096x4096"  # K x N
@@ -45,27 +40,6 @@ def two_levels(K: int, N: int) -> Layer:
     return Layer(levels, rng.uniform(0.5, 1.5, (-(-K // GROUP), N)).astype(np.float32))
 
 
-def model(layer: Layer, storage: Storage, activation: Activation) -> bytes:
-    """The operator with the weight stored so."""
-    weight = TernaryWeight(layer.levels, layer.scale, GROUP, "binary_pm", 0.0)
-    index = build_index(weight, storage=storage)
-    rule = INT8_RULE if activation == "int8" else {}
-    constants = {
-        "codes": index.codes,
-        "aux": index.aux,
-        "scale": index.scale,
-        "bias": np.zeros((), np.float32),
-    }
-    node = helper.make_node(
-        "TernaryIndexedMatMul",
-        ["X", *constants],
-        ["Y"],
-        domain="onnx_ternary",
-        **replace(index.attributes, **rule).to_dict(),
-    )
-    return serialize([node], layer, constants)
-
-
 def bytes_read(layer: Layer, storage: Storage) -> int:
     """Codes and scales of one product."""
     return layer.levels.size * int(storage[0]) // 8 + layer.scale.nbytes
@@ -75,7 +49,13 @@ def sessions(layer: Layer, storage: Storage, activation: Activation, threads: in
     """Make copies that share no memory."""
     peer = onnx_peer(
         storage,
-        partial(model, storage=storage, activation=activation),
+        partial(
+            onnx_ternary_op.model,
+            int8=activation == "int8",
+            storage=storage,
+            alphabet="binary_pm",
+            group_size=GROUP,
+        ),
         max_error=ACTIVATIONS[activation],
         quantizes=activation == "int8",
         bits=int(storage[0]),

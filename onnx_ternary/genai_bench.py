@@ -19,11 +19,11 @@ import numpy as np
 from onnx_ternary import _genai_process
 from onnx_ternary._paired import Comparison, compare, take_turns
 from onnx_ternary.bench import comparison_as_json, format_seconds
+from onnx_ternary.building.model_folder import CONFIG
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.targets import check_name
 from onnx_ternary.reports.report import format_size
 
-_CONFIG = "genai_config.json"
 _CLOSING_SECONDS = 10.0
 _MAX_CONFIG_BYTES = 1 << 24
 
@@ -205,10 +205,10 @@ def bench_folders(
 def _vocabulary(folder: Path, settings: GenaiBenchSettings) -> int:
     """Words of a folder's model, whose context must be long enough."""
     check_name(folder)
-    path = folder / _CONFIG
+    path = folder / CONFIG
     if not path.is_file():
         raise ModelError(
-            f"'{folder}' has no {_CONFIG}; expected a folder that 'onnx-ternary build' or "
+            f"'{folder}' has no {CONFIG}; expected a folder that 'onnx-ternary build' or "
             "onnxruntime-genai's builder wrote."
         )
     try:

@@ -11,17 +11,23 @@ from onnx import helper
 from onnx_ternary.index import build_index
 from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.options import INT8_RULE
-from onnx_ternary.schema import Storage
+from onnx_ternary.schema import Alphabet, Storage
 from peers import Layer, onnx_peer, serialize
 
 FLOAT, INT8 = "onnx-ternary float", "onnx-ternary int8"
 
 
-def model(layer: Layer, *, int8: bool = False, storage: Storage = "2bit") -> bytes:
-    """The op in its default format, packed."""
-    index = build_index(
-        TernaryWeight(layer.levels, layer.scale, 0, "ternary", 0.0), storage=storage
-    )
+def model(
+    layer: Layer,
+    *,
+    int8: bool = False,
+    storage: Storage = "2bit",
+    alphabet: Alphabet = "ternary",
+    group_size: int = 0,
+) -> bytes:
+    """The op in its default format, packed; scales (K / group_size, N) with groups."""
+    weight = TernaryWeight(layer.levels, layer.scale, group_size, alphabet, 0.0)
+    index = build_index(weight, storage=storage)
     attributes = replace(index.attributes, **INT8_RULE) if int8 else index.attributes
     constants = {
         "codes": index.codes,

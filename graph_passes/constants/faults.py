@@ -29,7 +29,7 @@ class _Operand(Protocol):
 
 def bad_attribute(step: Step) -> str:
     """Why not even the sizes of a step may be asked for (case 1); empty if they may."""
-    if step.proto.domain == "" and step.proto.op_type == "GatherND":
+    if _is(step, "GatherND"):
         dims = next((each.i for each in step.proto.attribute if each.name == "batch_dims"), 0)
         if dims < 0:
             return f"{step.label} has batch_dims = {dims}, expected 0 or more"
@@ -43,8 +43,8 @@ def bad_operands(step: Step, operands: Mapping[str, _Operand]) -> str:
         step: whose operands are all there.
         operands: by name.
     """
-    if step.proto.op_type == "Unique" and any(each.name == "axis" for each in step.proto.attribute):
-        if 0 in operands[step.proto.input[0]].shape:
+    if _is(step, "Unique") and any(each.name == "axis" for each in step.proto.attribute):
+        if any(0 in operands[name].shape for name in step.proto.input if name):
             return f"{step.label} looks for slices of a tensor without elements"
         return ""
     if not _divides(step):
@@ -79,6 +79,10 @@ def may_divide_badly(step: Step, operands: Mapping[str, _Operand], dtype: ir.Dat
     return not numbers.all() or bool((numbers == -1).any())
 
 
+def _is(step: Step, *op_types: str) -> bool:
+    return step.proto.domain == "" and step.proto.op_type in op_types
+
+
 def _divides(step: Step) -> bool:
-    known = step.proto.domain == "" and step.proto.op_type in ("Div", "Mod")
-    return known and len(step.proto.input) == 2 and all(step.proto.input)
+    operands = step.proto.input
+    return _is(step, "Div", "Mod") and len(operands) == 2 and all(operands)

@@ -123,7 +123,7 @@ def build(
             with staged_folder(Path(out)) as folder:
                 result = _build(source, config, options, folder, verify_result, progress)
             result = _moved(result, Path(out))
-        write_report(json_text(result.to_dict()) + "\n")
+        write_report(lambda: json_text(result.to_dict()) + "\n")
     return result
 
 

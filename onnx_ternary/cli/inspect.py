@@ -51,7 +51,7 @@ def inspect_command(
     with staged_text(html_path, "page") as write_page:
         with out.progress("Reading") as progress:
             report = optimize(model, options, progress=progress).report
-        write_page("" if html_path is None else render_page(model.name, report))
+        write_page(lambda: render_page(model.name, report))
     checked = check_indices(load(model).model) if deep else ()
     if deep:
         check_function_body(model)

@@ -7,13 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
 
-from onnx_ternary.conversion.staged_text import staged_text
+from onnx_ternary.conversion.staged_text import Text, staged_text
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.targets import check_name
-
-_Text: TypeAlias = Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +37,25 @@ class ReportFiles:
         return {"report": self.report, "summary": self.summary, "annotations": self.annotations}
 
     @contextmanager
-    def staged(self) -> Iterator[Callable[[_Text, _Text, _Text], None]]:
+    def staged(self) -> Iterator[Callable[[Text, Text, Text], None]]:
         """Open the files before the work, so that the work is not lost to a bad name.
 
         Yields:
-            A function that writes what three others make, in the order of the attributes; the
-            text of no file is not made. Nothing stays behind where it is not called.
+            A function that writes what three others make, in the order of the attributes, as
+            `staged_text` does.
 
         Raises:
             ModelError: if a file cannot be written.
         """
         with ExitStack() as stack:
             writers = [
-                None if path is None else stack.enter_context(staged_text(path, what))
+                stack.enter_context(staged_text(path, what))
                 for what, path in self.by_name().items()
             ]
 
-            def write(*texts: _Text) -> None:
+            def write(*texts: Text) -> None:
                 for writer, text in zip(writers, texts, strict=True):
-                    if writer is not None:
-                        writer(text())
+                    writer(text)
 
             yield write
 

@@ -8,13 +8,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from onnx_ternary.errors import ModelError
 from onnx_ternary.model_files.targets import check_name
 
+Text: TypeAlias = Callable[[], str]
+"""Makes a text."""
+
 
 @contextmanager
-def staged_text(path: Path | None, what: str) -> Iterator[Callable[[str], None]]:
+def staged_text(path: Path | None, what: str) -> Iterator[Callable[[Text], None]]:
     """Open a file before the work, so that the work is not lost to a bad name.
 
     Args:
@@ -22,14 +26,14 @@ def staged_text(path: Path | None, what: str) -> Iterator[Callable[[str], None]]
         what: what messages call it, ``report``.
 
     Yields:
-        A function that writes the text and gives the file its name. Nothing stays behind where it
-        is not called.
+        A function that writes what another one makes, and gives the file its name. The text of no
+        file is not made, and nothing stays behind where the function is not called.
 
     Raises:
         ModelError: if the file cannot be written.
     """
     if path is None:
-        yield lambda text: None
+        yield lambda make: None
         return
     check_name(path)
     if not path.parent.is_dir():
@@ -49,7 +53,8 @@ def staged_text(path: Path | None, what: str) -> Iterator[Callable[[str], None]]
     with folder as name:
         staged = Path(name) / path.name
 
-        def write(text: str) -> None:
+        def write(make: Text) -> None:
+            text = make()
             try:
                 (staged if ordinary else path).write_text(text, encoding="utf-8")
                 if ordinary:

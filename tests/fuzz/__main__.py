@@ -104,6 +104,7 @@ def watch(arguments: argparse.Namespace, place: Path) -> int:
     until = time.monotonic() + arguments.seconds
     first = arguments.first
     while True:
+        place.unlink(missing_ok=True)
         command = [sys.executable, "-m", "tests.fuzz", arguments.target, "--child", str(place)]
         command += ["--seconds", str(max(0, until - time.monotonic()))]
         command += ["--seed", str(arguments.seed), "--first", str(first)]
