@@ -148,6 +148,17 @@ class _Columns:
             bound += weight_tolerance * (np.abs(x.astype(np.float64)) @ weights)
         return bound
 
+    def leaves_float32(self, x: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where terms of rows without NaN and inf may add up to more than float32 holds, (M, N)."""
+        size = np.abs(x.astype(np.float64))
+        finite = np.isfinite(size).all(axis=1, keepdims=True)
+        size = np.where(finite, size, 0)
+        before_scale = size @ np.abs(self.levels).astype(np.float64)
+        terms = np.maximum(before_scale, self.magnitudes(size) + np.abs(self.bias))
+        room = 1 + bounds.gamma(2 * self.attributes.K + self.attributes.num_groups)
+        leaves: NDArray[np.bool_] = finite & (terms * room >= np.finfo(np.float32).max)
+        return leaves
+
     def magnitudes(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums of magnitudes times magnitudes of weights, in float64."""
         return self._products(x, np.ones((len(x), 1)), np.abs(self.levels))
@@ -260,7 +271,8 @@ class ComparedRows:
             bound = part.float_bound(self.x, originals, weight_tolerance)
             if self.x_error is not None:
                 bound = bound + part.magnitudes(self.x_error)
-            return values, originals, originals, *_compare(values, originals, bound)
+            wanted = self._wanted(part, values, originals)
+            return values, originals, wanted, *_compare(values, wanted, bound)
         wanted, bound = part.quantized_expected(self.x, self.quantized)
         if self.is_body:
             bound = bound + part.original_bound(
@@ -279,6 +291,24 @@ class ComparedRows:
             against_original = _compare(values, originals, bound)[1]
             ratio = np.maximum(ratio, np.where(finite, against_original, 0))
         return values, originals, wanted, error, ratio
+
+    def _wanted(
+        self, part: _Columns, values: NDArray[np.float64], originals: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The original's values; at the edge of float32 (docs/op_spec.md) those of the exact sum.
+
+        Where terms leave float32 though the inputs are finite, a float32 sum is whatever the order
+        of its additions makes of it, and the body's and that of groups may be, as the original's.
+        """
+        if np.isfinite(values).all() and np.isfinite(originals).all():
+            return originals
+        edge = part.leaves_float32(self.x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            exact = part.float_expected(self.x).astype(np.float32).astype(np.float64)
+        wanted = np.where(edge & ~np.isfinite(originals), exact, originals)
+        if self.is_body or part.attributes.group_size:
+            wanted = np.where(edge & ~np.isfinite(values), values, wanted)
+        return np.where(values == originals, originals, wanted)
 
 
 def _compare(
