@@ -33,10 +33,12 @@ LEVELS = (
     ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 )
 
+# An error is an answer: exit code 0. A sanitizer turns a signal into an exit code of its own.
 _OPEN = """
-import sys
+import contextlib, sys
 import onnxruntime as ort
-ort.InferenceSession(sys.stdin.buffer.read(), providers=["CPUExecutionProvider"])
+with contextlib.suppress(Exception):
+    ort.InferenceSession(sys.stdin.buffer.read(), providers=["CPUExecutionProvider"])
 """
 
 
@@ -69,7 +71,7 @@ def original_ends_the_process(rng: Rng) -> bool:
     done = subprocess.run(
         command, input=model.SerializeToString(), capture_output=True, check=False
     )
-    return done.returncode < 0
+    return done.returncode != 0
 
 
 def check(model: onnx.ModelProto, feeds: dict[str, Array], options: OptimizeOptions) -> str:
