@@ -129,8 +129,8 @@ def rival_table(results: Mapping[str, Any]) -> str:
         [text, *cells(name, bits or _bits_per_weight(results, name)), where, source]
         for name, text, bits, where, source in RIVALS
     ]
-    bitnet = "[BitNet](https://github.com/microsoft/BitNet)"
-    rows.append(["bitnet.cpp", *["not measured"] * 3, "its own models, GGUF", bitnet])
+    unmeasured = [*["not measured"] * 3, "its own models, GGUF"]
+    rows.append(["bitnet.cpp", *unmeasured, "[its figures](docs/models.md#what-others-publish)"])
     head = ["one row, one thread", "error", "bits per weight", "times faster than float32"]
     return table([*head, "runs", "source"], rows)
 
