@@ -6,9 +6,13 @@ copies of a layer, more than 256 MB of them, called in turn, so that weights com
 Memory: what a session of a 4096 x 14336 layer takes. A competitor whose package is missing is
 skipped with a line.
 
-    python benchmarks/bench_kernel.py --json benchmarks/results/kernel.json  # everything, 12 min
-    python benchmarks/bench_kernel.py --quick                                # a look, 1 minute
-    python benchmarks/pages/update_readme.py                                 # README, docs, plot
+    python benchmarks/bench_kernel.py --quick                                    # a look
+    python benchmarks/bench_kernel.py --json benchmarks/results/kernel_zen5.json # 12 minutes
+    python benchmarks/pages/update_readme.py                                     # the pages
+
+A machine has a file of its own, `kernel_*.json`, which can be filled in several runs: cases that
+are measured again replace the old ones, everything else stays. Its conditions are those of the
+last run, so a file is for one machine and one set of versions.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from typing import Any
 
 import numpy as np
 from measure.bandwidth import read_bandwidth
-from measure.harness import Candidate, Timing, available_bytes, conditions, measure
+from measure.harness import Candidate, Timing, available_bytes, conditions, cpu_flags, measure
 from numpy.typing import NDArray
 from peers import (
     Layer,
@@ -271,9 +275,16 @@ def with_threads(threads: str) -> dict[str, Any]:
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Old rows of shapes and threads that were not measured again, and the new ones."""
-    measured = {(row["KxN"], row["threads"]) for row in new}
-    kept = [row for row in old if (row["KxN"], row["threads"]) not in measured]
+    """Old rows of cases that were not measured again, and the new ones.
+
+    A case is a shape, M and a number of threads: the candidates that were timed side by side.
+    """
+
+    def case(row: dict[str, Any]) -> tuple[str, int, int]:
+        return row["KxN"], row["M"], row["threads"]
+
+    measured = set(map(case, new))
+    kept = [row for row in old if case(row) not in measured]
     shapes = SHAPES.split(",")
 
     def place(row: dict[str, Any]) -> tuple[int, int, int]:
@@ -315,6 +326,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", default="hot,cold,memory", help="parts, comma-separated")
     parser.add_argument("--quick", action="store_true", help="one shape, hot, 3 rounds")
     parser.add_argument("--json", type=Path, help="where results go; what is not measured stays")
+    parser.add_argument("--machine", help="what pages call this machine; the processor's own name")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
@@ -340,6 +352,9 @@ def main() -> None:
         "rounds": f"up to {arguments.rounds} interleaved, medians",
         "weights": "40 % zeros, one scale per column",
     }
+    result["cpu flags"] = cpu_flags()
+    if arguments.machine:
+        result["machine"] = arguments.machine
     found: dict[str, Any] = {"rows": [], "cold": [], "skipped": {}}
     if {"hot", "cold"} & set(parts):
         for threads in arguments.threads.split(","):

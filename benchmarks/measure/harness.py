@@ -7,6 +7,7 @@ are checked before anything is timed.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +20,21 @@ import numpy as np
 import onnx_ternary
 
 GIB = 2**30
+CPUINFO = Path("/proc/cpuinfo")
 # Idle pool threads spin after a run (OpenMP of LLVM for 0.2 s) and would slow the next candidate.
 SPIN_DOWN_SECONDS = 1.0
 SPIN_CHECK_SECONDS = 0.005
 # Threads that slept may wake on the processor of the caller; it takes the system some milliseconds
 # to move them apart, in which two threads are slower than one.
 WAKE_SECONDS = 0.03
+# How a processor is told from others of its maker, by the names of /proc/cpuinfo.
+_CPU_NUMBERS = {
+    "family": "cpu family",
+    "model": "model",
+    "stepping": "stepping",
+    "implementer": "CPU implementer",
+    "part": "CPU part",
+}
 # A call this long needs no second one to be timed by.
 LONG_CALL_SECONDS = 2.0
 
@@ -136,10 +146,16 @@ def conditions() -> dict[str, str]:
     """The processor and the versions a result was measured with."""
     packages = ("onnxruntime", "onnx", "numpy")
     cache = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    forced = os.environ.get("ONNX_TERNARY_ISA", "")
+    facts = _cpu_facts()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{each} {facts[key]}" for each, key in _CPU_NUMBERS.items() if key in facts]
     return {
-        "cpu": _cpu_name(),
+        "cpu": name,
+        **({"processor": " ".join(numbers)} if numbers else {}),
         **({"L3 cache": cache.read_text(encoding="utf-8").strip()} if cache.exists() else {}),
         "isa": ", ".join(onnx_ternary.list_kernels()["cpu"]),
+        **({"forced isa": forced} if forced else {}),
         "python": platform.python_version(),
         "onnx-ternary": onnx_ternary.__version__,
         **{name: version(name) for name in packages},
@@ -156,10 +172,16 @@ def available_bytes() -> int:
     return 4 * GIB
 
 
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def cpu_flags() -> str:
+    """What the system says this processor can do; empty where it does not tell."""
+    facts = _cpu_facts()
+    return facts.get("flags") or facts.get("Features", "")
+
+
+def _cpu_facts() -> dict[str, str]:
+    """What the system says of the first processor, in its words."""
+    if not CPUINFO.exists():
+        return {}
+    first, *_ = CPUINFO.read_text(encoding="utf-8").split("\n\n")
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {name.strip(): value.strip() for name, value in pairs}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pages.machines import Machine, ends
 from pages.model import BASELINE, FLOAT, INT8, NBITS, by_case, faster, rows_of, tokens_a_second
 from pages.parts import ratio, table
 
@@ -110,29 +111,43 @@ def model_table(results: Mapping[str, Any]) -> str:
     return table(["model", "weights in the file", "command", "size", "tokens a second"], rows)
 
 
-def rival_table(results: Mapping[str, Any]) -> str:
-    """One layer, one row, one thread: error, bits per weight and speed of each candidate."""
-    found = {
-        row["candidate"]: row
-        for row in results["rows"]
-        if (row["KxN"], row["M"], row["threads"]) == (LAYER, LAYER_ROWS, LAYER_THREADS)
-    }
-    base = found["MatMul float32"]["rounds_us"]
+def rival_table(machines: Sequence[Machine]) -> str:
+    """One layer, one row, one thread: error, bits per weight and speed of each candidate.
+
+    Speeds are of the best and of the worst class of processor that it was measured on, the error is
+    the larger of theirs.
+    """
+    case = {"KxN": LAYER, "M": LAYER_ROWS, "threads": LAYER_THREADS}
+    chosen = ends(machines, case)
+    found = [
+        {row["candidate"]: row for row in each.layers["rows"] if case.items() <= row.items()}
+        for each in chosen
+    ]
+    sizes = next(each.layers for each in machines if each.layers.get("memory"))
 
     def cells(name: str, bits: float) -> list[str]:
-        row = found[name]
-        return [f"{row['error']:.0e}", f"{bits:.2g}", f"{ratio(row['rounds_us'], base):.1f}"]
+        errors = [rows[name]["error"] for rows in found if name in rows]
+        error = f"{max(errors):.0e}" if errors else "not measured"
+        return [error, f"{bits:.2g}", *(_times_faster(rows, name) for rows in found)]
 
-    own = _bits_per_weight(results, "onnx-ternary 2bit")
+    own = _bits_per_weight(sizes, "onnx-ternary 2bit")
     rows = [[text, *cells(name, own), "ONNX Runtime on CPU", ""] for name, text in OURS]
     rows += [
-        [text, *cells(name, bits or _bits_per_weight(results, name)), where, source]
+        [text, *cells(name, bits or _bits_per_weight(sizes, name)), where, source]
         for name, text, bits, where, source in RIVALS
     ]
-    unmeasured = [*["not measured"] * 3, "its own models, GGUF"]
+    unmeasured = [*["not measured"] * (2 + len(chosen)), "its own models, GGUF"]
     rows.append(["bitnet.cpp", *unmeasured, "[its figures](docs/models.md#what-others-publish)"])
-    head = ["one row, one thread", "error", "bits per weight", "times faster than float32"]
+    speeds = [f"times faster than float32, {each.name}" for each in chosen]
+    head = ["one row, one thread", "error", "bits per weight", *speeds]
     return table([*head, "runs", "source"], rows)
+
+
+def _times_faster(rows: Mapping[str, Row], name: str) -> str:
+    """Than float32, in the rounds of one machine."""
+    if name not in rows:
+        return "not measured"
+    return f"{ratio(rows[name]['rounds_us'], rows['MatMul float32']['rounds_us']):.1f}"
 
 
 def _bits_per_weight(results: Mapping[str, Any], model: str) -> float:

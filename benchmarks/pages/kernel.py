@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pages import parts
-from pages.parts import conditions_line, fill, plots, save, table, verdict
+from pages.parts import conditions_line, plots, save, table, verdict
 
 BASELINE = "MatMul float32"
 FLOAT, INT8 = "onnx-ternary float", "onnx-ternary int8"
@@ -157,11 +157,12 @@ def full_table(results: dict[str, Any], threads: int) -> str:
     return table(["K x N", "M", BASELINE, *names[1:]], rows)
 
 
-def error_table(results: dict[str, Any]) -> str:
-    """The largest error of each candidate over all cases."""
+def error_table(all_results: Iterable[dict[str, Any]]) -> str:
+    """The largest error of each candidate over all cases of all machines."""
     largest: dict[str, float] = {}
     spread: dict[str, list[float]] = {}
-    for row in [*results["rows"], *results.get("cold", [])]:
+    rows = [row for each in all_results for part in ("rows", "cold") for row in each.get(part, [])]
+    for row in rows:
         name = row["candidate"]
         largest[name] = max(largest.get(name, 0.0), row["error"])
         spread.setdefault(name, []).append(row["spread"])
@@ -209,22 +210,6 @@ def conditions_text(results: dict[str, Any]) -> str:
     """Conditions, and what was skipped."""
     skipped = [f"{name} was skipped: {why}." for name, why in results["skipped"].items()]
     return " ".join([conditions_line(results["conditions"]) + ".", *skipped])
-
-
-def filled(text: str, results: dict[str, Any]) -> str:
-    """docs/performance.md with the tables of these results."""
-    return fill(
-        text,
-        {
-            "conditions": conditions_text(results),
-            "targets": target_table(results),
-            "one thread": full_table(results, 1),
-            "two threads": full_table(results, 2),
-            "errors": error_table(results),
-            "cold": cold_table(results),
-            "memory": memory_table(results),
-        },
-    )
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -3,9 +3,9 @@
 Usage: python benchmarks/pages/update_readme.py [--check]
 
 The pages are README.md and docs/index.md (what a stranger sees first), docs/performance.md
-(kernel.json), docs/models.md (model.json) and docs/cluster.md (ray.json). Their plots are drawn
-too (`pip install ".[bench]"`), but not by --check, which changes nothing and fails if a page is not
-what the results say.
+(kernel_*.json, a file for each machine), docs/models.md (model.json) and docs/cluster.md
+(ray.json). Their plots are drawn too (`pip install ".[bench]"`), but not by --check, which changes
+nothing and fails if a page is not what the results say.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = BENCHMARKS.parent
 RESULTS = BENCHMARKS / "results"
 sys.path.insert(0, str(BENCHMARKS))  # as where a program of that folder is started
 
-from pages import front  # noqa: E402
+from pages import front, layers, machines  # noqa: E402
 from pages import kernel as kernel_pages  # noqa: E402
 from pages import model as model_pages  # noqa: E402
 from pages.parts import conditions_line, fill, table  # noqa: E402
@@ -82,18 +82,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     check: bool = parser.parse_args().check
-    kernel, model = _result("kernel.json"), _result("model.json")
+    measured, model = machines.load(RESULTS), _result("model.json")
     places = {
         "README.md": {
             "first": front.first(model, "docs/images"),
             "models": front.model_table(model),
-            "rivals": front.rival_table(kernel),
+            "rivals": front.rival_table(measured),
         },
         "docs/index.md": {"first": front.first(model, "images")},
     }
     contents: dict[Path, Callable[[str], str]] = {
-        ROOT / "docs" / "performance.md": lambda text: kernel_pages.filled(
-            fill(text, {"example": example_section()}), kernel
+        ROOT / "docs" / "performance.md": lambda text: layers.filled(
+            fill(text, {"example": example_section()}), measured
         ),
         ROOT / "docs" / "cluster.md": partial(
             fill, places={"ray": ray_section(_result("ray.json"))}
@@ -114,7 +114,7 @@ def main() -> None:
         if not check:
             path.write_text(new, encoding="utf-8")
     if not check:
-        kernel_pages.draw(kernel, ROOT / "docs/images/kernel_time.svg")
+        kernel_pages.draw(measured[0].layers, ROOT / "docs/images/kernel_time.svg")
         model_pages.draw(model, ROOT / "docs/images/model_speed.svg")
 
 

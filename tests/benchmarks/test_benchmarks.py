@@ -213,6 +213,14 @@ def test_results_measured_again_replace_the_old_ones() -> None:
     assert len(merged) == 6
 
 
+def test_rows_can_be_added_to_a_shape() -> None:
+    def row(M: int, us: int) -> dict[str, Any]:
+        return {"KxN": "2560x2560", "M": M, "threads": 1, "us": us}
+
+    merged = bench_kernel.merged([row(8, 1), row(1, 1)], [row(64, 2), row(8, 2)])
+    assert merged == [row(1, 1), row(8, 2), row(64, 2)]
+
+
 def test_targets_take_the_worst_case() -> None:
     def row(shape: str, candidate: str, rounds: list[float]) -> dict[str, Any]:
         return {"KxN": shape, "M": 1, "threads": 1, "candidate": candidate, "rounds_us": rounds}
