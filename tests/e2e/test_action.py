@@ -17,11 +17,11 @@ import onnx
 import pytest
 
 import onnx_ternary
+from tests.support.command_line import COMMAND, DIGITS, one_model_at_a_time, run
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
 ROOT = Path(__file__).parents[2]
-DIGITS = ROOT / "examples/digits_mlp.onnx"
 EXPRESSION = re.compile(r"\$\{\{\s*([\w.-]+)\s*\}\}")
 # The checkout this file is in, or where the package is installed if it was copied out of one.
 needs_checkout = pytest.mark.skipif(
@@ -56,8 +56,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def run_action(folder: Path, **inputs: str) -> Run:
-    """Run the steps in ``folder`` as the runner does: one bash script each, in order."""
+def run_action(folder: Path, *, last: str = "", **inputs: str) -> Run:
+    """Run the steps in ``folder`` as the runner does: one bash script each, up to ``last``."""
     action = load("action.yml")
     values = {f"inputs.{name}": each.get("default", "") for name, each in action["inputs"].items()}
     given = {f"inputs.{name.replace('_', '-')}": value for name, value in inputs.items()}
@@ -95,7 +95,7 @@ def run_action(folder: Path, **inputs: str) -> Run:
         for line in output.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition("=")
             values[f"steps.{step['id']}.outputs.{name}"] = value
-        if done.returncode:
+        if done.returncode or step["id"] == last:
             break
     outputs = {
         name: EXPRESSION.sub(lambda found: values.get(found[1], ""), each["value"])
@@ -252,9 +252,8 @@ def test_action_keeps_inputs_out_of_its_scripts() -> None:
 def test_action_names_its_installation_by_what_it_depends_on(workspace: Path) -> None:
     def key(python: str = sys.executable, version: str = "") -> str:
         inputs = {"install": "false", "python": python, "version": version}
-        return run_action(workspace, model="models", output="out", **inputs).values[
-            "steps.name.outputs.key"
-        ]
+        done = run_action(workspace, last="name", model="models", output="out", **inputs)
+        return done.values["steps.name.outputs.key"]
 
     first = key()
     assert re.fullmatch(r"onnx-ternary-\d+-\d+-?", first)
@@ -281,11 +280,11 @@ def test_action_installs_itself(workspace: Path, monkeypatch: pytest.MonkeyPatch
     assert installed.stat().st_mtime_ns == before
 
 
-def command(line: str) -> list[str]:
-    """A line of a snippet with the package that is tested."""
-    words = shlex.split(line)
-    assert words[0].endswith("onnx-ternary")
-    return [sys.executable, "-m", "onnx_ternary", *words[1:]]
+def words(line: str) -> list[str]:
+    """What a line of a snippet hands to the command."""
+    program, *arguments = shlex.split(line)
+    assert program.endswith("onnx-ternary")
+    return arguments
 
 
 def snippet(name: str) -> str:
@@ -305,7 +304,12 @@ def ci_commands() -> dict[str, str]:
 def test_snippets_run(workspace: Path, name: str) -> None:
     line = ci_commands()[name]
     done = subprocess.run(
-        command(line), cwd=workspace, env=environment(), capture_output=True, text=True, check=False
+        [*COMMAND, *words(line)],
+        cwd=workspace,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     made = {str(path.relative_to(workspace)) for path in workspace.rglob("*") if path.is_file()}
@@ -327,20 +331,20 @@ def test_github_snippet_fits_the_action() -> None:
 @pytest.mark.parametrize(
     ("hook", "first", "second"), [("onnx-ternary-check", 4, 0), ("onnx-ternary-convert", 0, 0)]
 )
-def test_hook_entries_run(workspace: Path, hook: str, first: int, second: int) -> None:
+def test_hook_entries_run(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, hook: str, first: int, second: int
+) -> None:
     """pre-commit appends the names of the files to the entry."""
+    monkeypatch.chdir(workspace)
+    one_model_at_a_time(monkeypatch)
     hooks = {each["id"]: each for each in load(".pre-commit-hooks.yaml")}
     assert re.search(hooks[hook]["files"], "models/digits.onnx")
     assert not re.search(hooks[hook]["files"], "models/digits.onnx.data")
     model = workspace / "models/digits.onnx"
     other = workspace / "other.onnx"
     other.write_bytes(DIGITS.read_bytes())
-    line = [*command(hooks[hook]["entry"]), "models/digits.onnx", "other.onnx"]
     for expected in (first, second):
-        done = subprocess.run(
-            line, cwd=workspace, env=environment(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == expected, done.stdout + done.stderr
+        run(*words(hooks[hook]["entry"]), "models/digits.onnx", "other.onnx", check=expected)
         if hook == "onnx-ternary-check":
             assert model.read_bytes() == other.read_bytes()
             converted = onnx_ternary.optimize(DIGITS)

@@ -1,4 +1,4 @@
-"""The command line as a user runs it: a process, its exit code, its output, its files."""
+"""The command line as a user runs it: its exit code, its output, its files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +16,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_ternary
-from tests.support.command_line import DIGITS, IMAGES, run
+from tests.support.command_line import (
+    COMMAND,
+    DIGITS,
+    IMAGES,
+    one_model_at_a_time,
+    run,
+    run_process,
+)
 from tests.support.held import held_environment
 
 
@@ -210,7 +216,7 @@ def test_optimize_interrupted_leaves_nothing(
     folder = tmp_path / "folder"
     folder.mkdir()
     environment, waits = held_environment(tmp_path / "held")
-    command = [sys.executable, "-m", "onnx_ternary", "optimize", DIGITS, folder / "out.onnx"]
+    command = [*COMMAND, "optimize", DIGITS, folder / "out.onnx"]
     command += ["--report", folder / "report.json", "--inputs", IMAGES]
     with subprocess.Popen(
         list(map(str, command)),
@@ -236,7 +242,7 @@ def test_optimize_interrupted_leaves_nothing(
 @pytest.mark.parametrize("limit", [50_000, 150_000])
 def test_optimize_full_disk_leaves_nothing(tmp_path: Path, limit: int) -> None:
     resource = pytest.importorskip("resource")
-    command = [sys.executable, "-m", "onnx_ternary", "optimize", DIGITS, tmp_path / "out.onnx"]
+    command = [*COMMAND, "optimize", DIGITS, tmp_path / "out.onnx"]
     done = subprocess.run(
         list(map(str, command)),
         capture_output=True,
@@ -327,7 +333,8 @@ def test_exit_codes_and_what_each_leaves_behind(tmp_path: Path, code: int, many:
         options = ("--max-size-ratio", "0.01")
     report, summary = tmp_path / "report.json", tmp_path / "summary.md"
     arguments = (folder, out) if many else (folder / "model.onnx", tmp_path / "out.onnx")
-    done = run(
+    command = run if many else run_process
+    done = command(
         *("optimize", *arguments, *options, "--report", report, "--summary", summary), check=code
     )
     written = {path.name for path in tmp_path.iterdir()} - {"models"}
@@ -381,7 +388,10 @@ def test_optimize_many_returns_the_most_serious_code(tmp_path: Path) -> None:
     assert "3 models: 1 converted, 2 failed; 2.26 MB -> 184 kB (8.1%)" in done.stdout
 
 
-def test_optimize_many_warns_by_model(float_model: Path, tmp_path: Path) -> None:
+def test_optimize_many_warns_by_model(
+    float_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_model_at_a_time(monkeypatch)
     (tmp_path / "digits.onnx").write_bytes(DIGITS.read_bytes())
     done = run("optimize", tmp_path, tmp_path / "out", "--no-verify", "-q")
     assert done.stdout == ""
@@ -390,7 +400,10 @@ def test_optimize_many_warns_by_model(float_model: Path, tmp_path: Path) -> None
     assert (tmp_path / "out/float.onnx").read_bytes() == float_model.read_bytes()
 
 
-def test_optimize_many_by_pattern_list_and_folder(tmp_path: Path) -> None:
+def test_optimize_many_by_pattern_list_and_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_model_at_a_time(monkeypatch)
     models = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     for model in models:
         model.write_bytes(DIGITS.read_bytes())
@@ -409,7 +422,8 @@ def test_optimize_many_by_pattern_list_and_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_optimize_in_place_and_check(tmp_path: Path) -> None:
+def test_optimize_in_place_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_model_at_a_time(monkeypatch)
     model, plain = tmp_path / "model.onnx", tmp_path / "plain.ternary.onnx"
     for path in (model, plain):
         path.write_bytes(DIGITS.read_bytes())
@@ -433,7 +447,8 @@ def test_environment_variables_are_not_the_models_fault(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setenv(name, "nonsense")
-    error = run("optimize", DIGITS, tmp_path / "o.onnx", check=1).stderr
+    # A process reads them when it loads the library.
+    error = run_process("optimize", DIGITS, tmp_path / "o.onnx", check=1).stderr
     assert name in error
     assert "'nonsense'" in error
     assert "change or unset" in error
@@ -485,7 +500,7 @@ def test_optimize_many_interrupted_leaves_nothing_half(
     environment, _ = held_environment(tmp_path / "held")
     for name in ("a.onnx", "b.onnx", "c.onnx"):
         (folder / name).write_bytes(DIGITS.read_bytes())
-    command = [sys.executable, "-m", "onnx_ternary", "optimize", folder, out, "--jobs", "2"]
+    command = [*COMMAND, "optimize", folder, out, "--jobs", "2"]
     command += ["--report", tmp_path / "report.json", "--inputs", IMAGES]
     with subprocess.Popen(
         list(map(str, command)),
@@ -518,16 +533,9 @@ def test_optimize_says_what_the_quantizer_alone_changed(float_model: Path, tmp_p
 
 
 def test_tables_fit_narrow_terminals_and_lose_no_reason(tmp_path: Path) -> None:
-    for columns in ("40", "80", "120"):
-        done = subprocess.run(
-            [sys.executable, "-m", "onnx_ternary", "inspect", str(DIGITS)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONIOENCODING": "utf-8", "COLUMNS": columns},
-        )
-        lines = done.stdout.splitlines()
-        assert max(map(len, lines)) <= int(columns)
+    for columns in (40, 80, 120):
+        lines = run("inspect", DIGITS, columns=columns).stdout.splitlines()
+        assert max(map(len, lines)) <= columns
         words = " ".join(line.strip("│ ").split("│")[-1].strip() for line in lines)
         assert "distinct magnitudes" in words.replace("  ", " ")
 
@@ -535,16 +543,12 @@ def test_tables_fit_narrow_terminals_and_lose_no_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variable", "colored"), [("FORCE_COLOR", True), ("NO_COLOR", False)], ids=str
 )
-def test_color(variable: str, colored: bool) -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
-    environment |= {"PYTHONIOENCODING": "utf-8", "TERM": "xterm-256color", variable: "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "onnx_ternary", "inspect", str(DIGITS)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-    )
+def test_color(monkeypatch: pytest.MonkeyPatch, variable: str, colored: bool) -> None:
+    for each in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv(variable, "1")
+    done = run("inspect", DIGITS)
     assert ("\x1b[32m" in done.stdout) == colored
     assert ("\x1b[33m" in done.stdout) == colored
 
@@ -618,5 +622,5 @@ def test_info_lists_kernels() -> None:
 
 
 def test_help_and_version() -> None:
-    assert "optimize" in run("--help").stdout
-    assert "onnx-ternary" in run("--version").stdout
+    assert "optimize" in run_process("--help").stdout
+    assert "onnx-ternary" in run_process("--version").stdout

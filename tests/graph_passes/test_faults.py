@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from onnx_ternary.conversion.optimize import optimize
 from tests.catalogue.case import matmul, ternary
-from tests.support.command_line import run
+from tests.support.command_line import run_process
 
 Array = NDArray[Any]
 LOWEST = np.array([np.iinfo(np.int32).min], np.int32)
@@ -97,7 +97,7 @@ def test_what_ends_the_process_does_not_run(
 ) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(made, path)
-    assert message in " ".join(run("inspect", path, "--json").stdout.split())
+    assert message in " ".join(run_process("inspect", path, "--json").stdout.split())
 
 
 @pytest.mark.parametrize(
