@@ -35,13 +35,18 @@ from tests.support.checks import (
 )
 
 
-@pytest.fixture(params=HITS, ids=str)
+@pytest.fixture(params=HITS, ids=str, scope="module")
 def case(request: pytest.FixtureRequest) -> Case:
     return HITS[request.param]()
 
 
-def test_hit_structure(case: Case) -> None:
-    result = optimize(case.model, options_of(case))
+@pytest.fixture(scope="module")
+def result(case: Case) -> OptimizeResult:
+    """The converted case, for tests that change nothing in it."""
+    return optimize(case.model, options_of(case))
+
+
+def test_hit_structure(case: Case, result: OptimizeResult) -> None:
     proto = result.to_proto()
     if all(each.type.tensor_type.HasField("shape") for each in case.model.graph.output):
         onnx.checker.check_model(proto)
@@ -64,8 +69,8 @@ def test_hit_structure(case: Case) -> None:
     assert smaller or case.keeps_weight or case.grows
 
 
-def test_hit_keeps_names_metadata_and_imports(case: Case) -> None:
-    before, after = case.model, optimize(case.model, options_of(case)).to_proto()
+def test_hit_keeps_names_metadata_and_imports(case: Case, result: OptimizeResult) -> None:
+    before, after = case.model, result.to_proto()
     assert [each.name for each in after.graph.input] == [each.name for each in before.graph.input]
     for old, new in zip(before.graph.output, after.graph.output, strict=True):
         assert new.name == old.name
@@ -83,8 +88,7 @@ def test_hit_keeps_names_metadata_and_imports(case: Case) -> None:
     assert metadata.keys() == {"author", "onnx_ternary.version", "onnx_ternary.options"}
 
 
-def test_hit_keeps_float_weight_only_where_used(case: Case) -> None:
-    result = optimize(case.model, options_of(case))
+def test_hit_keeps_float_weight_only_where_used(case: Case, result: OptimizeResult) -> None:
     names = {value.name for graph in result.model.graphs() for value in graph.initializers.values()}
     weights = {row.weight for row in result.report.rewrites}
     assert (weights <= names) if case.keeps_weight else not (weights & names)
@@ -93,8 +97,8 @@ def test_hit_keeps_float_weight_only_where_used(case: Case) -> None:
     assert not constants
 
 
-def test_hit_weight_is_exact(case: Case) -> None:
-    nodes = op_nodes(optimize(case.model, options_of(case)).model)
+def test_hit_weight_is_exact(case: Case, result: OptimizeResult) -> None:
+    nodes = op_nodes(result.model)
     for node, expected in zip(nodes, case.weights, strict=True):
         if expected is not None:
             np.testing.assert_array_equal(dense(node), expected)
@@ -110,12 +114,13 @@ def library(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "library")
 
 
-def test_hit_numerics(case: Case, library: bool) -> None:
+def test_hit_numerics(case: Case, result: OptimizeResult, library: bool) -> None:
     skip_where_too_new(case.model)
     # With a body in the model, a library that refuses a node would go unnoticed; inside local
     # functions nodes need it, and unit/verification/test_forms.py runs them alone.
     with_body = not library or bool(case.model.functions)
-    result = optimize(case.model, options_of(case, function_body=with_body))
+    if not with_body:
+        result = optimize(case.model, options_of(case, function_body=False))
     assert result.report.has_function_body is with_body
     if all(row.graph == "main graph" for row in result.report.rewrites):
         check_products(case, result, library)
@@ -280,13 +285,12 @@ def kept_addend(model: onnx.ModelProto, values: dict[str, Array]) -> Array | Non
     return None
 
 
-def test_hit_twice_changes_nothing(case: Case) -> None:
-    once = optimize(case.model, options_of(case))
-    twice = optimize(once.to_proto(), options_of(case))
+def test_hit_twice_changes_nothing(case: Case, result: OptimizeResult) -> None:
+    twice = optimize(result.to_proto(), options_of(case))
     assert twice.report.rewrites == ()
-    assert twice.report.already_converted == tuple(row.node for row in once.report.rewrites)
+    assert twice.report.already_converted == tuple(row.node for row in result.report.rewrites)
     assert twice.report.rejections == ()
-    assert twice.to_proto() == once.to_proto()
+    assert twice.to_proto() == result.to_proto()
 
 
 def test_hit_leaves_given_model_alone(case: Case) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, get_args
 
@@ -108,12 +109,17 @@ def _assert_converts_again(exported: onnx.ModelProto, converted: OptimizeResult)
         np.testing.assert_array_equal(dense(new), dense(old))
 
 
+@functools.lru_cache(maxsize=1)  # the forms of a case follow one another
+def _converted(name: str) -> tuple[Case, OptimizeResult]:
+    case = HITS[name]()
+    return case, onnx_ternary.optimize(case.model, ALL)
+
+
 @every_form
 @pytest.mark.parametrize("name", HITS)
 def test_catalogue_exports_runs_and_converts_again(name: str, form: Form, tmp_path: Path) -> None:
-    case: Case = HITS[name]()
+    case, converted = _converted(name)
     skip_where_too_new(case.model)
-    converted = onnx_ternary.optimize(case.model, ALL)
     groups = any(row.scale.startswith("group") for row in converted.report.rewrites)
     opset = converted.model.opset_imports[""]
     if groups and refused(form, 2, opset):
