@@ -1,6 +1,6 @@
 """The digits example, float MatMul against the converted model, through onnxruntime sessions.
 
-python benchmarks/bench_example.py [--threads 1] [--rounds 31] [--cpu-time] [--json results.json]
+python benchmarks/bench_example.py --threads 1 --json benchmarks/results/example_zen5_1.json
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.table import Table
 import onnx_ternary
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-BATCH_SIZES = (1, 8, 64, 450)
+BATCH_SIZES = (1, 2, 8, 64, 450)
 
 
 def _run(
@@ -43,6 +43,7 @@ def main() -> None:
         help="processor time of the calling thread: for a busy machine, one thread only",
     )
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--machine", default="", help="what pages call this machine")
     arguments = parser.parse_args()
     if arguments.cpu_time and arguments.threads != 1:
         parser.error("--cpu-time sees one thread only")
@@ -93,7 +94,8 @@ def main() -> None:
     if arguments.json:
         for row in rows:
             row.update({name: float(f"{value:.3g}") for name, value in row.items()})
-        arguments.json.write_text(json.dumps({"conditions": facts, "rows": rows}, indent=2) + "\n")
+        result = {"machine": arguments.machine, "conditions": facts, "rows": rows}
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

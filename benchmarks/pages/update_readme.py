@@ -31,26 +31,31 @@ from pages import model as model_pages  # noqa: E402
 from pages.parts import conditions_line, fill, table  # noqa: E402
 
 
-def example_section() -> str:
-    """Digits: time a call and how many times faster, by batch size and threads."""
-    rows = []
-    for threads in (1, 2):
-        results = json.loads((RESULTS / f"example_{threads}.json").read_text())
+def example_section(folder: Path = RESULTS) -> str:
+    """Digits: time a call and how many times faster, by machine, threads and batch size."""
+    rows, conditions = [], {}
+    for path in sorted(folder.glob("example_*.json"), reverse=True):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        facts = {name: value for name, value in results["conditions"].items() if name != "threads"}
+        machine = results.get("machine") or facts["cpu"]
+        conditions[machine] = conditions_line(facts)
         rows += [
             [
+                machine,
+                results["conditions"]["threads"],
                 f"{row['batch']:.0f}",
-                str(threads),
                 f"{row['float MatMul us']:.0f} us",
                 f"{row['onnx-ternary us']:.0f} us",
                 f"{row['times faster']:.2f}",
             ]
             for row in results["rows"]
         ]
-    head = ["batch", "threads", "float MatMul", "onnx-ternary", "times faster"]
-    facts = {name: value for name, value in results["conditions"].items() if name != "threads"}
+    rows.sort(key=lambda row: (list(conditions).index(row[0]), row[1], int(row[2])))
+    head = ["machine", "threads", "batch", "float MatMul", "onnx-ternary", "times faster"]
     return (
         "The digits example (`benchmarks/bench_example.py`), whole model, float activations:\n\n"
-        f"{table(head, rows)}\n\nConditions: {conditions_line(facts)}."
+        f"{table(head, rows)}\n\n"
+        + "\n".join(f"- {machine}: {facts}." for machine, facts in conditions.items())
     )
 
 

@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 from measure import harness  # noqa: E402
-from pages import front, kernel, layers, machines  # noqa: E402
+from pages import front, kernel, layers, machines, update_readme  # noqa: E402
 
 AVX2 = "avx2, fma, bmi2, f16c"
 AVX512 = f"{AVX2}, avx512f, avx512bw, avx512vl, avx512vbmi, avx512vnni"
@@ -175,3 +175,20 @@ def test_conditions_tell_processors_apart(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("ONNX_TERNARY_ISA")
     assert not {"processor", "forced isa"} & harness.conditions().keys()
     assert harness.cpu_flags() == ""
+
+
+def test_the_example_has_a_row_for_each_machine_and_number_of_threads(tmp_path: Path) -> None:
+    for name, machine, threads in (("a_1", "Old", "1"), ("b_2", "New", "2"), ("b_1", "New", "1")):
+        times = {"float MatMul us": 30.0, "onnx-ternary us": 10.0, "times faster": 3.0}
+        rows = [{"batch": batch, **times} for batch in (1.0, 64.0)]
+        conditions = {"cpu": "a processor", "isa": machine.lower(), "threads": threads}
+        found = {"machine": machine, "conditions": conditions, "rows": rows}
+        (tmp_path / f"example_{name}.json").write_text(json.dumps(found), encoding="utf-8")
+    lines = update_readme.example_section(tmp_path).splitlines()
+    assert [line.split(" | ")[:3] for line in lines if " us | " in line] == [
+        [f"| {machine}", threads, batch]
+        for machine, threads in (("New", "1"), ("New", "2"), ("Old", "1"))
+        for batch in ("1", "64")
+    ]
+    assert "- New: cpu a processor, isa new." in lines
+    assert "- Old: cpu a processor, isa old." in lines
