@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -33,9 +33,10 @@ MAX_INPUT_BYTES = 1 << 30
 _NUM_INTEGERS = 8
 _WORDS = ("the", "a", "model", "answers", "reads", "text", "small", "and", "Zürich", "42", ".", "?")
 _NUM_WORDS = 8
-# Of one message, and of how many messages in a row.
+# Of one message, of how many messages in a row, and of how many that differ in numbers alone.
 _MAX_HINTS = 6
 _MAX_HINT_DEPTH = 3
+_MAX_ALIKE = 2
 _LARGEST_HINT = 1 << 17
 # Branches that are run besides the first.
 _MAX_CONDITIONS = 3
@@ -71,6 +72,7 @@ _PLANS = (
     _Plan(batch=1, other=1, past=0),
     _Plan(batch=1, image=224),
     _Plan(batch=1, other=16, image=64),
+    _Plan(batch=1, other=512),
 )
 
 
@@ -91,6 +93,7 @@ class Candidates:
         self._index_limit = _NUM_INTEGERS
         self._limit_moved = False
         self._constants_added = False
+        self._heard: Counter[str] = Counter()
 
     @property
     def _traced(self) -> Traced:
@@ -164,7 +167,9 @@ class Candidates:
                 self._limit_moved = True
                 self._plans.appendleft(self._plan)
             return
-        if self._plan.depth >= _MAX_HINT_DEPTH:
+        words = _NUMBER.sub("", message)
+        self._heard[words] += 1
+        if self._plan.depth >= _MAX_HINT_DEPTH or self._heard[words] > _MAX_ALIKE:
             return
         # The error's own number comes first.
         found = _NUMBER.findall(message.partition("Status Message:")[2] or message)

@@ -274,6 +274,18 @@ def test_sizes_of_the_graph_s_constants_are_tried() -> None:
     assert shapes(chosen(model, most=MAX_ATTEMPTS))["x"][2] == 44
 
 
+def test_sound_is_long_enough_for_its_windows() -> None:
+    graph = Graph()
+    waves = graph.input("waves", TensorProto.FLOAT, ["batch", "samples"])
+    padded = graph("Pad", waves, graph.integers(0, 0, 0, 64), mode="reflect")
+    windows = graph("Unsqueeze", padded, graph.integers(1))
+    kernels = graph.constant(np.ones((20, 1, 256), np.float32))
+    frames = graph("Conv", windows, kernels, strides=[128])
+    value = graph("Transpose", frames, perm=[0, 2, 1])
+    model = graph.model(graph("MatMul", value, graph.constant(ternary(20, 12, 0))))
+    assert shapes(chosen(model, most=MAX_ATTEMPTS)) == {"waves": (1, 512)}
+
+
 def test_sizes_can_be_given() -> None:
     model = cached_decoder(mask=("batch", "past + sequence"))
     found = chosen(model, shapes={"batch": 3, "past": 9})
