@@ -142,7 +142,9 @@ def _lookups() -> Iterator[Loops]:
         ("packed_gemm_int8_16x4_neon", "Int16Rows", 8, "add\tv"),
     ):
         for vectors in (1, 2):
-            function = rf"10LookupStepINS1_\d+{rows}ELi{vectors}ELb0ELNS1_6FinishE0ELi8E"
+            function = (
+                rf"10LookupStepINS1_\d+{rows}ELi{vectors}ELb0ELNS_12_GLOBAL__N_16FinishE0ELi8E"
+            )
             case = f"{vectors * register_rows} rows, without tables and transcoding"
             yield Loops(name, case, *LOOKUP, function, add, 4 * register_rows)
 

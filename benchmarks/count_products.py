@@ -132,11 +132,15 @@ def _lookup(rows: str, register_rows: int, add: str, number_bytes: int) -> Parts
             yield Part(f"11BuildTables{name}", add, every * chunks * 4 * 8 * vectors)
             passes = every * columns * vectors / 8
             if rows == "Int16Rows":
-                yield Part(f"10LookupStep{name}Lb1ELNS1_6FinishE0ELi8E", add, passes)
-                yield Part(f"10LookupStep{name}Lb0ELNS1_6FinishE0ELi8E", add, 2 * passes)
-                yield Part(f"10LookupStep{name}Lb0ELNS1_6FinishE1ELi8E", add, passes)
+                yield Part(f"10LookupStep{name}Lb1ELNS_12_GLOBAL__N_16FinishE0ELi8E", add, passes)
+                yield Part(
+                    f"10LookupStep{name}Lb0ELNS_12_GLOBAL__N_16FinishE0ELi8E", add, 2 * passes
+                )
+                yield Part(f"10LookupStep{name}Lb0ELNS_12_GLOBAL__N_16FinishE1ELi8E", add, passes)
             else:
-                yield Part(f"10LookupStep{name}Lb0ELNS1_6FinishE0ELi8E", add, 4 * passes)
+                yield Part(
+                    f"10LookupStep{name}Lb0ELNS_12_GLOBAL__N_16FinishE0ELi8E", add, 4 * passes
+                )
 
     return parts
 
