@@ -1,4 +1,4 @@
-"""Count what the loops of the AVX-VNNI and AMX kernels cost, without a processor that has either.
+"""Count what loops of x86 kernels cost on processors that are not at hand: AVX-VNNI, AMX, bits.
 
 Compiles the kernels' sources as the library is compiled, finds their innermost loops in the
 assembly, counts instructions and asks llvm-mca for cycles. Nothing is timed: llvm-mca knows ports
@@ -25,6 +25,8 @@ from count_kernels import FLAGS, MCA, SOURCES, _rows, function_lines
 
 AVXVNNI = "packed_decode_avxvnni.cc"
 AVX2 = "packed_lookup_avx2.cc"
+AVX2_BITS = "packed_decode_avx2.cc"
+AVX512VNNI = "packed_decode_avx512vnni.cc"
 AMX = "packed_decode_amx_int8.cc"
 INT8, FLOAT = "packed_gemm_int8_6x2_avxvnni", "packed_gemv_float_2x2_avxvnni"
 
@@ -42,6 +44,7 @@ class Loop:
         count: how many of them tell the loop from others of the function.
         products: of an activation and a weight, in one pass.
         core: llvm's name of the processor.
+        also: an instruction that tells it from other loops with as many multiplications.
     """
 
     kernel: str
@@ -52,6 +55,7 @@ class Loop:
     count: int
     products: int
     core: str = "alderlake"
+    also: str = ""
 
 
 def _tile(vectors: int) -> str:
@@ -64,7 +68,64 @@ def _groups(digits: int, rows: int) -> str:
 
 def _lookup(rows: str) -> str:
     """The step between the first tables and the last ones."""
-    return rf"10LookupStepINS1_\d+{rows}ELNS1_5StartE0ELNS1_6FinishE0ELi0ELi8E"
+    return rf"10LookupStepINS1_\d+{rows}ELNS1_5StartE0ELNS_12_GLOBAL__N_16FinishE0ELi0ELi8E"
+
+
+def _bits() -> list[Loop]:
+    """One row of bits in blocks of 128: looked up, and brought to two bits first."""
+    servers = ("cascadelake", "icelake-server", "sapphirerapids", "znver4")
+    loops = []
+    for core in ("alderlake", *servers):
+        for name, function, count in (
+            ("packed_gemv_int8_1x4_avx2", "18GemvInt8E", 32),
+            ("packed_gemv_float_1x4_avx2", "19GemvFloatE", 80),
+        ):
+            for case, also in (("bits", ""), ("bits, groups", "vfmadd")):
+                loops.append(
+                    Loop(name, case, AVX2_BITS, function, "vpshufb", count, 2048, core, also)
+                )
+    # What comes before the loops of two bits, in memory.
+    loops.append(
+        Loop(
+            "packed_gemm_int8_6x2_avxvnni",
+            "bits to codes",
+            AVXVNNI,
+            "19TileCodesE",
+            "vpaddb",
+            4,
+            512,
+        )
+    )
+    namespace = r"10avx512vnni12_GLOBAL__N_1"
+    for core in servers:
+        for name, digits, columns, function in (
+            ("packed_gemm_int8_8x4_avx512vnni", 1, 4, "12GemmInt8RowsILi1ELb"),
+            ("packed_gemv_float_4x4_avx512vnni", 3, 8, "16FixedRowsColumnsILi1ELb"),
+        ):
+            groups = rf"{namespace}13ComputeGroupsILi{digits}ELi1ELNS1_6BlocksE"
+            for storage, form, blocks, also in (
+                ("two bits", 1, 0, ""),
+                ("bits", 0, 1, "vpternlog"),
+            ):
+                for case, which, tiles in (
+                    (storage, f"{namespace}{function}{form}", columns),
+                    (f"{storage}, groups", f"{groups}{blocks}", 8),
+                ):
+                    dots = 2 * digits * tiles
+                    loops.append(
+                        Loop(
+                            name,
+                            f"1 row, {case}",
+                            AVX512VNNI,
+                            which,
+                            "vpdpbusd",
+                            dots,
+                            tiles * 128,
+                            core,
+                            also,
+                        )
+                    )
+    return loops
 
 
 def _loops() -> list[Loop]:
@@ -107,7 +168,7 @@ def _loops() -> list[Loop]:
             "sapphirerapids",
         )
     )
-    return loops
+    return loops + _bits()
 
 
 # Codes of sixteen columns become tiles, span after span, without the products in between.
@@ -164,6 +225,7 @@ def count(loop: Loop, folder: Path) -> dict[str, Any]:
         body
         for body in innermost_loops(lines)
         if sum(loop.multiply in line for line in body) == loop.count
+        and (not loop.also or any(loop.also in line for line in body))
     ]
     if not bodies:
         raise ValueError(f"no loop of {loop.function} has {loop.count} {loop.multiply}")

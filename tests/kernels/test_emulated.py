@@ -109,6 +109,38 @@ def test_kernels_of_the_instruction_set(isa: str, library: Path) -> None:
     assert "skipped" not in done.stdout
 
 
+# Prints which kernels run one row and two of bits in blocks of 128, of smaller ones, and of 2bit.
+ONE_ROW = """
+import json
+import numpy as np
+from tests.support.kernel_node import make_node
+told = {}
+for activation in ("float", "int8"):
+    for storage, alphabet, block in LAYERS:
+        node = make_node(np.random.default_rng(0), "packed", activation, 256, 12, storage=storage,
+                         alphabet=alphabet, block_size=block)
+        for rows in (1, 2):
+            x = np.random.default_rng(1).normal(size=(rows, 256)).astype(np.float32)
+            told[f"{activation} {storage} {block} {rows}"] = node.run(x, None)[1]
+print(json.dumps(told))
+"""
+
+
+def test_one_row_of_bits_is_looked_up(library: Path) -> None:
+    """AVX2's lookup comes before AVX-VNNI, for one row of bits in blocks of 128 alone."""
+    layers = [("1bit", "binary_pm", 128), ("1bit", "binary_01", 64), ("2bit", "ternary", 128)]
+    printed, _ = scratch_library.run_python(library, ONE_ROW.replace("LAYERS", repr(layers)))
+    vnni = {"float": "packed_gemv_float_2x2_avxvnni", "int8": "packed_gemm_int8_6x2_avxvnni"}
+    assert json.loads(printed) == {
+        f"{activation} {storage} {block} {rows}": f"packed_gemv_{activation}_1x4_avx2"
+        if (block, storage, rows) == (128, "1bit", 1)
+        else vnni[activation]
+        for activation in vnni
+        for storage, _, block in layers
+        for rows in (1, 2)
+    }
+
+
 @pytest.mark.parametrize("activation", ["float", "int8"])
 @pytest.mark.parametrize("isa", EMULATED)
 def test_real_instructions_multiply(isa: str, activation: str) -> None:
