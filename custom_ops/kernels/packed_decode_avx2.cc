@@ -364,9 +364,9 @@ inline __m256d DotFixedPoint(const uint8_t* tile_codes, const int8_t* digits, in
                              const int32_t* sums) {
   __m256i sum_i32[kTile][kDigits];
   for (int c = 0; c < kTile; ++c) {
-    for (int d = 0; d < kDigits; ++d) sum_i32[c][d] = _mm256_setzero_si256();
+    DotDigits(tile_codes, c, digits, 0, Min(kWiden, num_spans), sum_i32[c]);
   }
-  for (int64_t b = 0; b < num_spans; b += kWiden) {
+  for (int64_t b = kWiden; b < num_spans; b += kWiden) {
     for (int c = 0; c < kTile; ++c) {
       __m256i part_i32[kDigits];
       DotDigits(tile_codes, c, digits, b, Min(b + kWiden, num_spans), part_i32);
