@@ -68,6 +68,7 @@ std::string KernelsJson() {
                ", \"rows_min\": " + std::to_string(row.rows_min) + ", \"rows_max\": " +
                (row.rows_max == kAnyRows ? "null" : std::to_string(row.rows_max)) +
                ", \"storage\": " + (row.layers == Layers::bits ? Quoted("1bit") : "null") +
+               ", \"scales\": " + (row.layers == Layers::groups ? Quoted("group") : "null") +
                ", \"kernel\": " + Quoted(row.kernel->name) + "}");
   }
   return "{\"cpu\": [" + features + "], " + CoreJson() + "\"kernels\": [" + kernels +

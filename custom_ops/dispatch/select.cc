@@ -28,6 +28,7 @@ constexpr SelectionRow kSelection[] = {
     {built::packed_gemv_float_1x4_avx2, 1, 2},
     {built::packed_gemm_float_8x8_avx2, 1, kAnyRows},
     {built::packed_gemv_int8_1x4_avx2, 1, 1},
+    {built::packed_gemm_int8_16x8_avx2, 9, kAnyRows, Layers::groups},
     {built::packed_gemm_int8_8x4_avx2, 2, 9},
     {built::packed_gemm_int8_16x8_avx2, 10, kAnyRows},
     {built::packed_gemm_float_8x4_neon_i8mm, 2, kAnyRows},
@@ -138,8 +139,11 @@ const Environment& FromEnvironment() {
 std::atomic<const IsaEntry*> g_forced_isa{nullptr};
 std::atomic<const Kernel*> g_forced_kernel{nullptr};
 
-bool IsBits(const Layer& layer) {
-  return layer.storage == Storage::one_bit && layer.block_size == 128;
+bool IsFor(Layers layers, const Layer& layer) {
+  if (layers == Layers::bits) {
+    return layer.storage == Storage::one_bit && layer.block_size == 128;
+  }
+  return layers == Layers::all || layer.scale_kind == ScaleKind::per_group;
 }
 
 // Where a forced instruction set has no kernel for a layer, portable and scalar kernels serve it;
@@ -190,7 +194,7 @@ const Kernel* SelectKernel(const Layer& layer, int64_t rows, bool ordinary_rows,
     if (row.kernel == nullptr) continue;
     if (rows < row.rows_min || rows > row.rows_max) continue;
     if (row.kernel->fixed_point && !ordinary_rows) continue;
-    if (row.layers == Layers::bits && !IsBits(layer)) continue;
+    if (!IsFor(row.layers, layer)) continue;
     if (!IsaAllowed(row.kernel->isa, forced_isa) || !Accepts(*row.kernel, layer)) continue;
     if (!IsaPermitted(row.kernel->isa)) continue;
     if (PassesSelfTest(*row.kernel)) return row.kernel;

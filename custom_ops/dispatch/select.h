@@ -13,7 +13,8 @@ namespace onnx_ternary {
 constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
 
 // bits: storage 1bit in blocks of 128, which some kernels read as it is.
-enum class Layers : uint8_t { all, bits };
+// groups: scales for groups of inputs, which cost kernels that decode more than those that look up.
+enum class Layers : uint8_t { all, bits, groups };
 
 // The first row of the table that fits the layer, the number of rows and the processor is used, so
 // the best come first, and a kernel that does not accept a layer, or fails its self-test here,

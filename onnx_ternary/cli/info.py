@@ -51,6 +51,7 @@ def info_command(as_json: bool, library_path: bool) -> None:
             "selected for rows": ", ".join(
                 f"{row['rows_min']}-{row['rows_max'] or ''}"
                 + (f" ({row['storage']})" if row["storage"] else "")
+                + (f" (scale per {row['scales']})" if row["scales"] else "")
                 for row in kernels["selection"]
                 if row["kernel"] == kernel["name"]
             ),

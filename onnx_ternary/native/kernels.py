@@ -24,13 +24,18 @@ class KernelEntry(TypedDict):
 
 
 class SelectionEntry(TypedDict):
-    """The kernel used for a range of rows M."""
+    """The kernel used for a range of rows M.
+
+    ``storage`` "1bit": for bits in blocks of 128 alone; ``scales`` "group": for layers with scales
+    for groups of inputs alone.
+    """
 
     index_format: str
     activation: str
     rows_min: int
     rows_max: int | None
     storage: str | None
+    scales: str | None
     kernel: str
 
 

@@ -511,6 +511,7 @@ def test_selection_forced_isa_uses_its_kernels(entry: Any) -> None:
         8,
         alphabet="binary_pm" if binary else "ternary",
         storage=entry["storage"],
+        scale_kind=entry["scales"] or "column",
     )
     rows = entry["rows_min"]
     isa = BY_NAME[entry["kernel"]]["isa"]
@@ -523,10 +524,31 @@ def test_selection_forced_isa_uses_its_kernels(entry: Any) -> None:
         and other["activation"] == entry["activation"]
         and BY_NAME[other["kernel"]]["isa"] == isa
         and other["storage"] in (None, entry["storage"])
+        and other["scales"] in (None, entry["scales"])
         and other["rows_min"] <= rows
         and (other["rows_max"] is None or rows <= other["rows_max"])
     )
     assert used == first
+
+
+@pytest.mark.skipif("avx2" not in SUPPORTED_ISAS, reason="needs AVX2")
+@pytest.mark.parametrize(
+    ("scale_kind", "rows", "kernel"),
+    [
+        ("column", 9, "packed_gemm_int8_8x4_avx2"),
+        ("column", 10, "packed_gemm_int8_16x8_avx2"),
+        ("group", 8, "packed_gemm_int8_8x4_avx2"),
+        ("group", 9, "packed_gemm_int8_16x8_avx2"),
+    ],
+)
+def test_scales_per_group_are_looked_up_from_fewer_rows_on(
+    scale_kind: str, rows: int, kernel: str
+) -> None:
+    rng = np.random.default_rng(14)
+    node = make_node(rng, "packed", "int8", 256, 8, scale_kind=scale_kind)
+    with kernels.forced(isa="avx2"):
+        _, used = node.run(rng.normal(size=(rows, 256)).astype(np.float32), None)
+    assert used == kernel
 
 
 @each_kernel
