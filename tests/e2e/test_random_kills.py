@@ -7,6 +7,7 @@ with what a whole conversion leaves: two conversions give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from onnx_ternary.errors import ModelError
 from onnx_ternary.options import OptimizeOptions
 
 kind, count, external = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-kept, reference, folder = map(Path, sys.argv[4:])
+kept, reference, *folders = map(Path, sys.argv[4:])
 options = OptimizeOptions(min_elements=0, external_data=external)
 
 def restore(folder):
@@ -77,6 +78,7 @@ duration = time.monotonic() - begin
 new = state(reference)
 largest = max(each.stat().st_size for each in reference.iterdir())
 for number in range(count):
+    folder = folders[number % len(folders)]
     restore(folder)
     limit = int(largest * number / count) if kind == "limit" else None
     pid = child(folder, limit)
@@ -127,13 +129,14 @@ class Outcome:
     clean: bool
 
 
-def outcomes(kind: str, count: int, folder: Path, kept: Path, external: str) -> list[Outcome]:
+def outcomes(kind: str, count: int, kept: Path, external: str, *folders: Path) -> list[Outcome]:
+    """What became of so many conversions, in these folders in turn."""
     reference = kept.with_name("reference")
-    for each in (folder, reference):
+    for each in (*folders, reference):
         each.mkdir(exist_ok=True)
-    folders = map(str, (kept, reference, folder))
+    places = map(str, (kept, reference, *folders))
     done = subprocess.run(
-        [sys.executable, "-c", FORKING, kind, str(count), external, *folders],
+        [sys.executable, "-c", FORKING, kind, str(count), external, *places],
         capture_output=True,
         text=True,
         check=False,
@@ -147,24 +150,26 @@ def outcomes(kind: str, count: int, folder: Path, kept: Path, external: str) -> 
 
 
 def test_killed_at_random_moments_in_place(tmp_path: Path, kept: Path, external: str) -> None:
-    found = outcomes("kill", KILLS, tmp_path / "work", kept, external)
+    found = outcomes("kill", KILLS, kept, external, tmp_path / "work")
     # The moments cover the conversion: some came before the model had its name.
     assert any(each.old and each.status for each in found)
 
 
 def test_no_write_above_a_size_in_place(tmp_path: Path, kept: Path, external: str) -> None:
-    found = outcomes("limit", LIMITS, tmp_path / "work", kept, external)
+    found = outcomes("limit", LIMITS, kept, external, tmp_path / "work")
     refused = [each for each in found if each.status]
     assert len(refused) > LIMITS // 3
     assert set(refused) == {Outcome(CANNOT_BE_WRITTEN, old=True, new=False, clean=True)}
 
 
 def test_disks_with_random_space_in_place(tmp_path: Path, kept: Path, external: str) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
     occupied = sum(each.stat().st_size for each in kept.iterdir())
-    for free in np.random.default_rng().integers(0, occupied, 3):
-        with small_disk(disk, f"size={occupied + 20_000 + free}"):
-            (found,) = outcomes("disk", 1, disk, kept, external)
-        assert found.clean
-        assert found.status == (0 if found.new else CANNOT_BE_WRITTEN)
+    free = np.random.default_rng().integers(0, occupied, 3)
+    disks = [tmp_path / f"disk{number}" for number in range(len(free))]
+    with contextlib.ExitStack() as mounted:
+        for disk, size in zip(disks, occupied + 20_000 + free, strict=True):
+            disk.mkdir()
+            mounted.enter_context(small_disk(disk, f"size={size}"))
+        for found in outcomes("disk", len(disks), kept, external, *disks):
+            assert found.clean
+            assert found.status == (0 if found.new else CANNOT_BE_WRITTEN)
