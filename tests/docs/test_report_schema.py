@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.support.command_line import DIGITS, run
+from tests.support.command_line import DIGITS, one_model_at_a_time, run
 
 SCHEMA = json.loads(
     (Path(__file__).parents[2] / "docs/report.schema.json").read_text(encoding="utf-8")
@@ -47,7 +47,9 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("report")
     code, arguments = CASES[request.param]
     path = folder / "report.json"
-    run("optimize", *arguments(folder), "--report", path, check=code)
+    with pytest.MonkeyPatch.context() as patch:
+        one_model_at_a_time(patch)
+        run("optimize", *arguments(folder), "--report", path, check=code)
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -20,6 +21,15 @@ from onnx_ternary.reports.outcome import Outcome
 from tests.support.folders import write
 
 ALL = OptimizeOptions(min_elements=0)
+
+
+@pytest.fixture(autouse=True)
+def processes_that_start_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked from one that has imported everything; tests/e2e/test_cli.py takes the real ones."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        monkeypatch.setattr(worker_pool, "get_context", lambda method: context)
 
 
 def task(source: Path, need: int = 0) -> worker_pool.Task:
