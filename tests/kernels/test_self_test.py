@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.support import scratch_library
 
 NAME = "packed_gemm_float_wrong_portable"
@@ -60,17 +62,25 @@ print(json.dumps([node.run(x, None)[1] for _ in range(2)]))
 pytestmark = scratch_library.NEEDS
 
 
-def library_with(tmp_path: Path, wrong: str) -> Path:
-    """A library whose first choice for float rows is the kernel above."""
-    tree = tmp_path / "tree"
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Libraries by how far their kernel is off; the second one compiles a single file."""
+    folder = tmp_path_factory.mktemp("self_test")
+    tree = folder / "tree"
     scratch_library.copy_sources(tree)
-    scratch_library.add_kernel(tree, NAME, "packed_wrong", SOURCE.replace("WRONG", wrong))
+    scratch_library.add_kernel(tree, NAME, "packed_wrong", SOURCE)
     scratch_library.insert_line(
         tree / "custom_ops" / "dispatch" / "select.cc",
         "    {built::",
         f"    {{built::{NAME}, 1, kAnyRows}},\n",
     )
-    return scratch_library.compile_library(tree, tmp_path / "build")
+    made = {}
+    for wrong in ("0.5f", "0.0f"):
+        source = tree / "custom_ops" / "kernels" / "packed_wrong_portable.cc"
+        source.write_text(SOURCE.replace("WRONG", wrong))
+        library = scratch_library.compile_library(tree, folder / "build")
+        made[wrong] = library.rename(folder / f"{wrong}.so")
+    return made
 
 
 def run_nodes(library: Path) -> tuple[list[str], str]:
@@ -78,13 +88,13 @@ def run_nodes(library: Path) -> tuple[list[str], str]:
     return json.loads(printed), messages
 
 
-def test_wrong_kernel_is_reported_and_the_next_one_runs(tmp_path: Path) -> None:
-    used, messages = run_nodes(library_with(tmp_path, "0.5f"))
+def test_wrong_kernel_is_reported_and_the_next_one_runs(libraries: dict[str, Path]) -> None:
+    used, messages = run_nodes(libraries["0.5f"])
     assert used == [NEXT, NEXT]
     assert messages.count(f"kernel '{NAME}' computes wrong numbers on this processor") == 1
 
 
-def test_right_kernel_is_chosen_without_a_word(tmp_path: Path) -> None:
-    used, messages = run_nodes(library_with(tmp_path, "0.0f"))
+def test_right_kernel_is_chosen_without_a_word(libraries: dict[str, Path]) -> None:
+    used, messages = run_nodes(libraries["0.0f"])
     assert used == [NAME, NAME]
     assert messages == ""
