@@ -27,7 +27,7 @@ from onnx_ternary import _onnxruntime as ort
 from onnx_ternary._machine import session_threads
 
 from .budget import Budget
-from .faults import bad_attribute, bad_operands, may_divide_badly
+from .faults import bad_node, bad_operands, may_divide_badly, needs_operand
 from .steps import Step
 
 WHOLE_BYTES = 1 << 26
@@ -150,7 +150,7 @@ class Evaluation:
                 not.
             OverBudget: if a limit is met.
         """
-        if reason := next(filter(None, map(bad_attribute, self._steps)), ""):
+        if reason := next(filter(None, map(bad_node, self._steps)), ""):
             raise Refusal(reason)
         uses = Counter(name for step in self._steps for name in set(step.proto.input))
         # Tried again when as many steps have run as had before: linear in the number of steps.
@@ -169,6 +169,8 @@ class Evaluation:
     def _run_whole(self, steps: Sequence[Step]) -> bool:
         """Run all in one session, if what they make is known to be small (case 2)."""
         if len(steps) == 1 or any(step.imports != steps[0].imports for step in steps[1:]):
+            return False
+        if any(needs_operand(step, self._operands) for step in steps):
             return False
         names = {name for step in steps for name in step.proto.input if name in self._operands}
         if sum(_num_bytes(self._operands[name]) for name in names) > WHOLE_BYTES:

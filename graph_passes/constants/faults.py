@@ -1,11 +1,14 @@
 """Steps that end the process inside onnx or onnxruntime, where others end in an error.
 
-Found by running single operators with extreme operands and attributes (onnx 1.23, ONNX Runtime
-1.32), each in a process of its own:
+Found by running operators with extreme operands and attributes (``python -m tests.fuzz operators``;
+onnx 1.23, ONNX Runtime 1.32):
 1. GatherND with negative batch dimensions: shape inference reads what lies in front of a shape.
 2. Integer division of the lowest number by -1, and by zero in earlier versions: the processor stops
    the program.
 3. Unique along an axis of a tensor without elements.
+4. LayerNormalization with an axis that leaves 32 bits: shape inference takes the lower 32.
+5. EyeLike and RegexFullMatch behind an operator whose result has no known type, or without operand:
+   shape inference reads the type that is not there. Of all operators of ONNX these two alone do.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from numpy.typing import NDArray
 
 from .steps import Step
 
+_MOST_AXES = 2**31 - 1
+_READ_TYPES = ("EyeLike", "RegexFullMatch")
+
 
 class _Operand(Protocol):
     @property
@@ -27,13 +33,20 @@ class _Operand(Protocol):
     def numpy(self) -> NDArray[Any]: ...
 
 
-def bad_attribute(step: Step) -> str:
-    """Why not even the sizes of a step may be asked for (case 1); empty if they may."""
-    if _is(step, "GatherND"):
-        dims = next((each.i for each in step.proto.attribute if each.name == "batch_dims"), 0)
-        if dims < 0:
-            return f"{step.label} has batch_dims = {dims}, expected 0 or more"
+def bad_node(step: Step) -> str:
+    """Why not even the sizes of a step may be asked for (cases 1, 4 and 5); empty if they may."""
+    if _is(step, "GatherND") and (dims := _integer(step, "batch_dims")) < 0:
+        return f"{step.label} has batch_dims = {dims}, expected 0 or more"
+    if abs(axis := _integer(step, "axis")) > _MOST_AXES:
+        return f"{step.label} has axis = {axis}, expected one of an operand"
+    if _is(step, *_READ_TYPES) and not next(iter(step.proto.input), ""):
+        return f"{step.label} has no operand"
     return ""
+
+
+def needs_operand(step: Step, operands: Mapping[str, _Operand]) -> bool:
+    """Whether the sizes of a step may be asked for only once its operand is there (case 5)."""
+    return _is(step, *_READ_TYPES) and step.proto.input[0] not in operands
 
 
 def bad_operands(step: Step, operands: Mapping[str, _Operand]) -> str:
@@ -77,6 +90,10 @@ def may_divide_badly(step: Step, operands: Mapping[str, _Operand], dtype: ir.Dat
         return True
     numbers = divisor.numpy()
     return not numbers.all() or bool((numbers == -1).any())
+
+
+def _integer(step: Step, name: str) -> int:
+    return next((each.i for each in step.proto.attribute if each.name == name), 0)
 
 
 def _is(step: Step, *op_types: str) -> bool:

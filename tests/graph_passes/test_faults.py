@@ -89,8 +89,45 @@ def divide(one: str, other: str, op_type: str = "Div") -> onnx.NodeProto:
             )
             for dims in (-(2**63), -(2**31))
         ),
+        (
+            scaled(
+                [
+                    helper.make_node(
+                        "LayerNormalization", ["a", "b"], ["n", "m", "s"], "normal", axis=2**31
+                    )
+                ],
+                a=np.ones((2, 2), np.float32),
+                b=np.ones(2, np.float32),
+            ),
+            "LayerNormalization 'normal' has axis = 2147483648, expected one of an operand",
+        ),
+        (
+            scaled(
+                [
+                    helper.make_node("EyeLike", ["", "a"], ["e"], "eye", dtype=1),
+                    helper.make_node("Neg", ["e"], ["s"]),
+                ],
+                a=np.ones((2, 2), np.float32),
+            ),
+            "EyeLike 'eye' has no operand",
+        ),
+        (
+            scaled(
+                [
+                    helper.make_node("Identity", ["d"], ["d0"]),
+                    helper.make_node("Col2Im", ["c", "d0", "d"], ["e"], "unknown"),
+                    helper.make_node("EyeLike", ["e"], ["s"], "eye", dtype=1),
+                ],
+                c=np.ones((1, 4, 4), np.float32),
+                d=np.array([2, -2], np.int64),
+            ),
+            "the size of what Col2Im 'unknown' makes is unknown",
+        ),
     ],
-    ids=["lowest", "computed", "zero", "modulo", "empty", "gather", "gather_near"],
+    ids=[
+        *("lowest", "computed", "zero", "modulo", "empty", "gather", "gather_near"),
+        *("axis", "no operand", "no type"),
+    ],
 )
 def test_what_ends_the_process_does_not_run(
     made: onnx.ModelProto, message: str, tmp_path: Path
