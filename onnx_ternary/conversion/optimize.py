@@ -131,6 +131,7 @@ def optimize_in_place(
         bytes_before = constant_bytes(converted)
         had_external_data = any(external_tensors(converted))
         done = pipeline.run(converted, options, progress, spool)
+        rejections = _with_weights(converted, done.rejections)
     except OnnxTernaryError:
         raise
     except Exception as error:
@@ -148,7 +149,7 @@ def optimize_in_place(
         external_data = "always"
     report = Report(
         rewrites=done.replaced.rewrites,
-        rejections=_with_weights(converted, done.rejections),
+        rejections=rejections,
         requantised=done.requantised,
         already_converted=tuple(index.node for index in done.indices),
         indices=done.indices,

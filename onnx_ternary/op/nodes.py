@@ -82,9 +82,9 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     if producer is None:
         return value.const_value
     attr = producer.attributes.get("value")
-    if (producer.domain, producer.op_type) != ("", "Constant") or attr is None or attr.is_ref():
+    if (producer.domain, producer.op_type) != ("", "Constant") or attr is None:
         return None
-    return attr.as_tensor()
+    return None if attr.is_ref() or attr.type != ir.AttributeType.TENSOR else attr.as_tensor()
 
 
 def node_label(node: ir.Node) -> str:
