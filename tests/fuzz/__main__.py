@@ -1,6 +1,7 @@
 """``python -m tests.fuzz TARGET --seconds 600``: look for what breaks for as long as you like.
 
-Damaged: conversions (models to convert), nodes (of the op) and sessions (converted models).
+Damaged: conversions (models to convert), nodes (of the op), operators (of constant expressions) and
+sessions (converted models).
 Whole, and judged by the numbers they give: products (of the op) and graphs (random models).
 
 Each attempt runs in a child process that a finding may end; the parent says which attempt it was.
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 SECONDS_AN_ATTEMPT = 120
-TARGETS = ("conversions", "graphs", "nodes", "products", "sessions")
+TARGETS = ("conversions", "graphs", "nodes", "operators", "products", "sessions")
 
 
 def attempts(target: str) -> Callable[[np.random.Generator], str]:
@@ -45,6 +46,11 @@ def attempts(target: str) -> Callable[[np.random.Generator], str]:
         from tests.fuzz import graphs
 
         return graphs.try_graph
+    if target == "operators":
+        from tests.fuzz import operators
+
+        operators.cases()
+        return operators.try_operator
     if target == "conversions":
         from tests.fuzz import conversions
 
