@@ -51,6 +51,7 @@ _FED: Mapping[str, ir.DataType] = {
 }
 _READABLE = frozenset({*_FED.values(), ir.DataType.BFLOAT16})
 _BFLOAT16 = "tensor(bfloat16)"
+_SIZED = frozenset(ir.DataType) - {ir.DataType.UNDEFINED, ir.DataType.STRING}
 # Results with at most the elements of the first operand.
 _NO_LARGER = frozenset(
     {"Cast", "Compress", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -270,7 +271,8 @@ def _known_sizes(model: onnx.ModelProto) -> dict[str, tuple[Shape, int, ir.DataT
         known = value.type.HasField("tensor_type") and tensor.HasField("shape")
         if not known or not all(dim.HasField("dim_value") for dim in tensor.shape.dim):
             continue
-        if tensor.elem_type in (TensorProto.UNDEFINED, TensorProto.STRING):
+        # An attribute may ask for a type there is not.
+        if tensor.elem_type not in _SIZED:
             continue
         dtype = ir.DataType(tensor.elem_type)
         shape = tuple(dim.dim_value for dim in tensor.shape.dim)

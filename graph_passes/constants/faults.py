@@ -9,6 +9,7 @@ onnx 1.23, ONNX Runtime 1.32):
 4. LayerNormalization with an axis that leaves 32 bits: shape inference takes the lower 32.
 5. EyeLike and RegexFullMatch behind an operator whose result has no known type, or without operand:
    shape inference reads the type that is not there. Of all operators of ONNX these two alone do.
+6. Split with another num_outputs than it has results: shape inference makes sizes of that many.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ class _Operand(Protocol):
 
 
 def bad_node(step: Step) -> str:
-    """Why not even the sizes of a step may be asked for (cases 1, 4 and 5); empty if they may."""
+    """Why not even sizes may be asked for (cases 1, 4, 5 and 6); empty if they may."""
     if _is(step, "GatherND") and (dims := _integer(step, "batch_dims")) < 0:
         return f"{step.label} has batch_dims = {dims}, expected 0 or more"
     if abs(axis := _integer(step, "axis")) > _MOST_AXES:
         return f"{step.label} has axis = {axis}, expected one of an operand"
+    num_results = len(step.proto.output)
+    if _is(step, "Split") and (parts := _integer(step, "num_outputs", num_results)) != num_results:
+        return f"{step.label} has num_outputs = {parts}, expected {num_results}"
     if _is(step, *_READ_TYPES) and not next(iter(step.proto.input), ""):
         return f"{step.label} has no operand"
     return ""
@@ -92,8 +96,8 @@ def may_divide_badly(step: Step, operands: Mapping[str, _Operand], dtype: ir.Dat
     return not numbers.all() or bool((numbers == -1).any())
 
 
-def _integer(step: Step, name: str) -> int:
-    return next((each.i for each in step.proto.attribute if each.name == name), 0)
+def _integer(step: Step, name: str, default: int = 0) -> int:
+    return next((each.i for each in step.proto.attribute if each.name == name), default)
 
 
 def _is(step: Step, *op_types: str) -> bool:
