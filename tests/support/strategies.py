@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -28,6 +29,8 @@ RSR_STORAGES: tuple[tuple[Storage, Alphabet], ...] = (
     *(("planes", alphabet) for alphabet in ALPHABETS),
     ("base3", "ternary"),
 )
+# A property that is tried for every storage and size has that many times the examples.
+for_each_of_many = settings(max_examples=40)
 FLOAT_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 
 

@@ -13,6 +13,7 @@ from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.schema import BLOCK_SIZES, Alphabet, Storage
 from tests.support.strategies import (
     PACKED_STORAGES,
+    for_each_of_many,
     packed_levels,
     random_levels,
     ternary_weights,
@@ -53,6 +54,7 @@ def pack_by_the_document(
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize(("storage", "alphabet"), PACKED_STORAGES)
+@for_each_of_many
 @given(data=st.data())
 def test_pack_and_unpack(
     storage: Storage, alphabet: Alphabet, block_size: int, data: st.DataObject

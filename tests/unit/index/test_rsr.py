@@ -14,6 +14,7 @@ from onnx_ternary.index.levels import TernaryWeight
 from onnx_ternary.schema import Algorithm, Alphabet, Storage
 from tests.support.strategies import (
     RSR_STORAGES,
+    for_each_of_many,
     random_levels,
     rsr_levels,
     ternary_weights,
@@ -24,6 +25,7 @@ NO_BIAS = np.zeros((), np.float32)
 
 @pytest.mark.parametrize("group_size", [0, 1, 7, 64])
 @pytest.mark.parametrize(("storage", "alphabet"), RSR_STORAGES)
+@for_each_of_many
 @given(data=st.data())
 def test_pack_and_unpack(
     storage: Storage, alphabet: Alphabet, group_size: int, data: st.DataObject

@@ -20,6 +20,7 @@ from tests.support.strategies import (
     PACKED_STORAGES,
     RSR_STORAGES,
     column_counts,
+    for_each_of_many,
     packed_levels,
     random_levels,
     rsr_levels,
@@ -30,6 +31,7 @@ LONGEST = 2**63 - 1
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize(("storage", "alphabet"), PACKED_STORAGES)
+@for_each_of_many
 @given(data=st.data())
 def test_packed(storage: Storage, alphabet: Alphabet, block_size: int, data: st.DataObject) -> None:
     columns = column_counts() | st.sampled_from([63, 64, 65, 130])
@@ -55,6 +57,7 @@ def test_every_byte_unpacks_alike(storage: Storage) -> None:
 
 @pytest.mark.parametrize("group_size", [0, 1, 7, 64])
 @pytest.mark.parametrize(("storage", "alphabet"), RSR_STORAGES)
+@for_each_of_many
 @given(data=st.data())
 def test_rsr(storage: Storage, alphabet: Alphabet, group_size: int, data: st.DataObject) -> None:
     levels, options = data.draw(rsr_levels(storage, alphabet, group_size))
