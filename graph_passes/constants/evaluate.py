@@ -352,6 +352,8 @@ def _run(
             if found not in _FED and found != _BFLOAT16:
                 raise Refusal(f"its type is {found}")
         arrays = session.run(None, dict(feeds))
+        if any(array is None for array in arrays):  # an operator may leave results out
+            raise Refusal(f"onnxruntime {ort.__version__} leaves out a result that is named")
     except Refusal:
         raise
     except Exception as error:  # onnxruntime raises types of its own that share no base

@@ -20,6 +20,7 @@ KEPT = {
     "eye_like_behind_col2im": "the size of what Col2Im 'Col2Im' makes is unknown",
     "eye_like_behind_fused_matmul": "This is an invalid model",
     "no_such_type": "the size of what LayerNormalization 'LayerNormalization' makes is unknown",
+    "result_left_out": "leaves out a result that is named",
     "split_into_fewer": "Split 'Split' has num_outputs = 1, expected 3",
 }
 
