@@ -86,6 +86,8 @@ def main() -> None:
 
     console = Console()
     facts = conditions() | {"threads": str(arguments.threads)}
+    if arguments.cpu_time:
+        facts["clock"] = "processor time"
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
     table = Table(*rows[0])
     for row in rows:
