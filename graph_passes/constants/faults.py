@@ -10,6 +10,8 @@ onnx 1.23, ONNX Runtime 1.32):
 5. EyeLike and RegexFullMatch behind an operator whose result has no known type, or without operand:
    shape inference reads the type that is not there. Of all operators of ONNX these two alone do.
 6. Split with another num_outputs than it has results: shape inference makes sizes of that many.
+7. TfIdfVectorizer with lists of lengths that do not fit together. It counts words: no weight is
+   made by it, so it is refused with any lists.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class _Operand(Protocol):
 
 
 def bad_node(step: Step) -> str:
-    """Why not even sizes may be asked for (cases 1, 4, 5 and 6); empty if they may."""
+    """Why not even sizes may be asked for (cases 1 and 4 to 7); empty if they may."""
     if _is(step, "GatherND") and (dims := _integer(step, "batch_dims")) < 0:
         return f"{step.label} has batch_dims = {dims}, expected 0 or more"
     if abs(axis := _integer(step, "axis")) > _MOST_AXES:
@@ -45,6 +47,8 @@ def bad_node(step: Step) -> str:
         return f"{step.label} has num_outputs = {parts}, expected {num_results}"
     if _is(step, *_READ_TYPES) and not next(iter(step.proto.input), ""):
         return f"{step.label} has no operand"
+    if _is(step, "TfIdfVectorizer"):
+        return f"{step.label} counts words, which this version does not evaluate"
     return ""
 
 
