@@ -135,6 +135,19 @@ def _decode() -> Iterator[Loops]:
     )
 
 
+def _bits() -> Iterator[Loops]:
+    """One row of bits in blocks of 128: looked up, and what brings bits to two bits (before it)."""
+    for name, parts, column in (
+        ("packed_gemv_int8_1x4_neon_dotprod", 2, "11DotBitsInt8"),
+        ("packed_gemv_float_1x4_neon_dotprod", 5, "12DotBitsFloat"),
+    ):
+        macs = 2048 / (32 * parts)
+        yield Loops(name, "1 row of bits", *DOTPROD, column, "tbl", macs)
+        groups = f"13DotBitsGroupsILi{parts}E"
+        yield Loops(name, "1 row of bits, groups", *DOTPROD, groups, "tbl", macs)
+    yield Loops("bits to two bits", "4 columns", "expanding.cc", NEON[1], "expanding", "ushr", 128)
+
+
 def _lookups() -> Iterator[Loops]:
     """Loops that add rows of tables: an addition is four weights of a register of rows."""
     for name, rows, register_rows, add in (
@@ -179,13 +192,29 @@ extern "C" void _ZN_subtracting(const uint8_t* codes, const int8_t* q, const flo
 """
 
 
+# The step from bits to two bits alone, without what depends on the layer.
+EXPANDING = """
+#include "kernels/common/decode_neon.h"
+extern "C" void _ZN_expanding(const onnx_ternary::Layer* given, const uint8_t* codes,
+                              uint8_t* expanded) {
+  onnx_ternary::Layer layer = *given;
+  layer.storage = onnx_ternary::Storage::one_bit;
+  layer.alphabet = onnx_ternary::Alphabet::binary_pm;
+  layer.block_size = 128;
+  layer.block_bytes = 16;
+  onnx_ternary::neon::ExpandTile(&layer, codes, expanded);
+}
+"""
+WRITTEN = {"subtracting.cc": SUBTRACTING, "expanding.cc": EXPANDING}
+
+
 def assembly(source: str, march: str, folder: Path) -> str:
     target = folder / f"{source}.s"
     if not target.exists():
         path = SOURCES / "kernels" / source
-        if not path.exists():
+        if source in WRITTEN:
             path = folder / source
-            path.write_text(SUBTRACTING)
+            path.write_text(WRITTEN[source])
         command = [COMPILER, *FLAGS, f"-march={march}", f"-I{SOURCES}", "-S", "-o", str(target)]
         subprocess.run([*command, str(path)], check=True)
     return target.read_text()
@@ -281,7 +310,7 @@ def count(loops: Loops, folder: Path) -> dict[str, Any]:
 
 def _sources_first(folder: str) -> list[Loops]:
     """All loops; their sources are compiled by then."""
-    kernels = [*_decode(), *_lookups()]
+    kernels = [*_decode(), *_bits(), *_lookups()]
     for loops in kernels:
         assembly(loops.source, loops.march, Path(folder))
     return kernels

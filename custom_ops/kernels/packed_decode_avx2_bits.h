@@ -1,20 +1,10 @@
 // One row by bits in blocks of 128, AVX2: lookup in registers, for packed_gemv_int8_1x4 and
-// packed_gemv_float_1x4.
+// packed_gemv_float_1x4. The idea, its tables and ranges: common/bits.h.
 //
-// Four bits of a column choose one of the 16 sums of four inputs, and `vpshufb` looks up 32 such
-// sums at once. So codes of 16 columns are transposed a span (128 inputs) at a time: byte i of a
-// block holds inputs 16 j + i, 0 <= j < 8, and a register becomes bytes 2k of sixteen columns in
-// its low half, bytes 2k + 1 in its high half, with a table of each half for the low and the high
-// nibble.
-//
-// Tables. The sum of the inputs whose bits are 1, minus the sum of the negative ones among the
-// four, lies in [0, sum |q|], and is kept in parts of five bits, one byte each: two parts for int8
-// (4 * 128 = 512 < 2^10) and five for fixed point (4 * 8355711 < 2^25).
-//
-// Ranges. A byte adds up eight lookups of four registers: 8 * 31 = 248. Then maddubs widens pairs
-// of parts, low + 32 * high, to int16: a span has 32 lookups a column, so 32 * 31 + 32 * 32 * 31 =
-// 32736. A span's sum is at most 128 * 8355711, and twice that is below 2^31. Spans are weighted
-// and added in float64, where integer sums are exact: 2^24 * 2^23.
+// `vpshufb` looks up 32 sums at once: a register of transposed codes is bytes 2k of sixteen columns
+// in its low half and bytes 2k + 1 in its high half, with a table of each half for the low and the
+// high nibble: tables (spans, 8 registers, 2 nibbles, parts, 2 halves, 16). Pairs of parts are
+// widened to int16 by maddubs, after eight lookups of four registers.
 //
 // C headers and intrinsics only, internal linkage only.
 #pragma once
@@ -23,51 +13,14 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "common/bits.h"
 #include "common/decode_avx2.h"
 
 namespace onnx_ternary {
 namespace avx2 {
 namespace {
 
-constexpr int64_t kColumns = 16;
-constexpr int64_t kTiles = kColumns / kTile;
-constexpr int64_t kBlockBytes = 16;
 constexpr int kRegisters = 8;  // of transposed codes of a span
-constexpr int kPartBits = 5;
-constexpr int kPartMask = (1 << kPartBits) - 1;
-constexpr int kInt8Parts = 2;
-constexpr int kFloatParts = 5;
-
-inline bool IsBits(const Layer* layer) {
-  return layer->storage == Storage::one_bit && layer->block_size == kSpan;
-}
-
-// prepared, per row:
-//   tables   (spans, 8 registers, 2 nibbles, parts, 2 halves, 16) uint8
-//   offsets  (spans,) int32: sum(level * q) of a span minus (twice, binary_pm) what is looked up
-//   unit     float: s (int8), or double: 2^-e (float)
-//   then one row of q, in order
-struct BitsRow {
-  size_t offsets_offset, unit_offset, bytes;
-};
-
-inline int64_t SpanTables(int parts) { return kRegisters * 2 * parts * 32; }
-
-inline BitsRow BitsRowLayout(const Layer* layer, int parts) {
-  BitsRow row;
-  row.offsets_offset = (size_t)(NumSpans(layer) * SpanTables(parts));
-  row.unit_offset = row.offsets_offset + RoundUp64((size_t)NumSpans(layer) * sizeof(int32_t));
-  row.bytes = row.unit_offset + 64;
-  return row;
-}
-
-// What makes entries of a table positive: minus the sum of the negative ones of four inputs.
-template <typename Q>
-inline int32_t NegativeInputs(const Q* q) {
-  int32_t sum = 0;
-  for (int j = 0; j < 4; ++j) sum -= q[16 * j] < 0 ? q[16 * j] : 0;
-  return sum;
-}
 
 // A table of four inputs: entries with bit j set contain q[16 * j]. out: parts, 32 bytes apart.
 inline void FillTable(const int8_t* q, uint8_t* out) {
@@ -111,20 +64,13 @@ inline void FillTable(const int32_t* q, uint8_t* out) {
   }
 }
 
-// Tables of a span of q; returns its offset.
 template <typename Q>
-inline int32_t FillSpan(Alphabet alphabet, const Q* q, int parts, uint8_t* tables) {
-  for (int i = 0; i < kBlockBytes; ++i) {
+inline void FillSpan(const Q* q, int parts, uint8_t* tables) {
+  for (int i = 0; i < kBitBlockBytes; ++i) {
     for (int nibble = 0; nibble < 2; ++nibble) {
       FillTable(q + 64 * nibble + i, tables + (i / 2 * 2 + nibble) * parts * 32 + i % 2 * 16);
     }
   }
-  int32_t negative = 0, magnitude = 0;
-  for (int64_t i = 0; i < kSpan; ++i) {
-    negative += q[i] < 0 ? q[i] : 0;
-    magnitude += q[i] < 0 ? -q[i] : q[i];
-  }
-  return alphabet == Alphabet::binary_01 ? negative : -magnitude;
 }
 
 inline size_t BitsInt8PreparedBytes(const Layer* layer, int64_t rows) {
@@ -142,8 +88,9 @@ inline void PrepareBitsInt8(const Layer* layer, const Call* call, const float* x
     memset(in_order + layer->K, 0, (size_t)(padded_K - layer->K));
     int32_t* offsets = (int32_t*)(base + layout.offsets_offset);
     for (int64_t span = 0; span < NumSpans(layer); ++span) {
-      offsets[span] = FillSpan(layer->alphabet, in_order + span * kSpan, kInt8Parts,
-                               (uint8_t*)base + span * SpanTables(kInt8Parts));
+      const int8_t* q = in_order + span * kSpan;
+      FillSpan(q, kInt8Parts, (uint8_t*)base + span * SpanTables(kInt8Parts));
+      offsets[span] = BitsOffset(layer->alphabet, q);
     }
   }
 }
@@ -168,8 +115,8 @@ inline void PrepareBitsFloat(const Layer* layer, const float* x, int64_t rows, v
       for (int64_t i = 0; i < kSpan; ++i) {
         q[i] = digits[0][i] + 256 * digits[1][i] + 65536 * digits[2][i];
       }
-      offsets[span] = FillSpan(layer->alphabet, q, kFloatParts,
-                               (uint8_t*)base + span * SpanTables(kFloatParts));
+      FillSpan(q, kFloatParts, (uint8_t*)base + span * SpanTables(kFloatParts));
+      offsets[span] = BitsOffset(layer->alphabet, q);
     }
   }
 }
@@ -270,29 +217,25 @@ template <int kParts>
 inline void DotBits(const Layer* layer, int64_t n, const uint8_t* tables, const int32_t* offsets,
                     __m256d* totals) {
   const int64_t tile_bytes = TileBytes(layer);
-  const uint8_t* codes[kTiles];
-  for (int64_t t = 0; t < kTiles; ++t) {
-    // Tiles past the last one repeat the first; their sums are dropped.
-    const bool inside = n / kTile + t < layer->num_column_tiles;
-    codes[t] = TileStart(layer, n) + (inside ? t * tile_bytes : 0);
-    totals[t] = _mm256_setzero_pd();
-  }
+  const uint8_t* codes[kBitTiles];
+  BitTiles(layer, n, codes);
+  for (int t = 0; t < kBitTiles; ++t) totals[t] = _mm256_setzero_pd();
   const int64_t group_spans = PerGroup(layer) ? layer->group_size / kSpan : 0;
   const float* scales = layer->scale + n;
   const bool twice = layer->alphabet != Alphabet::binary_01;
   int64_t in_group = 0;
   for (int64_t span = 0; span < NumSpans(layer); ++span) {
-    __m128i columns[kTiles];
+    __m128i columns[kBitTiles];
     // The next columns' codes: 20 % less time than without, two ahead no better (Zen 1, DRAM).
-    for (int t = 0; t < kTiles; ++t) {
-      _mm_prefetch((const char*)codes[t] + kTiles * tile_bytes, _MM_HINT_T0);
+    for (int t = 0; t < kBitTiles; ++t) {
+      _mm_prefetch((const char*)codes[t] + kBitTiles * tile_bytes, _MM_HINT_T0);
     }
     LookUpSpan<kParts>(codes, tables + span * SpanTables(kParts), columns);
     const __m128i offset = _mm_set1_epi32(offsets[span]);
     // Two groups of columns ahead: 20 % less time than one ahead, four no better (Zen 1, DRAM).
-    if (group_spans) _mm_prefetch((const char*)(scales + 2 * kColumns), _MM_HINT_T0);
-    for (int t = 0; t < kTiles; ++t) {
-      codes[t] += kTile * kBlockBytes;
+    if (group_spans) _mm_prefetch((const char*)(scales + 2 * kBitColumns), _MM_HINT_T0);
+    for (int t = 0; t < kBitTiles; ++t) {
+      codes[t] += kTile * kBitBlockBytes;
       const __m128i looked_up = twice ? _mm_add_epi32(columns[t], columns[t]) : columns[t];
       const __m256d sum = _mm256_cvtepi32_pd(_mm_add_epi32(looked_up, offset));
       if (group_spans) {
@@ -312,14 +255,14 @@ inline void DotBits(const Layer* layer, int64_t n, const uint8_t* tables, const 
 inline void GemvBitsInt8(const Layer* layer, int64_t rows, const void* prepared, int64_t begin,
                          int64_t end, float* y) {
   const BitsRow layout = BitsRowLayout(layer, kInt8Parts);
-  for (int64_t n = begin; n < end; n += kColumns) {
+  for (int64_t n = begin; n < end; n += kBitColumns) {
     for (int64_t row = 0; row < rows; ++row) {
       const char* base = (const char*)prepared + (size_t)row * layout.bytes;
       const float s = *(const float*)(base + layout.unit_offset);
-      __m256d totals[kTiles];
+      __m256d totals[kBitTiles];
       DotBits<kInt8Parts>(layer, n, (const uint8_t*)base,
                           (const int32_t*)(base + layout.offsets_offset), totals);
-      for (int64_t t = 0; t < kTiles && n + t * kTile < end; ++t) {
+      for (int64_t t = 0; t < kBitTiles && n + t * kTile < end; ++t) {
         const int64_t column = n + t * kTile;
         const __m128 result = PerGroup(layer)
                                   ? FinishGroupsInt8(layer, totals[t], s, column)
@@ -333,14 +276,14 @@ inline void GemvBitsInt8(const Layer* layer, int64_t rows, const void* prepared,
 inline void GemvBitsFloat(const Layer* layer, int64_t rows, const void* prepared, int64_t begin,
                           int64_t end, float* y) {
   const BitsRow layout = BitsRowLayout(layer, kFloatParts);
-  for (int64_t n = begin; n < end; n += kColumns) {
+  for (int64_t n = begin; n < end; n += kBitColumns) {
     for (int64_t row = 0; row < rows; ++row) {
       const char* base = (const char*)prepared + (size_t)row * layout.bytes;
       const __m256d unit = _mm256_set1_pd(*(const double*)(base + layout.unit_offset));
-      __m256d totals[kTiles];
+      __m256d totals[kBitTiles];
       DotBits<kFloatParts>(layer, n, (const uint8_t*)base,
                            (const int32_t*)(base + layout.offsets_offset), totals);
-      for (int64_t t = 0; t < kTiles && n + t * kTile < end; ++t) {
+      for (int64_t t = 0; t < kBitTiles && n + t * kTile < end; ++t) {
         const int64_t column = n + t * kTile;
         __m256d total = totals[t];
         if (!PerGroup(layer)) {

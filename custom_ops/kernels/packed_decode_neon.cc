@@ -3,6 +3,7 @@
 //
 // Ranges. Two products of a field at scale 16 and code 3 are at most 2 * 48 * 128 = 12288, an
 // int16.
+#include "common/bits_neon.h"
 #include "common/decode_neon.h"
 #include "kernel_list.h"
 
@@ -29,6 +30,8 @@ struct WideningOps : OneColumnOps {
   static constexpr int64_t kFloatRows = 1;
   static constexpr int64_t kInt8GroupsRows = 4;
   static constexpr int64_t kFloatGroupsRows = 1;
+
+  static bool LooksUp(const Layer*, int) { return true; }
 
   // Column by column at each step: four cycles from one to the next of the same column.
   static OTN_ALWAYS_INLINE void Dot(int, int32x4_t* acc, int8x16_t q, const int8x16_t* codes) {
@@ -82,10 +85,10 @@ extern const Kernel packed_gemm_int8_4x4_neon = {
     /*column_step=*/kTile,
     ExactDepth,
     /*fixed_point=*/false,
-    neon::PreparedBytes<neon::WideningOps, 1>,
-    neon::Prepare<neon::WideningOps, 1>,
+    neon::GemvPreparedBytes<neon::WideningOps, 1>,
+    neon::PrepareGemv<neon::WideningOps, 1>,
     neon::ScratchBytes<neon::WideningOps>,
-    neon::Compute<neon::WideningOps, 1>,
+    neon::ComputeGemv<neon::WideningOps, 1>,
 };
 
 extern const Kernel packed_gemv_float_1x4_neon = {
@@ -98,10 +101,10 @@ extern const Kernel packed_gemv_float_1x4_neon = {
     /*column_step=*/kTile,
     ExactDepth,
     /*fixed_point=*/true,
-    neon::PreparedBytes<neon::WideningOps, 3>,
-    neon::Prepare<neon::WideningOps, 3>,
+    neon::GemvPreparedBytes<neon::WideningOps, 3>,
+    neon::PrepareGemv<neon::WideningOps, 3>,
     neon::ScratchBytes<neon::WideningOps>,
-    neon::Compute<neon::WideningOps, 3>,
+    neon::ComputeGemv<neon::WideningOps, 3>,
 };
 
 }  // namespace onnx_ternary
