@@ -75,7 +75,7 @@ def packed_levels(
     columns: st.SearchStrategy[int] | None = None,
 ) -> tuple[NDArray[np.int8], dict[str, Any]]:
     """Levels (K, N) and the options `pack` and `unpack` take them with."""
-    shape = draw(row_counts(block_size)), draw(columns or column_counts())
+    shape = draw(row_counts(block_size)), draw(column_counts() if columns is None else columns)
     matrix = random_levels(draw(random_generators()), *shape, alphabet)
     return matrix, {"storage": storage, "alphabet": alphabet, "block_size": block_size}
 
