@@ -67,6 +67,8 @@ def _wrong(node: ir.Node) -> str:
             continue
         if attr.type != expected:
             return f"has attribute '{name}' of type {attr.type.name}, expected {expected.name}"
+        if expected == ir.AttributeType.STRING and not isinstance(attr.value, str):
+            return f"has attribute '{name}' = {attr.value!r}, which is not UTF-8"
         if name in ("output_dtype", "to") and attr.value not in [*ir.DataType]:
             return f"has attribute '{name}' = {attr.value}, which is no type of a tensor"
     return ""

@@ -24,6 +24,7 @@ CORPUS = Path(__file__).with_name("corpus")
 REFUSED = {
     "name_not_utf8": "is not UTF-8",
     "attribute_of_another_type": "attribute 'transB' of type FLOAT, expected INT",
+    "equation_not_utf8": "has attribute 'equation' = b'bsk,kn->bs\\xb1n', which is not UTF-8",
     "no_result": "MatMulNBits 'product' has no result",
 }
 KEPT = {
