@@ -27,7 +27,13 @@ from onnx_ternary import _onnxruntime as ort
 from onnx_ternary._machine import session_threads
 
 from .budget import Budget
-from .faults import bad_node, bad_operands, may_divide_badly, needs_operand
+from .faults import (
+    bad_node,
+    bad_operands,
+    is_empty_sequence,
+    may_divide_badly,
+    needs_operand,
+)
 from .steps import Step
 
 WHOLE_BYTES = 1 << 26
@@ -191,7 +197,10 @@ class Evaluation:
                     return False
             made = sum(size[1] for size in sizes if size is not None)
             num_bytes += made * _factor(step)
-            work += _work(step, [shapes.get(name, ()) for name in step.proto.input], made)
+            given = [shapes.get(name, ()) for name in step.proto.input]
+            if is_empty_sequence(step, given):
+                return False
+            work += _work(step, given, made)
             if num_bytes > min(WHOLE_BYTES, self._limit):
                 return False
         self._budget.make(num_bytes + work, steps[-1].label)

@@ -12,11 +12,12 @@ onnx 1.23, ONNX Runtime 1.32):
 6. Split with another num_outputs than it has results: shape inference makes sizes of that many.
 7. TfIdfVectorizer with lists of lengths that do not fit together. It counts words: no weight is
    made by it, so it is refused with any lists.
+8. GRU and LSTM with an operand without elements, such as an empty batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,7 +59,7 @@ def needs_operand(step: Step, operands: Mapping[str, _Operand]) -> bool:
 
 
 def bad_operands(step: Step, operands: Mapping[str, _Operand]) -> str:
-    """Why a step must not run (cases 2 and 3); empty if it may.
+    """Why a step must not run (cases 2, 3 and 8); empty if it may.
 
     Args:
         step: whose operands are all there.
@@ -68,6 +69,8 @@ def bad_operands(step: Step, operands: Mapping[str, _Operand]) -> str:
         if any(0 in operands[name].shape for name in step.proto.input if name):
             return f"{step.label} looks for slices of a tensor without elements"
         return ""
+    if is_empty_sequence(step, [operands[name].shape for name in step.proto.input if name]):
+        return f"{step.label} has an operand without elements"
     if not _divides(step):
         return ""
     dividend, divisor = (operands[name].numpy() for name in step.proto.input)
@@ -81,6 +84,11 @@ def bad_operands(step: Step, operands: Mapping[str, _Operand]) -> str:
         if (divisor == -1).any() and (dividend == lowest).any():
             return f"{step.label} may divide {lowest} by -1, which leaves {dividend.dtype}"
     return ""
+
+
+def is_empty_sequence(step: Step, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a step with operands of such shapes is one of case 8."""
+    return _is(step, "GRU", "LSTM") and any(0 in shape for shape in shapes)
 
 
 def may_divide_badly(step: Step, operands: Mapping[str, _Operand], dtype: ir.DataType) -> bool:

@@ -19,6 +19,7 @@ KEPT = {
     "constant_of_strings": "weight 'w' has 36 elements",
     "eye_like_behind_col2im": "the size of what Col2Im 'Col2Im' makes is unknown",
     "eye_like_behind_fused_matmul": "This is an invalid model",
+    "lstm_without_batch": "LSTM 'LSTM' has an operand without elements",
     "no_such_type": "the size of what LayerNormalization 'LayerNormalization' makes is unknown",
     "result_left_out": "leaves out a result that is named",
     "split_into_fewer": "Split 'Split' has num_outputs = 1, expected 3",
