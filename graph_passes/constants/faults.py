@@ -10,8 +10,8 @@ onnx 1.23, ONNX Runtime 1.32):
 5. EyeLike and RegexFullMatch behind an operator whose result has no known type, or without operand:
    shape inference reads the type that is not there. Of all operators of ONNX these two alone do.
 6. Split with another num_outputs than it has results: shape inference makes sizes of that many.
-7. TfIdfVectorizer with lists of lengths that do not fit together. It counts words: no weight is
-   made by it, so it is refused with any lists.
+7. TfIdfVectorizer with lists of lengths that do not fit together, STFT with frames or a window of
+   no length. They count words and find spectra, which no weight is made of: refused altogether.
 8. GRU and LSTM with an operand without elements, such as an empty batch.
 """
 
@@ -48,8 +48,8 @@ def bad_node(step: Step) -> str:
         return f"{step.label} has num_outputs = {parts}, expected {num_results}"
     if _is(step, *_READ_TYPES) and not next(iter(step.proto.input), ""):
         return f"{step.label} has no operand"
-    if _is(step, "TfIdfVectorizer"):
-        return f"{step.label} counts words, which this version does not evaluate"
+    if _is(step, "STFT", "TfIdfVectorizer"):
+        return f"{step.label} is an operator this version does not evaluate"
     return ""
 
 
