@@ -27,13 +27,7 @@ from onnx_ternary import _onnxruntime as ort
 from onnx_ternary._machine import session_threads
 
 from .budget import Budget
-from .faults import (
-    bad_node,
-    bad_operands,
-    is_empty_sequence,
-    may_divide_badly,
-    needs_operand,
-)
+from .faults import bad_node, bad_operands, may_divide_badly
 from .steps import Step
 
 WHOLE_BYTES = 1 << 26
@@ -63,17 +57,9 @@ _NO_LARGER = frozenset(
     {"Cast", "Compress", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 )
 _LIKE_THE_FIRST = frozenset({"DequantizeLinear", "QuantizeLinear"})
-# onnxruntime writes these out as several operators, which hold more than the result.
-_COMPOSED = frozenset(
-    {"AffineGrid", "BlackmanWindow", "CenterCropPad", "HammingWindow", "HannWindow"}
-    | {"MelWeightMatrix"}
-)
-_COMPOSED_FACTOR = 8
 # What these compute for one element of the result grows with their operands.
 _MULTIPLYING = frozenset(
-    {"Attention", "Conv", "ConvInteger", "ConvTranspose", "DFT", "DeformConv", "Det", "Einsum"}
-    | {"FusedMatMul", "GRU", "Gemm", "LSTM", "MatMul", "MatMulInteger", "NonMaxSuppression"}
-    | {"QLinearConv", "QLinearMatMul", "RNN", "STFT", "TransposeMatMul"}
+    {"Einsum", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "TransposeMatMul"}
 )
 # Products an element of time to move eight bytes, roughly.
 _PRODUCTS_A_BYTE = 8
@@ -177,8 +163,6 @@ class Evaluation:
         """Run all in one session, if what they make is known to be small (case 2)."""
         if len(steps) == 1 or any(step.imports != steps[0].imports for step in steps[1:]):
             return False
-        if any(needs_operand(step, self._operands) for step in steps):
-            return False
         names = {name for step in steps for name in step.proto.input if name in self._operands}
         if sum(_num_bytes(self._operands[name]) for name in names) > WHOLE_BYTES:
             return False
@@ -196,11 +180,8 @@ class Evaluation:
                 if may_divide_badly(step, self._operands, size[2]):
                     return False
             made = sum(size[1] for size in sizes if size is not None)
-            num_bytes += made * _factor(step)
-            given = [shapes.get(name, ()) for name in step.proto.input]
-            if is_empty_sequence(step, given):
-                return False
-            work += _work(step, given, made)
+            num_bytes += made
+            work += _work(step, [shapes.get(name, ()) for name in step.proto.input], made)
             if num_bytes > min(WHOLE_BYTES, self._limit):
                 return False
         self._budget.make(num_bytes + work, steps[-1].label)
@@ -229,9 +210,9 @@ class Evaluation:
             if made is None:
                 raise Refusal(f"the size of what {step.label} makes is unknown")
             num_bytes += made
-        total = sum(self._held.values()) + num_bytes * _factor(step)
+        total = sum(self._held.values()) + num_bytes
         self._budget.hold(total, self._limit, step.label)
-        self._budget.make(num_bytes * _factor(step) + _work(step, shapes, num_bytes), step.label)
+        self._budget.make(num_bytes + _work(step, shapes, num_bytes), step.label)
         outputs = [name for name in step.proto.output if name]
         for name, array in _run(model, outputs, feeds).items():
             self._operands[name] = Made(array)
@@ -307,8 +288,6 @@ def _bound(step: Step, shapes: Sequence[Shape]) -> int | None:
         return elements * 8
     if domain == "" and op_type == "NonZero":
         return elements * len(shapes[0]) * 8
-    if domain == "" and op_type == "Unique":
-        return elements * 8
     if domain == "com.microsoft" and op_type in _LIKE_THE_FIRST:
         return elements * 4
     if domain == "com.microsoft" and len(shapes) > 1:  # products of matrices
@@ -324,18 +303,12 @@ def _broadcast(one: Shape, other: Shape) -> Shape:
         return (*one, *other)  # onnxruntime says what is wrong
 
 
-def _factor(step: Step) -> int:
-    return _COMPOSED_FACTOR if step.proto.op_type in _COMPOSED else 1
-
-
 def _work(step: Step, shapes: Sequence[Shape], num_bytes: int) -> int:
     """What a step is charged beside its results, in bytes moved."""
     if step.proto.op_type not in _MULTIPLYING:
         return 0
     longest = max((size for shape in shapes for size in shape), default=1)
-    kernel = max((math.prod(shape[1:]) for shape in shapes[1:]), default=1)
-    depth = kernel if "Conv" in step.proto.op_type else longest
-    return num_bytes * depth // _PRODUCTS_A_BYTE
+    return num_bytes * longest // _PRODUCTS_A_BYTE
 
 
 def _tensor(name: str, array: Array, dtype: ir.DataType) -> TensorProto:
@@ -361,8 +334,6 @@ def _run(
             if found not in _FED and found != _BFLOAT16:
                 raise Refusal(f"its type is {found}")
         arrays = session.run(None, dict(feeds))
-        if any(array is None for array in arrays):  # an operator may leave results out
-            raise Refusal(f"onnxruntime {ort.__version__} leaves out a result that is named")
     except Refusal:
         raise
     except Exception as error:  # onnxruntime raises types of its own that share no base

@@ -5,19 +5,14 @@ onnx 1.23, ONNX Runtime 1.32):
 1. GatherND with negative batch dimensions: shape inference reads what lies in front of a shape.
 2. Integer division of the lowest number by -1, and by zero in earlier versions: the processor stops
    the program.
-3. Unique along an axis of a tensor without elements.
-4. LayerNormalization with an axis that leaves 32 bits: shape inference takes the lower 32.
-5. EyeLike and RegexFullMatch behind an operator whose result has no known type, or without operand:
-   shape inference reads the type that is not there. Of all operators of ONNX these two alone do.
-6. Split with another num_outputs than it has results: shape inference makes sizes of that many.
-7. TfIdfVectorizer with lists of lengths that do not fit together, STFT with frames or a window of
-   no length. They count words and find spectra, which no weight is made of: refused altogether.
-8. GRU and LSTM with an operand without elements, such as an empty batch.
+3. Split with another num_outputs than it has results: shape inference makes sizes of that many.
+
+Operators that nobody computes weights with end it in more ways (operators.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,9 +20,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .steps import Step
-
-_MOST_AXES = 2**31 - 1
-_READ_TYPES = ("EyeLike", "RegexFullMatch")
 
 
 class _Operand(Protocol):
@@ -38,39 +30,22 @@ class _Operand(Protocol):
 
 
 def bad_node(step: Step) -> str:
-    """Why not even sizes may be asked for (cases 1 and 4 to 7); empty if they may."""
+    """Why not even sizes may be asked for (cases 1 and 3); empty if they may."""
     if _is(step, "GatherND") and (dims := _integer(step, "batch_dims")) < 0:
         return f"{step.label} has batch_dims = {dims}, expected 0 or more"
-    if abs(axis := _integer(step, "axis")) > _MOST_AXES:
-        return f"{step.label} has axis = {axis}, expected one of an operand"
     num_results = len(step.proto.output)
     if _is(step, "Split") and (parts := _integer(step, "num_outputs", num_results)) != num_results:
         return f"{step.label} has num_outputs = {parts}, expected {num_results}"
-    if _is(step, *_READ_TYPES) and not next(iter(step.proto.input), ""):
-        return f"{step.label} has no operand"
-    if _is(step, "STFT", "TfIdfVectorizer"):
-        return f"{step.label} is an operator this version does not evaluate"
     return ""
 
 
-def needs_operand(step: Step, operands: Mapping[str, _Operand]) -> bool:
-    """Whether the sizes of a step may be asked for only once its operand is there (case 5)."""
-    return _is(step, *_READ_TYPES) and step.proto.input[0] not in operands
-
-
 def bad_operands(step: Step, operands: Mapping[str, _Operand]) -> str:
-    """Why a step must not run (cases 2, 3 and 8); empty if it may.
+    """Why a step must not run (case 2); empty if it may.
 
     Args:
         step: whose operands are all there.
         operands: by name.
     """
-    if _is(step, "Unique") and any(each.name == "axis" for each in step.proto.attribute):
-        if any(0 in operands[name].shape for name in step.proto.input if name):
-            return f"{step.label} looks for slices of a tensor without elements"
-        return ""
-    if is_empty_sequence(step, [operands[name].shape for name in step.proto.input if name]):
-        return f"{step.label} has an operand without elements"
     if not _divides(step):
         return ""
     dividend, divisor = (operands[name].numpy() for name in step.proto.input)
@@ -84,11 +59,6 @@ def bad_operands(step: Step, operands: Mapping[str, _Operand]) -> str:
         if (divisor == -1).any() and (dividend == lowest).any():
             return f"{step.label} may divide {lowest} by -1, which leaves {dividend.dtype}"
     return ""
-
-
-def is_empty_sequence(step: Step, shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether a step with operands of such shapes is one of case 8."""
-    return _is(step, "GRU", "LSTM") and any(0 in shape for shape in shapes)
 
 
 def may_divide_badly(step: Step, operands: Mapping[str, _Operand], dtype: ir.DataType) -> bool:

@@ -1,7 +1,7 @@
 """The nodes a constant expression runs: which ones may, and calls of local functions written out.
 
-1. Deterministic standard operators, a few of ONNX Runtime's, and local functions made of these;
-   QONNX's Quant, which qonnx.py computes (not inside functions that are called).
+1. The standard operators of operators.py, a few of ONNX Runtime's, and local functions made of
+   these; QONNX's Quant, which qonnx.py computes (not inside functions that are called).
 2. Every function is looked at once, however often it is called, and how many nodes its calls stand
    for is known before they are written out: calls of calls can double at every level.
 """
@@ -19,6 +19,7 @@ from onnx_ternary.model_files.cycles import DOMAINS_OF_OPERATORS
 
 from ..local_calls import called, real_domain, serialized
 from . import qonnx
+from .operators import EVALUATED
 
 _RANDOM = frozenset(
     {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike"}
@@ -179,13 +180,12 @@ def has_graph(node: ir.Node) -> bool:
 
 def _refusal(node: ir.Node) -> str:
     domain = real_domain(node)
-    if domain == "" and node.op_type not in _RANDOM:
+    if node.op_type in {"": EVALUATED, "com.microsoft": _MICROSOFT}.get(domain, ()):
         return ""
-    if domain == "com.microsoft" and node.op_type in _MICROSOFT:
-        return ""
-    if domain == "":
+    if domain == "" and node.op_type in _RANDOM:
         return f"{label(node)}, which may give other numbers in every run"
-    return f"{domain}.{label(node)}, which this version does not evaluate"
+    prefix = f"{domain}." if domain else ""
+    return f"{prefix}{label(node)}, which this version does not evaluate"
 
 
 def _overload(proto: onnx.NodeProto) -> str:

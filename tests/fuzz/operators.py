@@ -1,7 +1,8 @@
 """Constant expressions of one or a few operators, with operands and attributes that are extreme.
 
 ONNX Runtime runs them at conversion, so what ends the process there ends the conversion. Operators
-are drawn from ONNX's own test cases, then damaged, and from schemas with operands of every shape.
+that are evaluated, which is a list, are drawn from ONNX's own test cases, then damaged, and from
+schemas with operands of every shape.
 Converting gives a result or a documented error, in bounded time and memory; the process lives on.
 """
 
@@ -24,6 +25,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_hel
 
 from onnx_ternary.conversion.optimize import UNEXPECTED, optimize
 from onnx_ternary.errors import OnnxTernaryError
+from onnx_ternary.graph_passes.constants.operators import EVALUATED
 from onnx_ternary.options import OptimizeOptions
 
 Array = NDArray[Any]
@@ -92,8 +94,7 @@ def cases() -> list[Expression]:
 
 
 def _may_run(node: NodeProto) -> bool:
-    graphs = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
-    return node.domain == "" and all(each.type not in graphs for each in node.attribute)
+    return node.domain == "" and node.op_type in EVALUATED
 
 
 def try_operator(rng: Rng) -> str:
@@ -160,18 +161,16 @@ def product_with(expression: Expression, rng: Rng) -> onnx.ModelProto:
 
 @functools.cache
 def _schemas() -> dict[int, list[defs.OpSchema]]:
-    """The operators of every opset that take and give tensors only, by name."""
+    """The operators of every opset that are evaluated, by name."""
     by_opset: dict[int, list[defs.OpSchema]] = {}
-    names = sorted({each.name for each in defs.get_all_schemas_with_history() if not each.domain})
     for opset in OPSETS:
         by_opset[opset] = []
-        for name in names:
+        for name in sorted(EVALUATED):
             try:
                 schema = defs.get_schema(name, opset)
             except defs.SchemaError:
                 continue
-            kinds = {each.type for each in schema.attributes.values()}
-            if defs.OpSchema.AttrType.GRAPH not in kinds and not schema.deprecated:
+            if not schema.deprecated:
                 by_opset[opset].append(schema)
     return by_opset
 
