@@ -414,17 +414,6 @@ void LookupRows(const Layer* layer, int64_t rows, const typename Rows::Input* pr
   }
 }
 
-inline void Transpose4x4(float32x4_t* r) {
-  const float64x2_t low01 = vreinterpretq_f64_f32(vtrn1q_f32(r[0], r[1]));
-  const float64x2_t high01 = vreinterpretq_f64_f32(vtrn2q_f32(r[0], r[1]));
-  const float64x2_t low23 = vreinterpretq_f64_f32(vtrn1q_f32(r[2], r[3]));
-  const float64x2_t high23 = vreinterpretq_f64_f32(vtrn2q_f32(r[2], r[3]));
-  r[0] = vreinterpretq_f32_f64(vzip1q_f64(low01, low23));
-  r[1] = vreinterpretq_f32_f64(vzip1q_f64(high01, high23));
-  r[2] = vreinterpretq_f32_f64(vzip2q_f64(low01, low23));
-  r[3] = vreinterpretq_f32_f64(vzip2q_f64(high01, high23));
-}
-
 // ---------------------------------------------------------------------------------------------
 // packed_gemm_float_8x4
 
@@ -445,10 +434,12 @@ void PrepareSpan(const float* x, int64_t stride, int64_t valid_rows, int64_t val
     stride = kSpan;
   }
   for (int64_t i = 0; i < kSpan; i += 4) {
-    float32x4_t v[4];
-    for (int r = 0; r < 4; ++r) v[r] = vld1q_f32(x + r * stride + i);
+    uint32x4_t v[4];
+    for (int r = 0; r < 4; ++r) v[r] = vreinterpretq_u32_f32(vld1q_f32(x + r * stride + i));
     Transpose4x4(v);
-    for (int e = 0; e < 4; ++e) vst1q_f32(out + place[i + e] * lanes, v[e]);
+    for (int e = 0; e < 4; ++e) {
+      vst1q_f32(out + place[i + e] * lanes, vreinterpretq_f32_u32(v[e]));
+    }
   }
 }
 
@@ -478,12 +469,14 @@ void StoreFloatRows(const Layer* layer, const float* sums, const Chunk& chunk, i
     const float32x4_t scale = PerGroup(layer) ? vdupq_n_f32(1.0f) : LoadScale(layer, n);
     const float32x4_t bias = LoadBias(layer, n);
     for (int64_t row = 0; row < valid_rows; row += 4) {
-      float32x4_t v[4];
-      for (int c = 0; c < 4; ++c) v[c] = vld1q_f32(sums + (i + c) * lanes + row);
+      uint32x4_t v[4];
+      for (int c = 0; c < 4; ++c) {
+        v[c] = vreinterpretq_u32_f32(vld1q_f32(sums + (i + c) * lanes + row));
+      }
       Transpose4x4(v);
       for (int64_t r = row; r < Min(row + 4, valid_rows); ++r) {
-        StoreFloats(y + r * layer->N + n, vfmaq_f32(bias, v[r - row], scale),
-                    chunk.num_columns - i);
+        const float32x4_t sum = vreinterpretq_f32_u32(v[r - row]);
+        StoreFloats(y + r * layer->N + n, vfmaq_f32(bias, sum, scale), chunk.num_columns - i);
       }
     }
   }

@@ -121,7 +121,7 @@ void PrepareBits(const Layer* layer, const Call* call, const float* x, int64_t r
 
 // codes: those of a span of four tiles, (4 columns, 16 bytes) each. out i: byte kByteOrder[i] of
 // the sixteen columns, in order.
-constexpr int kByteOrder[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
+constexpr int kByteOrder[16] = {0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15};
 
 OTN_ALWAYS_INLINE void Transpose(const uint8_t* const* codes, uint8x16_t* out) {
   uint8x16_t bytes[2][8];  // even and odd ones of two columns in turns
@@ -144,16 +144,10 @@ OTN_ALWAYS_INLINE void Transpose(const uint8_t* const* codes, uint8x16_t* out) {
     }
     OTN_UNROLL
     for (int second = 0; second < 2; ++second) {
-      const uint32x4_t* w = words[second];
-      uint8x16_t* o = out + odd * 8 + second * 4;
-      const uint64x2_t even01 = vreinterpretq_u64_u32(vtrn1q_u32(w[0], w[1]));
-      const uint64x2_t even23 = vreinterpretq_u64_u32(vtrn1q_u32(w[2], w[3]));
-      const uint64x2_t odd01 = vreinterpretq_u64_u32(vtrn2q_u32(w[0], w[1]));
-      const uint64x2_t odd23 = vreinterpretq_u64_u32(vtrn2q_u32(w[2], w[3]));
-      o[0] = vreinterpretq_u8_u64(vzip1q_u64(even01, even23));
-      o[1] = vreinterpretq_u8_u64(vzip2q_u64(even01, even23));
-      o[2] = vreinterpretq_u8_u64(vzip1q_u64(odd01, odd23));
-      o[3] = vreinterpretq_u8_u64(vzip2q_u64(odd01, odd23));
+      uint32x4_t* w = words[second];
+      Transpose4x4(w);
+      OTN_UNROLL
+      for (int i = 0; i < 4; ++i) out[odd * 8 + second * 4 + i] = vreinterpretq_u8_u32(w[i]);
     }
   }
 }

@@ -37,6 +37,18 @@ namespace onnx_ternary {
 namespace neon {
 namespace {
 
+// Four vectors of words, rows and columns exchanged.
+OTN_ALWAYS_INLINE void Transpose4x4(uint32x4_t* r) {
+  const uint64x2_t low01 = vreinterpretq_u64_u32(vtrn1q_u32(r[0], r[1]));
+  const uint64x2_t high01 = vreinterpretq_u64_u32(vtrn2q_u32(r[0], r[1]));
+  const uint64x2_t low23 = vreinterpretq_u64_u32(vtrn1q_u32(r[2], r[3]));
+  const uint64x2_t high23 = vreinterpretq_u64_u32(vtrn2q_u32(r[2], r[3]));
+  r[0] = vreinterpretq_u32_u64(vzip1q_u64(low01, low23));
+  r[1] = vreinterpretq_u32_u64(vzip1q_u64(high01, high23));
+  r[2] = vreinterpretq_u32_u64(vzip2q_u64(low01, low23));
+  r[3] = vreinterpretq_u32_u64(vzip2q_u64(high01, high23));
+}
+
 // ---------------------------------------------------------------------------------------------
 // Codes
 
@@ -56,14 +68,8 @@ inline void GatherColumns(int64_t piece_bytes, const uint8_t* source, uint8x16_t
   } else if (piece_bytes == 4) {
     uint32x4_t v[4];
     for (int i = 0; i < 4; ++i) v[i] = vreinterpretq_u32_u8(vld1q_u8(source + i * 16));
-    const uint64x2_t low01 = vreinterpretq_u64_u32(vtrn1q_u32(v[0], v[1]));
-    const uint64x2_t high01 = vreinterpretq_u64_u32(vtrn2q_u32(v[0], v[1]));
-    const uint64x2_t low23 = vreinterpretq_u64_u32(vtrn1q_u32(v[2], v[3]));
-    const uint64x2_t high23 = vreinterpretq_u64_u32(vtrn2q_u32(v[2], v[3]));
-    columns[0] = vreinterpretq_u8_u64(vzip1q_u64(low01, low23));
-    columns[1] = vreinterpretq_u8_u64(vzip1q_u64(high01, high23));
-    columns[2] = vreinterpretq_u8_u64(vzip2q_u64(low01, low23));
-    columns[3] = vreinterpretq_u8_u64(vzip2q_u64(high01, high23));
+    Transpose4x4(v);
+    for (int c = 0; c < kTile; ++c) columns[c] = vreinterpretq_u8_u32(v[c]);
   } else {
     // Two bytes: the same pieces twice as far apart as those of four, then neighbors.
     uint16x8_t v[4];
