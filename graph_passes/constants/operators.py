@@ -1,4 +1,4 @@
-"""The standard operators that weights are computed with, and no others.
+"""The operators that weights are computed with, and no others.
 
 ONNX Runtime runs them at conversion, on files from strangers, and many of its kernels end the
 process on operands nobody gives them in good faith: of layers, windows, spectra, texts and images
@@ -8,6 +8,8 @@ these, so they are left out. What the operators below have of that kind is in fa
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 _ELEMENTS = """
     Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor
@@ -30,4 +32,10 @@ _TYPES = """
     BitCast Cast CastLike Constant DequantizeLinear DynamicQuantizeLinear QuantizeLinear
 """
 
-EVALUATED = frozenset(f"{_ELEMENTS} {_SUMS} {_PLACES} {_TYPES}".split())
+EVALUATED: Mapping[str, frozenset[str]] = {
+    "": frozenset(f"{_ELEMENTS} {_SUMS} {_PLACES} {_TYPES}".split()),
+    "com.microsoft": frozenset(
+        {"DequantizeLinear", "FusedMatMul", "QuantizeLinear", "TransposeMatMul"}
+    ),
+}
+"""Names by domain."""

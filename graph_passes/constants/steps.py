@@ -1,7 +1,7 @@
 """The nodes a constant expression runs: which ones may, and calls of local functions written out.
 
-1. The standard operators of operators.py, a few of ONNX Runtime's, and local functions made of
-   these; QONNX's Quant, which qonnx.py computes (not inside functions that are called).
+1. The operators of operators.py, and local functions made of these; QONNX's Quant, which qonnx.py
+   computes (not inside functions that are called).
 2. Every function is looked at once, however often it is called, and how many nodes its calls stand
    for is known before they are written out: calls of calls can double at every level.
 """
@@ -25,7 +25,6 @@ _RANDOM = frozenset(
     {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike"}
     | {"RandomUniform", "RandomUniformLike"}
 )
-_MICROSOFT = frozenset({"DequantizeLinear", "FusedMatMul", "QuantizeLinear", "TransposeMatMul"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +179,7 @@ def has_graph(node: ir.Node) -> bool:
 
 def _refusal(node: ir.Node) -> str:
     domain = real_domain(node)
-    if node.op_type in {"": EVALUATED, "com.microsoft": _MICROSOFT}.get(domain, ()):
+    if node.op_type in EVALUATED.get(domain, ()):
         return ""
     if domain == "" and node.op_type in _RANDOM:
         return f"{label(node)}, which may give other numbers in every run"
