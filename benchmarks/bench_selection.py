@@ -21,10 +21,12 @@ from typing import Any
 
 import numpy as np
 from measure.harness import Candidate, Timing, conditions, measure
+from peers import Layer
 
 from onnx_ternary.index import build_index
 from onnx_ternary.index.levels import TernaryWeight
-from onnx_ternary.native import kernels, layer
+from onnx_ternary.native import kernels
+from onnx_ternary.native import layer as native
 from onnx_ternary.options import INT8_RULE
 from onnx_ternary.schema import Activation
 
@@ -34,21 +36,22 @@ MOST: dict[Activation, float] = {"float": 1e-5, "int8": 2e-2}  # relative errors
 
 def random_weight(K: int, N: int, group: int) -> TernaryWeight:
     """40 % zeros; one scale per column, or for groups of so many inputs."""
-    rng = np.random.default_rng(0)
-    levels = rng.choice(np.array([-1, 0, 1], np.int8), (K, N), p=[0.3, 0.4, 0.3])
-    shape = (-(-K // group), N) if group else (N,)
-    scale = rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    return TernaryWeight(levels, scale, group, "ternary", 0.0)
+    layer = Layer.random(K, N)
+    scale = layer.scale
+    if group:
+        shape = (-(-K // group), N)
+        scale = np.random.default_rng(1).uniform(0.5, 1.5, shape).astype(np.float32)
+    return TernaryWeight(layer.levels, scale, group, "ternary", 0.0)
 
 
-def made(weight: TernaryWeight, activation: Activation) -> layer.Layer:
+def made(weight: TernaryWeight, activation: Activation) -> native.Layer:
     """The node of a weight, ready to run."""
     index = build_index(weight)
     attributes = index.attributes
     if activation == "int8":
         attributes = replace(attributes, **INT8_RULE)
     bias = np.zeros((), np.float32)
-    return layer.Layer(attributes, index.codes, index.aux, index.scale, bias)
+    return native.Layer(attributes, index.codes, index.aux, index.scale, bias)
 
 
 def candidates(activation: Activation, globs: str) -> list[str]:

@@ -20,6 +20,7 @@ from onnx import numpy_helper
 import onnx_ternary
 from onnx_ternary.errors import ModelError
 from onnx_ternary.verification.inputs import InputOptions, choose_inputs
+from tests.fuzz.sessions import graphs_of
 from tests.support.command_line import run
 
 PACKAGES = (
@@ -60,14 +61,6 @@ if not FILES:
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from graphs(body)
-
-
 def round_weight(tensor: onnx.TensorProto) -> None:
     """Round a matrix of floats, or of more axes, as BitNet does, to one scale."""
     weight = numpy_helper.to_array(tensor)
@@ -81,7 +74,7 @@ def round_weight(tensor: onnx.TensorProto) -> None:
 def ternary(file: Path, target: Path) -> onnx.ModelProto:
     """Write the model with ternary weights."""
     model = onnx.load(file)
-    every = list(graphs(model.graph))
+    every = graphs_of(model)
     nodes = [node for graph in every for node in graph.node]
     weights = {node.input[1] for node in nodes if node.op_type in PRODUCTS}
     tensors = [tensor for graph in every for tensor in graph.initializer if tensor.name in weights]
